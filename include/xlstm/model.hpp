@@ -1,0 +1,117 @@
+#pragma once
+// Model: weights and configuration, and the forward pass over batches of sequences.
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "xlstm/config.hpp"
+#include "xlstm/device.hpp"
+#include "xlstm/dtype.hpp"
+#include "xlstm/state.hpp"
+#include "xlstm/tokenizer.hpp"
+
+namespace xlstm {
+
+struct LoadOptions {
+  Device device;                ///< where to run
+  DType dtype = DType::f32;     ///< arithmetic: f32, or bf16 = product inputs rounded to bf16
+  int threads = 0;              ///< 0: one per physical core
+  bool check_tensors = false;   ///< look for NaN and infinities in the weights; reads every byte
+  std::int64_t chunk_size = 0;  ///< L of the chunkwise form; 0: the engine's choice
+  /// Called while loading with bytes done and bytes in all.
+  std::function<void(std::uint64_t done, std::uint64_t total)> progress;
+};
+
+/// One parameter of a model, for `info` and for tools.
+struct ParameterInfo {
+  std::string name;  ///< Hugging Face name (specification A.2)
+  DType dtype;
+  std::vector<std::int64_t> shape;
+};
+
+/// Which positions' logits a forward pass returns.
+enum class Logits { none, last, all };
+
+/// Tokens to append to one sequence.
+struct SequenceInput {
+  std::span<const std::int32_t> ids;  ///< at least one
+  State* state = nullptr;             ///< read and updated; each state at most once in a batch
+};
+
+/// A loaded model. It runs one forward pass at a time: calls from several threads wait for each
+/// other. Weights stay where the file is mapped when their type is used as stored.
+class Model {
+ public:
+  /// Loads a Hugging Face directory (config.json, safetensors, tokenizer.json) or an NX-AI
+  /// xlstm_large directory (config.yaml, model_{n}.safetensors).
+  /// @throws Error naming file, tensor, expected and found
+  static Model load(const std::filesystem::path& directory, const LoadOptions& options = {});
+  /// A model of this shape with random weights of type `weights`, for benchmarks and tests. The
+  /// same seed gives the same weights everywhere.
+  static Model random(const Config& config, DType weights, std::uint64_t seed,
+                      const LoadOptions& options = {});
+
+  Model(Model&&) noexcept;
+  Model& operator=(Model&&) noexcept;
+  ~Model();
+
+  const Config& config() const noexcept;
+  /// Null when the directory has no tokenizer.json.
+  const Tokenizer* tokenizer() const noexcept;
+  int threads() const noexcept;
+  DType dtype() const noexcept;
+
+  /// An empty state.
+  State make_state() const;
+
+  /// Appends tokens to each sequence of a batch. Sequences may have any lengths and any states;
+  /// none changes another's result.
+  /// @param logits  `last`: [batch, vocab]; `all`: [sum of lengths, vocab]; row-major, float32,
+  ///                soft-capped. May be empty only with Logits::none.
+  /// @throws Error(invalid_argument) for an id outside the vocabulary, an empty sequence, a state
+  ///         of another model or one that appears twice
+  void forward(std::span<const SequenceInput> batch, Logits which, std::span<float> logits);
+
+  /// Appends `ids` to one sequence and returns the logits after the last: [vocab]. The span points
+  /// into `state` and holds until the state changes.
+  std::span<const float> eval(State& state, std::span<const std::int32_t> ids);
+
+  /// Tokens of text as the model wants them: BOS first where the checkpoint asks for it
+  /// (docs/formats.md), unless `no_bos`.
+  std::vector<std::int32_t> encode_prompt(std::string_view text, bool no_bos = false) const;
+  /// The id that encode_prompt puts first, or -1.
+  std::int32_t bos_id() const noexcept;
+  /// Ids that end a text.
+  const std::vector<std::int32_t>& eos_ids() const noexcept;
+  /// Ids below this may be sampled: min(vocab_size, tokenizer size).
+  std::int32_t sampleable_ids() const noexcept;
+
+  std::vector<ParameterInfo> parameters() const;
+  /// Bytes of the weights as used.
+  std::uint64_t weight_bytes() const noexcept;
+  /// Bytes of the weights read for each generated token (all but the input embedding).
+  std::uint64_t streamed_bytes() const noexcept;
+  /// Bytes of one sequence's state.
+  std::uint64_t state_bytes() const noexcept;
+  /// Identifies the weights and the configuration in state files.
+  std::uint64_t hash() const noexcept;
+
+  /// Writes a Hugging Face directory that transformers reads: config.json, safetensors (sharded
+  /// above `max_shard_bytes`), the tokenizer's files. Weights are written as `dtype`.
+  void save(const std::filesystem::path& directory, DType dtype,
+            std::uint64_t max_shard_bytes = 5'000'000'000) const;
+
+  struct Impl;
+  Impl& impl() const noexcept { return *impl_; }
+
+ private:
+  explicit Model(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace xlstm

@@ -1,0 +1,33 @@
+#pragma once
+// Context: where and how an operation runs. Passed to every op.
+
+#include "core/buffer.hpp"
+#include "xlstm/device.hpp"
+
+namespace xlstm {
+
+/// Device, thread count and scratch memory of one execution. One forward pass at a time.
+class Context {
+ public:
+  /// @param threads  0: one per physical core
+  explicit Context(Device device = {}, int threads = 0);
+
+  Device device() const noexcept { return device_; }
+  int threads() const noexcept { return threads_; }
+  Arena& arena() noexcept { return arena_; }
+
+  /// While measuring, ops check their arguments and count their workspace, but run nothing: the
+  /// same forward pass then says how much memory it needs.
+  bool measuring() const noexcept { return measuring_; }
+  void start_measuring();
+  /// Ends measuring and reserves what was counted.
+  void finish_measuring();
+
+ private:
+  Device device_;
+  int threads_;
+  Arena arena_;
+  bool measuring_ = false;
+};
+
+}  // namespace xlstm

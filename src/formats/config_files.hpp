@@ -1,0 +1,34 @@
+#pragma once
+// Configurations on disk: Hugging Face's config.json and NX-AI's config.yaml.
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "xlstm/config.hpp"
+
+namespace xlstm::formats {
+
+/// Parses the text of a config.json (specification A.1). `name` is for messages.
+/// @throws Error(invalid_file) naming the key, expected and found; Error(unsupported) for another
+///         model_type
+Config parse_hf_config(std::string_view json, const std::string& name);
+/// Parses the text of an NX-AI xlstm_large config.yaml; absent keys have that package's defaults.
+Config parse_nxai_config(std::string_view yaml, const std::string& name);
+
+/// The text of a config.json that transformers reads, unknown keys included.
+std::string write_hf_config(const Config& config, std::string_view dtype);
+
+/// What generation_config.json says; every field may be absent.
+struct GenerationDefaults {
+  std::optional<std::int32_t> bos_id;
+  std::vector<std::int32_t> eos_ids;
+};
+GenerationDefaults parse_generation_config(std::string_view json, const std::string& name);
+
+/// Whole content of a text file. @throws Error(not_found) or Error(io)
+std::string read_text_file(const std::filesystem::path& path);
+
+}  // namespace xlstm::formats

@@ -1,0 +1,26 @@
+#pragma once
+// A ragged batch: sequences laid end to end, each with its state record. No padding anywhere.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace xlstm::ops {
+
+/// Sequence s owns tokens [offsets[s], offsets[s+1]) of every activation and the record slots[s].
+struct Batch {
+  std::span<const std::int32_t> offsets;  ///< sequences + 1, offsets[0] == 0, strictly rising
+  std::span<std::byte* const> slots;      ///< one state record per sequence, no two the same
+
+  std::int64_t sequences() const noexcept { return static_cast<std::int64_t>(slots.size()); }
+  std::int64_t tokens() const noexcept { return offsets.empty() ? 0 : offsets.back(); }
+};
+
+/// Where one block's mLSTM state lies in every record of a batch (bytes from the record's start).
+struct MlstmStateOffsets {
+  std::size_t c = 0;  ///< C [H, dqk, dv] f32
+  std::size_t n = 0;  ///< n [H, dqk] f32
+  std::size_t m = 0;  ///< m [H] f32
+};
+
+}  // namespace xlstm::ops

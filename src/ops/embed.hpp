@@ -1,0 +1,19 @@
+#pragma once
+// Embedding.
+
+#include <cstdint>
+#include <span>
+
+#include "ops/op.hpp"
+
+namespace xlstm::ops {
+
+/// y[t] = table[ids[t]]
+struct EmbedArgs {
+  std::span<const std::int32_t> ids;  ///< [T], each in [0, V)
+  Tensor table;                       ///< [V, D] f32, bf16 or f16
+  Tensor y;                           ///< [T, D] f32
+};
+XLSTM_OP(embed, EmbedArgs)
+
+}  // namespace xlstm::ops
