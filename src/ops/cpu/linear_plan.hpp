@@ -1,0 +1,16 @@
+#pragma once
+// How a linear layer runs on the CPU, and how much scratch memory that takes.
+
+#include <cstddef>
+
+#include "ops/linear.hpp"
+
+namespace xlstm::ops::cpu {
+
+/// Up to this many rows of x take the kernels of few_rows.hpp.
+inline constexpr std::int64_t kFewRows = 16;
+
+/// Bytes that cpu::linear takes from the arena.
+std::size_t linear_workspace_bytes(const LinearArgs& args, int threads);
+
+}  // namespace xlstm::ops::cpu

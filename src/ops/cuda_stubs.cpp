@@ -1,0 +1,26 @@
+// The CUDA bodies of a build without CUDA. Every op that is declared with XLSTM_OP is named here.
+
+#include "core/check.hpp"
+#include "ops/activation.hpp"
+#include "ops/embed.hpp"
+#include "ops/linear.hpp"
+#include "ops/mlstm.hpp"
+#include "ops/norm.hpp"
+
+#define XLSTM_CUDA_STUB(name, Args)                                              \
+  void name(Context&, const Args&) {                                             \
+    fail(ErrorCode::unsupported, #name ": this build has no CUDA; use the CPU"); \
+  }
+
+namespace xlstm::ops::cuda {
+
+XLSTM_CUDA_STUB(embed, EmbedArgs)
+XLSTM_CUDA_STUB(rms_norm, RmsNormArgs)
+XLSTM_CUDA_STUB(rms_norm_gates, RmsNormGatesArgs)
+XLSTM_CUDA_STUB(head_norm, HeadNormArgs)
+XLSTM_CUDA_STUB(linear, LinearArgs)
+XLSTM_CUDA_STUB(swiglu, SwigluArgs)
+XLSTM_CUDA_STUB(soft_cap, SoftCapArgs)
+XLSTM_CUDA_STUB(mlstm, MlstmArgs)
+
+}  // namespace xlstm::ops::cuda
