@@ -92,6 +92,8 @@ class Model {
   std::int32_t sampleable_ids() const noexcept;
 
   std::vector<ParameterInfo> parameters() const;
+  /// Names of tensors in the files that belong to no parameter; they are ignored.
+  const std::vector<std::string>& unexpected_tensors() const noexcept;
   /// Bytes of the weights as used.
   std::uint64_t weight_bytes() const noexcept;
   /// Bytes of the weights read for each generated token (all but the input embedding).
