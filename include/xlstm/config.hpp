@@ -5,11 +5,13 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace xlstm {
 
 /// Names, meanings and defaults are those of transformers' `xLSTMConfig`. Fields that only choose
-/// a reference kernel are kept so that a configuration survives a round trip; they change nothing.
+/// a reference kernel are kept for whoever writes the configuration; they change nothing here.
+/// The methods expect values that validate() accepts.
 struct Config {
   std::int64_t vocab_size = 50304;
   std::int64_t hidden_size = 4096;  ///< D, width of the residual stream
@@ -29,9 +31,10 @@ struct Config {
   double eps = 1e-6;                                   ///< added to the cell's denominator
   std::int64_t chunk_size = 64;                        ///< L of the chunkwise form
   std::int64_t max_inference_chunksize = 16384;
-  std::int64_t bos_token_id = 0;
-  std::int64_t eos_token_id = 2;
-  std::int64_t pad_token_id = 1;
+  // Ids may lie outside the vocabulary, as in transformers: check where they are used.
+  std::optional<std::int64_t> bos_token_id = 0;
+  std::vector<std::int64_t> eos_token_id = {2};  ///< a number, a list or null in the file
+  std::optional<std::int64_t> pad_token_id = 1;
   std::optional<bool> force_bos_token_insert;
   bool norm_reduction_force_float32 = true;
   bool return_last_states = true;
@@ -42,7 +45,7 @@ struct Config {
   std::string step_kernel = "native";
   std::string autocast_kernel_dtype = "bfloat16";
   std::string inference_state_dtype = "float32";
-  /// Keys of the file that are not named above, with their values as JSON text.
+  /// Keys of the file that this program does not know, with their values as JSON text.
   std::map<std::string, std::string> unknown;
 
   /// Key width of one head.
@@ -54,9 +57,10 @@ struct Config {
   /// int(D * v_dim_factor), all heads together.
   std::int64_t v_dim() const;
   /// Feed-forward width: int(((D factor + r - 1) // r) r) in floating point, which is not a true
-  /// ceiling (specification A.1).
+  /// ceiling: 768 * 2.667 gives 2048 (specification A.1).
   std::int64_t ffn_dim() const;
-  /// Number of weights of the model.
+  /// Number of weights of the model; a tied embedding counts once. A bias of out_norm, which
+  /// some NX-AI files have, is not counted.
   std::int64_t parameter_count() const;
   /// Values of the recurrent state of one sequence, all blocks: H (dqk dv + dqk + 1) each.
   std::int64_t state_count() const;

@@ -1,6 +1,7 @@
 #pragma once
 // Configurations on disk: Hugging Face's config.json and NX-AI's config.yaml.
 
+#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -11,14 +12,16 @@
 
 namespace xlstm::formats {
 
-/// Parses the text of a config.json (specification A.1). `name` is for messages.
+/// Parses the text of a config.json (specification A.1) and validates it. `name` is for messages.
 /// @throws Error(invalid_file) naming the key, expected and found; Error(unsupported) for another
-///         model_type
+///         model_type or an architecture that differs from the published one
 Config parse_hf_config(std::string_view json, const std::string& name);
 /// Parses the text of an NX-AI xlstm_large config.yaml; absent keys have that package's defaults.
 Config parse_nxai_config(std::string_view yaml, const std::string& name);
 
-/// The text of a config.json that transformers reads, unknown keys included.
+/// The text of a config.json that transformers reads, unknown keys included. `dtype` is that of
+/// the weights. Kernels that transformers has only with further packages are written as its native
+/// ones: they choose an implementation, not a result.
 std::string write_hf_config(const Config& config, std::string_view dtype);
 
 /// What generation_config.json says; every field may be absent.
@@ -28,7 +31,7 @@ struct GenerationDefaults {
 };
 GenerationDefaults parse_generation_config(std::string_view json, const std::string& name);
 
-/// Whole content of a text file. @throws Error(not_found) or Error(io)
+/// Whole content of a text file of at most 256 MiB. @throws Error(not_found) or Error(io)
 std::string read_text_file(const std::filesystem::path& path);
 
 }  // namespace xlstm::formats

@@ -1,12 +1,15 @@
 #pragma once
-// A file mapped read-only into memory.
+// Files: mapped read-only into memory, and written so that they are whole or absent.
 
 #include <cstddef>
 #include <filesystem>
 #include <span>
+#include <string>
 
 namespace xlstm::formats {
 
+/// A regular file mapped read-only. Pages are read when they are first touched, so mapping costs
+/// the same for any size. The file must not be truncated while it is mapped.
 class MappedFile {
  public:
   MappedFile() = default;
@@ -23,8 +26,27 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
-/// Writes `bytes` to `path` by way of a temporary file in the same folder that is synced and then
-/// renamed: the file is whole or absent. @throws Error(io)
+/// A file that is whole or absent: bytes go to a temporary file in the same folder, which commit()
+/// syncs and renames. Without a commit() the destructor removes it and `path` is as it was.
+class AtomicFile {
+ public:
+  /// @throws Error(io) naming the file
+  explicit AtomicFile(const std::filesystem::path& path);
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+  ~AtomicFile();
+
+  /// Appends. @throws Error(io), for example when the disk is full
+  void write(std::span<const std::byte> bytes);
+  void commit();
+
+ private:
+  std::filesystem::path path_;
+  std::string temporary_;
+  int descriptor_ = -1;
+};
+
+/// AtomicFile in one call. @throws Error(io)
 void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes);
 
 }  // namespace xlstm::formats

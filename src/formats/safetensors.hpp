@@ -9,12 +9,14 @@
 #include <string>
 #include <vector>
 
+#include "core/buffer.hpp"
 #include "formats/mapped_file.hpp"
 #include "xlstm/tensor.hpp"
 
 namespace xlstm::formats {
 
-/// One file, mapped. Every header field is checked before it is used.
+/// One file, mapped. Every header field is checked before it is used: the tensors cover the data
+/// exactly, in order, without gaps or overlaps, as the format demands.
 class SafetensorsFile {
  public:
   /// @throws Error not_found, io, or invalid_file naming file, tensor, expected and found
@@ -23,34 +25,46 @@ class SafetensorsFile {
   /// messages.
   static SafetensorsFile parse(std::span<const std::byte> bytes, const std::string& name);
 
-  /// Views into the mapping, by name. Tensors have rank 0 to 4. Data is not always aligned to the
-  /// element: readers that need alignment ask is_aligned().
+  /// Views into the mapping, by name; they must not be written to. Tensors have rank 0 to 4 and
+  /// start on a multiple of their element's size: one that does not in the file is copied.
   const std::map<std::string, Tensor>& tensors() const noexcept { return tensors_; }
+  /// Tensors of element types that DType has not (F8_E4M3, I8, ...): name and the file's word for
+  /// the type. They do no harm until somebody needs one.
+  const std::map<std::string, std::string>& unsupported() const noexcept { return unsupported_; }
   const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
   const std::string& name() const noexcept { return name_; }
 
  private:
   std::string name_;
   MappedFile file_;
+  Buffer copies_;  // of the tensors that are not aligned in the file
   std::map<std::string, Tensor> tensors_;
+  std::map<std::string, std::string> unsupported_;
   std::map<std::string, std::string> metadata_;
 };
 
 /// All tensors of a checkpoint directory: model.safetensors, or the shards named by
-/// model.safetensors.index.json, or NX-AI's model_{n}.safetensors.
+/// model.safetensors.index.json, or NX-AI's model_{n}.safetensors numbered from 0. The first of
+/// these that is there counts.
 class Checkpoint {
  public:
+  /// @throws Error not_found (naming what was looked for), io or invalid_file
   static Checkpoint open(const std::filesystem::path& directory);
 
-  /// The tensor, or an empty view.
+  /// The tensor, or an empty view. @throws Error(unsupported) for an element type DType has not
   Tensor find(const std::string& name) const;
-  /// The file a tensor lies in, for messages.
+  /// The file a tensor lies in, for messages; the directory if no file has it.
   const std::string& file_of(const std::string& name) const;
+  /// Of every tensor, sorted.
   std::vector<std::string> names() const;
+  /// Bytes of all tensors.
   std::uint64_t bytes() const noexcept;
   const std::vector<SafetensorsFile>& files() const noexcept { return files_; }
 
  private:
+  void add(SafetensorsFile file);
+
+  std::string directory_;
   std::vector<SafetensorsFile> files_;
   std::map<std::string, std::size_t> file_index_;
 };
@@ -60,7 +74,8 @@ struct NamedTensor {
   Tensor tensor;  ///< dense, in host memory
 };
 
-/// Writes one file: to a temporary name first, synced, then renamed, so that it is whole or absent.
+/// Writes one file, straight from the tensors' memory: to a temporary name first, synced, then
+/// renamed, so that it is whole or absent. @throws Error invalid_argument or io
 void write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors,
                        const std::map<std::string, std::string>& metadata = {{"format", "pt"}});
 

@@ -1,0 +1,286 @@
+#include "formats/config_files.hpp"
+
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "core/check.hpp"
+#include "core/json.hpp"
+#include "formats/mapped_file.hpp"
+#include "formats/yaml.hpp"
+#include "xlstm/dtype.hpp"
+
+namespace xlstm::formats {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::size_t kMaxTextBytes = std::size_t{256} << 20;
+
+/// Every field that has one key of its own, in one place: reading and writing are loops over it.
+/// hidden_size and num_blocks are not here; they have two keys each.
+template <class C, class Visitor>
+void visit_fields(C& config, Visitor&& visit) {
+  visit("vocab_size", config.vocab_size);
+  visit("num_heads", config.num_heads);
+  visit("use_bias", config.use_bias);
+  visit("tie_word_embeddings", config.tie_word_embeddings);
+  visit("add_out_norm", config.add_out_norm);
+  visit("norm_eps", config.norm_eps);
+  visit("qk_dim_factor", config.qk_dim_factor);
+  visit("v_dim_factor", config.v_dim_factor);
+  visit("ffn_proj_factor", config.ffn_proj_factor);
+  visit("ffn_round_up_to_multiple_of", config.ffn_round_up_to_multiple_of);
+  visit("gate_soft_cap", config.gate_soft_cap);
+  visit("output_logit_soft_cap", config.output_logit_soft_cap);
+  visit("weight_mode", config.weight_mode);
+  visit("eps", config.eps);
+  visit("chunk_size", config.chunk_size);
+  visit("max_inference_chunksize", config.max_inference_chunksize);
+  visit("bos_token_id", config.bos_token_id);
+  visit("eos_token_id", config.eos_token_id);
+  visit("pad_token_id", config.pad_token_id);
+  visit("force_bos_token_insert", config.force_bos_token_insert);
+  visit("norm_reduction_force_float32", config.norm_reduction_force_float32);
+  visit("return_last_states", config.return_last_states);
+  visit("use_cache", config.use_cache);
+  visit("mode", config.mode);
+  visit("chunkwise_kernel", config.chunkwise_kernel);
+  visit("sequence_kernel", config.sequence_kernel);
+  visit("step_kernel", config.step_kernel);
+  visit("autocast_kernel_dtype", config.autocast_kernel_dtype);
+  visit("inference_state_dtype", config.inference_state_dtype);
+}
+
+/// Reads typed values of an object and remembers which keys were asked for.
+class FieldReader {
+ public:
+  FieldReader(const json& object, const std::string& name) : object_(object), name_(name) {
+    XLSTM_CHECK(object.is_object(), invalid_file, "{}: expected an object of settings, found {}",
+                name, describe(object));
+  }
+
+  /// The value of a key, or null if it is absent.
+  const json* find(const std::string& key) {
+    known_.insert(key);
+    const auto entry = object_.find(key);
+    return entry == object_.end() ? nullptr : &*entry;
+  }
+
+  /// Leaves `field` as it is when the key is absent.
+  template <class T>
+  void operator()(const char* key, T& field) {
+    if (const json* value = find(key)) read(key, *value, field);
+  }
+
+  /// A size with two names, either of which may be absent or null; both must agree.
+  void alias(const char* key, const char* other, std::int64_t& field) {
+    std::optional<std::int64_t> a, b;
+    (*this)(key, a);
+    (*this)(other, b);
+    XLSTM_CHECK(!a || !b || *a == *b, invalid_file, "{}: {}: expected {} as {} says, found {}",
+                name_, key, *b, other, *a);
+    if (a || b) field = a ? *a : *b;
+  }
+
+  void expect_required(std::initializer_list<const char*> keys) {
+    for (const char* key : keys)
+      XLSTM_CHECK(object_.contains(key), invalid_file, "{}: expected the key {}, found none", name_,
+                  key);
+  }
+
+  /// A switch that changes the architecture to one that is not built here.
+  void expect_off(const char* key) {
+    const auto entry = object_.find(key);  // stays unknown: it is written back
+    XLSTM_CHECK(entry == object_.end() || entry->is_null() || *entry == false, unsupported,
+                "{}: {}: expected false, the only architecture supported, found {}", name_, key,
+                describe(*entry));
+  }
+
+  /// Keys that nobody asked for, as JSON text.
+  std::map<std::string, std::string> rest() const {
+    std::map<std::string, std::string> result;
+    for (const auto& [key, value] : object_.items())
+      if (!known_.contains(key)) result.emplace(key, value.dump());
+    return result;
+  }
+
+ private:
+  [[noreturn]] void wrong(const char* key, const char* expected, const json& value) const {
+    fail(ErrorCode::invalid_file, "{}: {}: expected {}, found {}", name_, key, expected,
+         describe(value));
+  }
+
+  void read(const char* key, const json& value, std::int64_t& field) const {
+    // Unsigned values beyond int64 are integers too, so compare before converting.
+    const bool fits = value.is_number_integer() &&
+                      (!value.is_number_unsigned() ||
+                       value.get<std::uint64_t>() <= std::numeric_limits<std::int64_t>::max());
+    if (!fits) wrong(key, "an integer of 64 bits", value);
+    field = value.get<std::int64_t>();
+  }
+  void read(const char* key, const json& value, double& field) const {
+    if (!value.is_number()) wrong(key, "a number", value);
+    field = value.get<double>();
+  }
+  void read(const char* key, const json& value, bool& field) const {
+    if (!value.is_boolean()) wrong(key, "true or false", value);
+    field = value.get<bool>();
+  }
+  void read(const char* key, const json& value, std::string& field) const {
+    if (!value.is_string()) wrong(key, "a string", value);
+    field = value.get<std::string>();
+  }
+  template <class T>
+  void read(const char* key, const json& value, std::optional<T>& field) const {
+    if (value.is_null())
+      field.reset();
+    else
+      read(key, value, field.emplace());
+  }
+  /// A number, a list of numbers or null.
+  void read(const char* key, const json& value, std::vector<std::int64_t>& field) const {
+    field.clear();
+    if (value.is_null()) return;
+    if (!value.is_array()) return read(key, value, field.emplace_back());
+    for (const json& element : value) read(key, element, field.emplace_back());
+  }
+
+  const json& object_;
+  const std::string& name_;
+  std::set<std::string> known_;
+};
+
+/// What a user gave is an argument; what a file gave is its content.
+void validate_file(const Config& config, const std::string& name) {
+  try {
+    config.validate(name);
+  } catch (const Error& error) {
+    fail(ErrorCode::invalid_file, "{}", error.what());
+  }
+}
+
+/// Writes fields with transformers' types: a float stays a float even when it is whole.
+struct FieldWriter {
+  json& object;
+
+  template <class T>
+  void operator()(const char* key, const T& field) {
+    object[key] = field;
+  }
+  template <class T>
+  void operator()(const char* key, const std::optional<T>& field) {
+    object[key] = field ? json(*field) : json();
+  }
+  void operator()(const char* key, const std::vector<std::int64_t>& field) {
+    object[key] = field.empty() ? json() : field.size() == 1 ? json(field[0]) : json(field);
+  }
+};
+
+std::int32_t to_token_id(const std::string& name, const char* key, std::int64_t id) {
+  XLSTM_CHECK(id >= 0 && id <= std::numeric_limits<std::int32_t>::max(), invalid_file,
+              "{}: {}: expected 0 to {}, found {}", name, key,
+              std::numeric_limits<std::int32_t>::max(), id);
+  return static_cast<std::int32_t>(id);
+}
+
+}  // namespace
+
+Config parse_hf_config(std::string_view text, const std::string& name) {
+  const json object = parse_json(text, name);
+  FieldReader reader(object, name);
+
+  std::optional<std::string> model_type;
+  reader("model_type", model_type);
+  XLSTM_CHECK(model_type, invalid_file, "{}: model_type: expected 'xlstm', found none", name);
+  XLSTM_CHECK(*model_type == "xlstm", unsupported, "{}: model_type: expected 'xlstm', found '{}'",
+              name, excerpt(*model_type));
+  XLSTM_CHECK(!object.contains("_xlstm_config"), unsupported,
+              "{}: _xlstm_config: expected the settings of an xLSTM-large model, found the nested "
+              "ones of the first xLSTM (mLSTM and sLSTM blocks), which cannot be read yet",
+              name);
+  for (const char* key : {"add_qk_norm", "add_post_norm", "quantization_config"})
+    reader.expect_off(key);
+
+  Config config;
+  reader.alias("hidden_size", "embedding_dim", config.hidden_size);
+  reader.alias("num_hidden_layers", "num_blocks", config.num_blocks);
+  visit_fields(config, reader);
+  // Said about the file, not about the model; write_hf_config writes its own.
+  for (const char* key : {"architectures", "dtype", "torch_dtype", "transformers_version"})
+    reader.find(key);
+  config.unknown = reader.rest();
+  validate_file(config, name);
+  return config;
+}
+
+Config parse_nxai_config(std::string_view text, const std::string& name) {
+  const json object = parse_yaml(text, name);
+  FieldReader reader(object, name);
+  reader.expect_required({"embedding_dim", "num_heads", "num_blocks", "vocab_size"});
+
+  Config config;  // with the defaults of xLSTMLargeConfig where they differ
+  config.chunkwise_kernel = "chunkwise--triton_limit_chunk";
+  config.sequence_kernel = "native_sequence__triton";
+  config.step_kernel = "triton";
+  config.mode = "train";
+  config.return_last_states = false;
+  config.ffn_proj_factor = 2.6667;
+  config.bos_token_id.reset();
+  config.eos_token_id.clear();
+  config.pad_token_id.reset();
+  reader("embedding_dim", config.hidden_size);
+  reader("num_blocks", config.num_blocks);
+  visit_fields(config, reader);
+  config.unknown = reader.rest();
+  validate_file(config, name);
+  return config;
+}
+
+std::string write_hf_config(const Config& config, std::string_view dtype) {
+  config.validate();
+  const auto type = parse_dtype(dtype);
+  XLSTM_CHECK(type && is_weight_dtype(*type), invalid_argument,
+              "config: dtype: expected f32, bf16 or f16, found '{}'", dtype);
+  json object = json::object();
+  for (const auto& [key, value] : config.unknown)
+    object[key] = parse_json(value, fmt::format("config: unknown key '{}'", excerpt(key)));
+
+  object["model_type"] = "xlstm";
+  object["architectures"] = {"xLSTMForCausalLM"};
+  object["dtype"] = *type == DType::f32 ? "float32" : *type == DType::bf16 ? "bfloat16" : "float16";
+  object["hidden_size"] = object["embedding_dim"] = config.hidden_size;
+  object["num_hidden_layers"] = object["num_blocks"] = config.num_blocks;
+  visit_fields(config, FieldWriter{object});
+  if (!config.force_bos_token_insert) object.erase("force_bos_token_insert");
+  if (config.chunkwise_kernel != "parallel--native_autograd")
+    object["chunkwise_kernel"] = "chunkwise--native_autograd";
+  object["sequence_kernel"] = "native_sequence__native";
+  object["step_kernel"] = "native";
+  return object.dump(2) + "\n";
+}
+
+GenerationDefaults parse_generation_config(std::string_view text, const std::string& name) {
+  const json object = parse_json(text, name);
+  FieldReader reader(object, name);
+  std::optional<std::int64_t> bos;
+  std::vector<std::int64_t> eos;
+  reader("bos_token_id", bos);
+  reader("eos_token_id", eos);
+  GenerationDefaults defaults;
+  if (bos) defaults.bos_id = to_token_id(name, "bos_token_id", *bos);
+  for (const std::int64_t id : eos)
+    defaults.eos_ids.push_back(to_token_id(name, "eos_token_id", id));
+  return defaults;
+}
+
+std::string read_text_file(const std::filesystem::path& path) {
+  const MappedFile file(path);
+  const auto bytes = file.bytes();
+  XLSTM_CHECK(bytes.size() <= kMaxTextBytes, io,
+              "{}: expected a text of at most {} bytes, found {}", path.string(), kMaxTextBytes,
+              bytes.size());
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+}  // namespace xlstm::formats
