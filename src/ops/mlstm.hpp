@@ -6,6 +6,9 @@
 
 namespace xlstm::ops {
 
+/// Tokens per chunk that the engine takes by itself: the fastest on the CPU (docs/performance.md).
+inline constexpr std::int64_t kDefaultChunk = 64;
+
 /// h = mLSTM(q, k, v, i, log f) for every sequence of a ragged batch, from and into its state.
 /// Sequences of one token take the recurrent form, longer ones the chunkwise form; there is no rule
 /// about lengths. A sequence's result depends on its own tokens and state only.
@@ -15,8 +18,8 @@ struct MlstmArgs {
   Tensor i;      ///< [T, H] f32, input gate after its cap
   Tensor log_f;  ///< [T, H] f32, log sigmoid of the forget gate
   const Batch& batch;
-  MlstmStateOffsets state;  ///< in and out
-  std::int64_t chunk = 64;  ///< L, tokens per chunk
+  MlstmStateOffsets state;             ///< in and out
+  std::int64_t chunk = kDefaultChunk;  ///< L, tokens per chunk; any number
   float eps = 1e-6F;
   Tensor h;  ///< [T, H dv] f32
 };

@@ -1,0 +1,24 @@
+#include "ops/activation.hpp"
+
+#include "core/check.hpp"
+#include "ops/check_args.hpp"
+
+namespace xlstm::ops {
+
+void check_swiglu(const SwigluArgs& a) {
+  const std::int64_t tokens = a.gate.dim(0), width = a.gate.dim(1);
+  check_tensor("swiglu", "gate", a.gate, Types::f32, {tokens, width});
+  check_tensor("swiglu", "up", a.up, Types::f32, {tokens, width});
+  check_tensor("swiglu", "y", a.y, Types::f32_bf16, {tokens, width});
+}
+
+std::size_t swiglu_workspace(const Context&, const SwigluArgs&) { return 0; }
+
+void check_soft_cap(const SoftCapArgs& a) {
+  check_tensor("soft_cap", "x", a.x, Types::f32, {a.x.dim(0), a.x.dim(1)});
+  XLSTM_CHECK(a.cap > 0, invalid_argument, "soft_cap: cap must be positive, found {}", a.cap);
+}
+
+std::size_t soft_cap_workspace(const Context&, const SoftCapArgs&) { return 0; }
+
+}  // namespace xlstm::ops

@@ -1,0 +1,82 @@
+#include "ops/activation.hpp"
+
+#include "core/threads.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/activation.cpp"
+#include <hwy/foreach_target.h>  // must come before highway.h
+#include "ops/cpu/simd-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace xlstm::ops::cpu {
+namespace HWY_NAMESPACE {
+
+/// Columns [begin, end) of row t.
+void swiglu_row(const SwigluArgs& a, std::int64_t t, std::int64_t begin, std::int64_t end) {
+  const float* gate = a.gate.row<float>(t) + begin;
+  const float* up = a.up.row<float>(t) + begin;
+  const ResultRow y(a.y, t, begin);
+  const auto width = static_cast<std::size_t>(end - begin);
+  for (std::size_t f = 0; f < width; f += lanes()) {
+    const std::size_t n = width - f;
+    const VF g = load_up_to(gate + f, n);
+    y.put(hn::Mul(hn::Mul(g, sigmoid(g)), load_up_to(up + f, n)), f, n);
+  }
+}
+
+void soft_cap_row(const SoftCapArgs& a, std::int64_t t, std::int64_t begin, std::int64_t end) {
+  float* x = a.x.row<float>(t) + begin;
+  const auto width = static_cast<std::size_t>(end - begin);
+  const VF cap = hn::Set(DF(), a.cap);
+  for (std::size_t i = 0; i < width; i += lanes()) {
+    const std::size_t n = width - i;
+    store_up_to(hn::Mul(cap, tanh(hn::Div(load_up_to(x + i, n), cap))), x + i, n);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace xlstm::ops::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace xlstm::ops::cpu {
+
+HWY_EXPORT(swiglu_row);
+HWY_EXPORT(soft_cap_row);
+
+namespace {
+
+/// Runs body(row, first column, last column) over a matrix, split over threads by elements so that
+/// one long row is shared too. The functions are element-wise: where the split falls changes no
+/// bit.
+template <class Body>
+void for_elements(Context& context, std::int64_t rows, std::int64_t columns, Body&& body) {
+  constexpr std::int64_t kElementsPerThread = 4096;  // about 2 us of work
+  parallel_ranges(context.threads(), rows * columns, kElementsPerThread, [&](Range range) {
+    for (std::int64_t at = range.begin; at < range.end;) {
+      const std::int64_t row = at / columns;
+      const std::int64_t end = range.end < (row + 1) * columns ? range.end : (row + 1) * columns;
+      body(row, at - row * columns, end - row * columns);
+      at = end;
+    }
+  });
+}
+
+}  // namespace
+
+void swiglu(Context& context, const SwigluArgs& a) {
+  for_elements(context, a.y.dim(0), a.y.dim(1),
+               [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
+                 HWY_DYNAMIC_DISPATCH(swiglu_row)(a, row, begin, end);
+               });
+}
+
+void soft_cap(Context& context, const SoftCapArgs& a) {
+  for_elements(context, a.x.dim(0), a.x.dim(1),
+               [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
+                 HWY_DYNAMIC_DISPATCH(soft_cap_row)(a, row, begin, end);
+               });
+}
+
+}  // namespace xlstm::ops::cpu
+#endif  // HWY_ONCE

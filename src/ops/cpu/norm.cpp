@@ -1,0 +1,203 @@
+#include "ops/norm.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/threads.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/norm.cpp"
+#include <hwy/foreach_target.h>  // must come before highway.h
+#include "ops/cpu/simd-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace xlstm::ops::cpu {
+namespace HWY_NAMESPACE {
+
+/// Sum of f(x[d]) over n elements in four partial sums, whose order depends on n alone. f must
+/// give 0 in the lanes after the last element.
+template <class F>
+HWY_INLINE float sum_over(std::size_t n, F f) {
+  const std::size_t step = lanes();
+  VF s0 = hn::Zero(DF()), s1 = s0, s2 = s0, s3 = s0;
+  std::size_t d = 0;
+  for (; d + 4 * step <= n; d += 4 * step) {
+    s0 = hn::Add(s0, f(d, step));
+    s1 = hn::Add(s1, f(d + step, step));
+    s2 = hn::Add(s2, f(d + 2 * step, step));
+    s3 = hn::Add(s3, f(d + 3 * step, step));
+  }
+  for (; d < n; d += step) s0 = hn::Add(s0, f(d, n - d));
+  return sum_of_lanes(hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)));
+}
+
+HWY_INLINE float reciprocal_root(float mean, float eps) {
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(mean) + eps));
+}
+
+HWY_INLINE float rms_scale(const float* x, std::size_t width, float eps) {
+  const float sum = sum_over(width, [x](std::size_t d, std::size_t n) HWY_ATTR {
+    const VF v = load_up_to(x + d, n);
+    return hn::Mul(v, v);
+  });
+  return reciprocal_root(sum / static_cast<float>(width), eps);
+}
+
+/// x * scale * w + b
+struct NormedRow {
+  const float* x;
+  VF scale;
+  WeightRow w, b;
+
+  HWY_INLINE VF at(std::size_t d, std::size_t n) const {
+    const VF u = hn::Mul(hn::Mul(load_up_to(x + d, n), scale), w.at(d, n));
+    return b ? hn::Add(u, b.at(d, n)) : u;
+  }
+};
+
+void rms_norm_rows(const RmsNormArgs& a, std::int64_t begin, std::int64_t end) {
+  const auto width = static_cast<std::size_t>(a.x.dim(1));
+  for (std::int64_t t = begin; t < end; ++t) {
+    const float* x = a.x.row<float>(t);
+    const NormedRow u{x, hn::Set(DF(), rms_scale(x, width, a.eps)), {a.w, 0}, {a.b, 0}};
+    const ResultRow y(a.y, t);
+    for (std::size_t d = 0; d < width; d += lanes()) y.put(u.at(d, width - d), d, width - d);
+  }
+}
+
+/// Dot products of a normed row with rows [first, first + count) of w, count <= 8: the row is
+/// normed again for every group of 8, which is cheaper than keeping it.
+template <class T, int kCount>
+HWY_INLINE void dot_rows(const NormedRow& u, std::size_t width, const Tensor& w, std::int64_t first,
+                         float* result) {
+  VF sum[kCount];
+  const T* row[kCount];
+  for (int r = 0; r < kCount; ++r) {
+    sum[r] = hn::Zero(DF());
+    row[r] = static_cast<const T*>(w.data) + (first + r) * w.row_stride();
+  }
+  for (std::size_t d = 0; d < width; d += lanes()) {
+    const std::size_t n = width - d;
+    const VF v = u.at(d, n);
+    for (int r = 0; r < kCount; ++r) sum[r] = hn::MulAdd(v, load_up_to(row[r] + d, n), sum[r]);
+  }
+  for (int r = 0; r < kCount; ++r) result[r] = sum_of_lanes(sum[r]);
+}
+
+template <class T>
+void dots(const NormedRow& u, std::size_t width, const Tensor& w, float* result) {
+  const std::int64_t rows = w.dim(0);
+  std::int64_t r = 0;
+  for (; r + 8 <= rows; r += 8) dot_rows<T, 8>(u, width, w, r, result + r);
+  for (; r + 4 <= rows; r += 4) dot_rows<T, 4>(u, width, w, r, result + r);
+  for (; r < rows; ++r) dot_rows<T, 1>(u, width, w, r, result + r);
+}
+
+HWY_INLINE float weight_at(const Tensor& w, std::int64_t i) {
+  return hn::GetLane(WeightRow(w, i).at(0, 1));
+}
+
+/// result[h] = cap(W u + b), the caps in double: they are few, and exact near the limits.
+void gates(const NormedRow& u, std::size_t width, const Tensor& w, const Tensor& b, float cap,
+           float* result) {
+  if (w.dtype == DType::f32)
+    dots<float>(u, width, w, result);
+  else if (w.dtype == DType::bf16)
+    dots<bfloat16_t>(u, width, w, result);
+  else
+    dots<float16_t>(u, width, w, result);
+  for (std::int64_t h = 0; h < w.dim(0); ++h) {
+    const double z = static_cast<double>(result[h]) + weight_at(b, h);
+    result[h] = static_cast<float>(cap == 0.0F ? z : cap * std::tanh(z / cap));
+  }
+}
+
+void rms_norm_gates_rows(const RmsNormGatesArgs& a, std::int64_t begin, std::int64_t end) {
+  const auto width = static_cast<std::size_t>(a.x.dim(1));
+  for (std::int64_t t = begin; t < end; ++t) {
+    const float* x = a.x.row<float>(t);
+    const NormedRow u{x, hn::Set(DF(), rms_scale(x, width, a.eps)), {a.w, 0}, {a.b, 0}};
+    float* log_f = a.log_f.row<float>(t);
+    gates(u, width, a.w_i, a.b_i, a.cap, a.i.row<float>(t));
+    gates(u, width, a.w_f, a.b_f, a.cap, log_f);
+    for (std::int64_t h = 0; h < a.w_f.dim(0); ++h) {  // log sigmoid z = min(z, 0) - log(1+e^-|z|)
+      const double z = log_f[h];
+      log_f[h] = static_cast<float>((z > 0 ? 0.0 : z) - std::log1p(std::exp(-std::abs(z))));
+    }
+    const ResultRow y(a.u, t);
+    for (std::size_t d = 0; d < width; d += lanes()) y.put(u.at(d, width - d), d, width - d);
+  }
+}
+
+void head_norm_rows(const HeadNormArgs& a, std::int64_t begin, std::int64_t end) {
+  const std::int64_t head_width = a.h.dim(1) / a.heads;
+  const auto width = static_cast<std::size_t>(head_width);
+  const float count = static_cast<float>(width);
+  for (std::int64_t t = begin; t < end; ++t) {
+    for (std::int64_t head = 0; head < a.heads; ++head) {
+      const std::int64_t first = head * head_width;
+      const float* h = a.h.row<float>(t) + first;
+      const float* o = a.o.row<float>(t) + first;
+      // Two passes: the variance is that of differences, not a difference of squares.
+      const float sum = sum_over(
+          width, [h](std::size_t d, std::size_t n) HWY_ATTR { return load_up_to(h + d, n); });
+      const VF mean = hn::Set(DF(), sum / count);
+      const float squares = sum_over(width, [h, mean](std::size_t d, std::size_t n) HWY_ATTR {
+        const VF v = hn::Sub(load_up_to(h + d, n), mean);
+        const VF square = hn::Mul(v, v);
+        return n >= lanes() ? square : hn::IfThenElseZero(hn::FirstN(DF(), n), square);
+      });
+      const VF scale = hn::Set(DF(), reciprocal_root(squares / count, a.eps));
+      const WeightRow w(a.w, first), b(a.b, first);
+      const ResultRow y(a.y, t, first);
+      for (std::size_t d = 0; d < width; d += lanes()) {
+        const std::size_t n = width - d;
+        VF v = hn::Mul(hn::Sub(load_up_to(h + d, n), mean), scale);
+        v = hn::Mul(v, w.at(d, n));
+        if (b) v = hn::Add(v, b.at(d, n));
+        y.put(hn::Mul(sigmoid(load_up_to(o + d, n)), v), d, n);
+      }
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace xlstm::ops::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace xlstm::ops::cpu {
+
+HWY_EXPORT(rms_norm_rows);
+HWY_EXPORT(rms_norm_gates_rows);
+HWY_EXPORT(head_norm_rows);
+
+namespace {
+/// Rows that are worth waking a thread for: some 10 us of work.
+std::int64_t row_grain(std::int64_t width, std::int64_t passes) {
+  constexpr std::int64_t kElementsPerThread = 1 << 16;
+  return std::max<std::int64_t>(1, kElementsPerThread / (width * passes));
+}
+}  // namespace
+
+void rms_norm(Context& context, const RmsNormArgs& a) {
+  parallel_ranges(context.threads(), a.x.dim(0), row_grain(a.x.dim(1), 2), [&](Range rows) {
+    HWY_DYNAMIC_DISPATCH(rms_norm_rows)(a, rows.begin, rows.end);
+  });
+}
+
+void rms_norm_gates(Context& context, const RmsNormGatesArgs& a) {
+  const std::int64_t passes = 2 + a.w_i.dim(0) + a.w_f.dim(0);
+  parallel_ranges(context.threads(), a.x.dim(0), row_grain(a.x.dim(1), passes), [&](Range rows) {
+    HWY_DYNAMIC_DISPATCH(rms_norm_gates_rows)(a, rows.begin, rows.end);
+  });
+}
+
+void head_norm(Context& context, const HeadNormArgs& a) {
+  parallel_ranges(context.threads(), a.h.dim(0), row_grain(a.h.dim(1), 8), [&](Range rows) {
+    HWY_DYNAMIC_DISPATCH(head_norm_rows)(a, rows.begin, rows.end);
+  });
+}
+
+}  // namespace xlstm::ops::cpu
+#endif  // HWY_ONCE
