@@ -1,0 +1,106 @@
+#include "oracle/xlstm_large.hpp"
+
+#include <stdexcept>
+
+namespace oracle {
+namespace {
+
+/// A weight, empty if the model does not have it.
+Vector find(const Weights& weights, const std::string& name) {
+  const auto it = weights.find(name);
+  return it == weights.end() ? Vector() : it->second;
+}
+
+/// Rows [begin, begin + rows) of a matrix; empty stays empty.
+Vector rows(const Vector& matrix, std::int64_t begin, std::int64_t count, std::int64_t width) {
+  if (matrix.empty()) return {};
+  return {matrix.begin() + begin * width, matrix.begin() + (begin + count) * width};
+}
+
+struct Linear {
+  Vector w, b;
+};
+
+/// A linear layer by its name, or its rows [begin, begin + out) of a fused one.
+Linear layer(const Weights& weights, const std::string& name, const std::string& fused,
+             std::int64_t begin, std::int64_t out, std::int64_t in) {
+  Linear result{find(weights, name + ".weight"), find(weights, name + ".bias")};
+  if (result.w.empty() && !fused.empty())
+    result = {rows(find(weights, fused + ".weight"), begin, out, in),
+              rows(find(weights, fused + ".bias"), begin, out, 1)};
+  if (static_cast<std::int64_t>(result.w.size()) != in * out)
+    throw std::runtime_error("oracle: weight missing or of another size: " + name);
+  return result;
+}
+
+void add(Vector& x, const Vector& y) {
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] += y[i];
+}
+
+}  // namespace
+
+std::vector<MlstmState> make_states(const xlstm::Config& c) {
+  return std::vector<MlstmState>(
+      static_cast<std::size_t>(c.num_blocks),
+      MlstmState(static_cast<int>(c.num_heads), static_cast<int>(c.qk_dim() / c.num_heads),
+                 static_cast<int>(c.v_dim() / c.num_heads)));
+}
+
+Vector forward(const xlstm::Config& c, const Weights& weights, std::span<const std::int32_t> ids,
+               std::vector<MlstmState>& states) {
+  const int d = static_cast<int>(c.hidden_size), heads = static_cast<int>(c.num_heads);
+  const int qk = static_cast<int>(c.qk_dim()), v_width = static_cast<int>(c.v_dim());
+  const int f = static_cast<int>(c.ffn_dim()), vocab = static_cast<int>(c.vocab_size);
+  const double cap = c.gate_soft_cap.value_or(0.0);
+  const auto apply = [](const Vector& x, const Linear& l, int in, int out) {
+    return linear(x, l.w, l.b, in, out);
+  };
+
+  const Vector table = find(weights, "backbone.embeddings.weight");
+  Vector x = embed(ids, table, d);
+  for (std::int64_t block = 0; block < c.num_blocks; ++block) {
+    const std::string name = "backbone.blocks." + std::to_string(block) + ".";
+    const std::string cell = name + "mlstm_layer.", ffn = name + "ffn.";
+    const auto part = [&](const std::string& own, const std::string& fused, int begin, int out) {
+      return layer(weights, cell + own, cell + fused, begin, out, d);
+    };
+
+    const Vector u = rms_norm(x, find(weights, name + "norm_mlstm.weight"),
+                              find(weights, name + "norm_mlstm.bias"), d, c.norm_eps);
+    MlstmInputs in;
+    in.heads = heads;
+    in.dqk = qk / heads;
+    in.dv = v_width / heads;
+    in.eps = c.eps;
+    in.q = apply(u, part("q", "qkv_opreact", 0, qk), d, qk);
+    in.k = apply(u, part("k", "qkv_opreact", qk, qk), d, qk);
+    in.v = apply(u, part("v", "qkv_opreact", 2 * qk, v_width), d, v_width);
+    const Vector o =
+        apply(u, part("ogate_preact", "qkv_opreact", 2 * qk + v_width, v_width), d, v_width);
+    in.i = soft_cap(apply(u, part("igate_preact", "ifgate_preact", 0, heads), d, heads), cap);
+    in.log_f =
+        soft_cap(apply(u, part("fgate_preact", "ifgate_preact", heads, heads), d, heads), cap);
+    for (double& value : in.log_f) value = log_sigmoid(value);
+
+    const Vector h = mlstm_recurrent(in, states[static_cast<std::size_t>(block)]);
+    const Vector y =
+        head_norm(h, o, find(weights, cell + "multihead_norm.weight"),
+                  find(weights, cell + "multihead_norm.bias"), heads, v_width / heads, c.norm_eps);
+    add(x, apply(y, layer(weights, cell + "out_proj", "", 0, d, v_width), v_width, d));
+
+    const Vector z = rms_norm(x, find(weights, name + "norm_ffn.weight"),
+                              find(weights, name + "norm_ffn.bias"), d, c.norm_eps);
+    const std::string fused = ffn + "proj_up_gate_z";
+    const Vector gate = apply(z, layer(weights, ffn + "proj_up_gate", fused, 0, f, d), d, f);
+    const Vector up = apply(z, layer(weights, ffn + "proj_up", fused, f, f, d), d, f);
+    add(x, apply(swiglu(gate, up), layer(weights, ffn + "proj_down", "", 0, d, f), f, d));
+  }
+  if (c.add_out_norm)
+    x = rms_norm(x, find(weights, "backbone.out_norm.weight"),
+                 find(weights, "backbone.out_norm.bias"), d, c.norm_eps);
+  const Vector head = find(weights, "lm_head.weight");
+  return soft_cap(linear(x, head.empty() ? table : head, {}, d, vocab),
+                  c.output_logit_soft_cap.value_or(0.0));
+}
+
+}  // namespace oracle
