@@ -249,10 +249,9 @@ bool finite_inputs(const MlstmTask& task, std::int64_t t0, std::int64_t length) 
 }
 
 void run_mlstm_task(MlstmTask& task, std::int64_t begin, std::int64_t end) {
-  if (end - begin == 1) return step(task, begin);
   for (std::int64_t t = begin; t < end; t += task.plan.chunk) {
     const std::int64_t length = std::min(task.plan.chunk, end - t);
-    if (finite_inputs(task, t, length)) {
+    if (length > 1 && finite_inputs(task, t, length)) {
       chunk(task, t, length);
     } else {  // products over masked scores would carry a NaN backwards in time: 0 x NaN
       for (std::int64_t s = t; s < t + length; ++s) step(task, s);
