@@ -1,11 +1,15 @@
 #include "ops/cpu/few_rows.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/check.hpp"
+#include "core/cpu_features.hpp"
+#include "ops/cpu/few_rows_kernels.hpp"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/few_rows.cpp"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
@@ -16,6 +20,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using D = hn::ScalableTag<float>;
 using V = hn::Vec<D>;
+
+// Sums of a tile, vectors of x and one of W stay in registers: AVX-512 and NEON have 32, others 16.
+constexpr int kColumns = HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON ? 6 : 2;
+static_assert(kColumns <= kMaxTileColumns);
 
 // One vector of weights as float32.
 HWY_INLINE V load_weights(const float* w) { return hn::LoadU(D(), w); }
@@ -29,64 +37,119 @@ HWY_INLINE V load_weights(const hwy::float16_t* w) {
   return hn::PromoteTo(D(), hn::LoadU(hn::Rebind<hwy::float16_t, D>(), w));
 }
 
-// R rows of W with C rows of x.
+// One vector of the last n < Lanes weights, zero beyond.
+template <class W>
+HWY_INLINE V load_last_weights(const W* w, std::int64_t n) {
+  HWY_ALIGN W last[kMaxLanes] = {};
+  std::memcpy(last, w, static_cast<std::size_t>(n) * sizeof(W));
+  return load_weights(last);
+}
+
+#if HWY_TARGET != HWY_SCALAR
+// Adds the upper half of a vector to its lower half until 4 lanes are left.
+template <class DV, class VV>
+HWY_INLINE auto fold(DV dv, VV v) {
+  if constexpr (hn::MaxLanes(DV()) > 4) {
+    const hn::Half<DV> half;
+    return fold(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  } else {
+    return v;
+  }
+}
+#endif
+
+// The sums over the lanes of R (4 or 1) vectors, stored at y; the same order for any R.
+template <int R>
+HWY_INLINE void store_sums(const V* HWY_RESTRICT sum, bool accumulate, float* HWY_RESTRICT y) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int r = 0; r < R; ++r) y[r] = (accumulate ? y[r] : 0.0F) + hn::GetLane(sum[r]);
+#else
+  const hn::FixedTag<float, 4> d;
+  const auto a = fold(D(), sum[0]);
+  const auto b = R == 1 ? a : fold(D(), sum[R == 1 ? 0 : 1]);
+  const auto c = R == 1 ? a : fold(D(), sum[R == 1 ? 0 : 2]);
+  const auto e = R == 1 ? a : fold(D(), sum[R == 1 ? 0 : 3]);
+  const auto ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+  const auto ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+  const auto dots = hn::Add(hn::ConcatLowerLower(d, ce, ab), hn::ConcatUpperUpper(d, ce, ab));
+  if constexpr (R == 1)
+    *y = (accumulate ? *y : 0.0F) + hn::GetLane(dots);
+  else
+    hn::StoreU(accumulate ? hn::Add(hn::LoadU(d, y), dots) : dots, d, y);
+#endif
+}
+
+// R rows of W with C rows of x. Every loop over the arrays of vectors is unrolled completely: only
+// then do they stay in registers.
 template <int R, int C, class W>
-void tile(const FewRowsArgs& a, std::int64_t row, std::int64_t column) {
+void tile(const TileArgs& a) {
   const D d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const std::int64_t k = a.w.dim(1);
   const W* HWY_RESTRICT w[R];
   const float* HWY_RESTRICT x[C];
-  for (int r = 0; r < R; ++r) w[r] = static_cast<const W*>(a.w.data) + (row + r) * a.w.row_stride();
-  for (int c = 0; c < C; ++c) x[c] = a.x + (column + c) * a.x_stride;
+  HWY_UNROLL(8)
+  for (int r = 0; r < R; ++r) w[r] = static_cast<const W*>(a.w) + r * a.w_stride;
+  HWY_UNROLL(8)
+  for (int c = 0; c < C; ++c) x[c] = static_cast<const float*>(a.x) + c * a.x_stride;
 
-  V sum[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sum[r][c] = hn::Zero(d);
+  V sum[C * R];
+  HWY_UNROLL(24)
+  for (int j = 0; j < C * R; ++j)
+    sum[j] = a.first ? hn::Zero(d) : hn::LoadU(d, a.sums + j * kMaxLanes);
   std::int64_t i = 0;
-  for (; i + lanes <= k; i += lanes) {
-    V xv[C];
-    for (int c = 0; c < C; ++c) xv[c] = hn::LoadU(d, x[c] + i);
-    for (int r = 0; r < R; ++r) {
-      const V wv = load_weights(w[r] + i);
-      for (int c = 0; c < C; ++c) sum[r][c] = hn::MulAdd(wv, xv[c], sum[r][c]);
+  std::int64_t next = a.next_begin;
+  for (; i + lanes <= a.k; i += lanes) {
+    if (next < a.next_end) {
+      HWY_UNROLL(8)
+      for (int r = 0; r < R; ++r) hwy::Prefetch(a.next + r * a.next_stride + next);
+      next += lanes * static_cast<std::int64_t>(sizeof(W));
+    }
+    V wv[R];
+    HWY_UNROLL(8)
+    for (int r = 0; r < R; ++r) wv[r] = load_weights(w[r] + i);
+    HWY_UNROLL(8)
+    for (int c = 0; c < C; ++c) {
+      const V xv = hn::LoadU(d, x[c] + i);
+      HWY_UNROLL(8)
+      for (int r = 0; r < R; ++r) sum[c * R + r] = hn::MulAdd(wv[r], xv, sum[c * R + r]);
     }
   }
-  if (i < k) {
-    HWY_ALIGN W last[HWY_MAX_BYTES / sizeof(float)] = {};
-    for (int r = 0; r < R; ++r) {
-      std::memcpy(last, w[r] + i, static_cast<std::size_t>(k - i) * sizeof(W));
-      const V wv = load_weights(last);
-      for (int c = 0; c < C; ++c) sum[r][c] = hn::MulAdd(wv, hn::LoadU(d, x[c] + i), sum[r][c]);
-    }
+  if (i < a.k) {
+    V wv[R];
+    HWY_UNROLL(8)
+    for (int r = 0; r < R; ++r) wv[r] = load_last_weights(w[r] + i, a.k - i);
+    HWY_UNROLL(24)
+    for (int j = 0; j < C * R; ++j)
+      sum[j] = hn::MulAdd(wv[j % R], hn::LoadU(d, x[j / R] + i), sum[j]);
   }
-  for (int c = 0; c < C; ++c) {
-    float* y = a.y + (column + c) * a.y_stride + row;
-    for (int r = 0; r < R; ++r) {
-      const float dot = hn::GetLane(hn::SumOfLanes(d, sum[r][c]));
-      y[r] = a.accumulate ? y[r] + dot : dot;
-    }
+  if (a.last) {
+    HWY_UNROLL(8)
+    for (int c = 0; c < C; ++c) store_sums<R>(sum + c * R, a.accumulate, a.y + c * a.y_stride);
+  } else {
+    HWY_UNROLL(24)
+    for (int j = 0; j < C * R; ++j) hn::StoreU(sum[j], d, a.sums + j * kMaxLanes);
   }
 }
 
-template <int R, class W>
-void row_block(const FewRowsArgs& a, std::int64_t row) {
-  std::int64_t column = 0;
-  for (; column + 4 <= a.t; column += 4) tile<R, 4, W>(a, row, column);
-  for (; column < a.t; ++column) tile<R, 1, W>(a, row, column);
+template <class W, int R>
+constexpr std::array<Tile, kMaxTileColumns> tiles() {
+  if constexpr (kColumns == 2) {
+    return {tile<R, 1, W>, tile<R, 2, W>};
+  } else {
+    return {tile<R, 1, W>, tile<R, 2, W>, tile<R, 3, W>,
+            tile<R, 4, W>, tile<R, 5, W>, tile<R, 6, W>};
+  }
 }
 
 template <class W>
-void all_rows(const FewRowsArgs& a) {
-  const std::int64_t n = a.w.dim(0);
-  std::int64_t row = 0;
-  for (; row + 4 <= n; row += 4) row_block<4, W>(a, row);
-  for (; row < n; ++row) row_block<1, W>(a, row);
+const TileTable* table() {
+  static const TileTable tiles_of_w{kColumns, {tiles<W, kTileRows>(), tiles<W, 1>()}};
+  return &tiles_of_w;
 }
 
-void few_rows_f32(const FewRowsArgs& a) { all_rows<float>(a); }
-void few_rows_bf16(const FewRowsArgs& a) { all_rows<hwy::bfloat16_t>(a); }
-void few_rows_f16(const FewRowsArgs& a) { all_rows<hwy::float16_t>(a); }
+const TileTable* f32_tiles() { return table<float>(); }
+const TileTable* bf16_tiles() { return table<hwy::bfloat16_t>(); }
+const TileTable* f16_tiles() { return table<hwy::float16_t>(); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace xlstm::ops::cpu
@@ -94,17 +157,79 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace xlstm::ops::cpu {
+namespace {
 
-HWY_EXPORT(few_rows_f32);
-HWY_EXPORT(few_rows_bf16);
-HWY_EXPORT(few_rows_f16);
+HWY_EXPORT(f32_tiles);
+HWY_EXPORT(bf16_tiles);
+HWY_EXPORT(f16_tiles);
+
+// With more rows of x than one tile takes, pieces of W of this many bytes a row go through all
+// tiles while they are in the first-level cache.
+constexpr std::int64_t kPieceBytes = 2048;
+
+const TileTable& tiles_for(const FewRowsArgs& args) {
+  if (args.x.dtype == DType::bf16) return bf16_dot_tiles();
+  switch (args.w.dtype) {
+    case DType::bf16: return *HWY_DYNAMIC_DISPATCH(bf16_tiles)();
+    case DType::f16: return *HWY_DYNAMIC_DISPATCH(f16_tiles)();
+    default: return *HWY_DYNAMIC_DISPATCH(f32_tiles)();
+  }
+}
+
+}  // namespace
+
+bool few_rows_takes_bf16(DType w) { return w == DType::bf16 && active_isa() == Isa::avx512_bf16; }
 
 void few_rows(const FewRowsArgs& args) {
-  switch (args.w.dtype) {
-    case DType::f32: HWY_DYNAMIC_DISPATCH(few_rows_f32)(args); return;
-    case DType::bf16: HWY_DYNAMIC_DISPATCH(few_rows_bf16)(args); return;
-    case DType::f16: HWY_DYNAMIC_DISPATCH(few_rows_f16)(args); return;
-    default: XLSTM_ASSERT(is_weight_dtype(args.w.dtype));
+  const std::int64_t t = args.x.dim(0);
+  const std::int64_t n = args.w.dim(0);
+  const std::int64_t k = args.w.dim(1);
+  XLSTM_ASSERT(t >= 1 && t <= kFewRows);
+  const auto x_size = static_cast<std::int64_t>(size_of(args.x.dtype));
+  const auto w_size = static_cast<std::int64_t>(size_of(args.w.dtype));
+  const auto* x = args.x.as<char>();
+  const auto* w = args.w.as<char>();
+  const std::int64_t w_row_bytes = args.w.row_stride() * w_size;
+
+  const TileTable& table = tiles_for(args);
+  const std::int64_t tiles = (t + table.columns - 1) / table.columns;
+  const std::int64_t piece = tiles == 1 ? k : kPieceBytes / w_size;
+
+  HWY_ALIGN float sums[kFewRows * kTileRows * kMaxLanes];
+  for (std::int64_t row = 0; row < n;) {
+    const int rows = row + kTileRows <= n ? kTileRows : 1;
+    const auto& row_tiles = table.tiles[rows == 1 ? 1 : 0];
+    for (std::int64_t at = 0; at < k; at += piece) {
+      const std::int64_t length = std::min(piece, k - at);
+      const char* w_piece = w + row * w_row_bytes + at * w_size;
+      // The next piece: of the same rows, or the first of the next rows if there are as many.
+      const bool more = at + piece < k;
+      const bool fetch = more || row + 2 * rows <= n;
+      const char* next = more ? w_piece + piece * w_size : w + (row + rows) * w_row_bytes;
+      const std::int64_t next_bytes =
+          fetch ? std::min(piece, more ? k - at - piece : k) * w_size : 0;
+      for (std::int64_t i = 0; i < tiles; ++i) {
+        const std::int64_t begin = t * i / tiles;
+        const std::int64_t columns = t * (i + 1) / tiles - begin;
+        row_tiles[static_cast<std::size_t>(columns - 1)](
+            {.w = w_piece,
+             .w_stride = args.w.row_stride(),
+             .x = x + (begin * args.x.row_stride() + at) * x_size,
+             .x_stride = args.x.row_stride(),
+             .k = length,
+             .sums = sums + begin * kTileRows * kMaxLanes,
+             .first = at == 0,
+             .last = !more,
+             .y = args.y.row<float>(begin) + row,
+             .y_stride = args.y.row_stride(),
+             .accumulate = args.accumulate,
+             .next = next,
+             .next_stride = w_row_bytes,
+             .next_begin = next_bytes * i / tiles,
+             .next_end = next_bytes * (i + 1) / tiles});
+      }
+    }
+    row += rows;
   }
 }
 

@@ -9,20 +9,23 @@
 
 namespace xlstm::ops::cpu {
 
-/// Elements to which few_rows() needs rows of x padded with zeros.
+/// The most rows of x that few_rows() takes.
+inline constexpr std::int64_t kFewRows = 16;
+
+/// Rows of x must be readable, and zero past K, up to a multiple of this many elements.
 inline constexpr std::int64_t kFewRowsPadding = 32;
 
 struct FewRowsArgs {
-  const float* x;         ///< [t, K padded]
-  std::int64_t x_stride;  ///< elements between rows of x
-  std::int64_t t;         ///< rows of x, 1 to 16
-  Tensor w;               ///< [n, K] f32, bf16 or f16
-  float* y;               ///< [t, n]
-  std::int64_t y_stride;  ///< elements between rows of y
-  bool accumulate;        ///< y += instead of y =
+  Tensor x;         ///< [T, K padded] f32; bf16 if few_rows_takes_bf16()
+  Tensor w;         ///< [N, K] f32, bf16 or f16; bf16 if x is bf16
+  Tensor y;         ///< [T, N] f32
+  bool accumulate;  ///< y += instead of y =
 };
 
 /// y = x W^T (+ y) on the calling thread.
 void few_rows(const FewRowsArgs& args);
+
+/// Whether this CPU multiplies bf16 x by bf16 w directly; otherwise x has to be widened to f32.
+bool few_rows_takes_bf16(DType w);
 
 }  // namespace xlstm::ops::cpu

@@ -7,9 +7,6 @@
 
 namespace xlstm::ops::cpu {
 
-/// Up to this many rows of x take the kernels of few_rows.hpp.
-inline constexpr std::int64_t kFewRows = 16;
-
 /// Bytes that cpu::linear takes from the arena.
 std::size_t linear_workspace_bytes(const LinearArgs& args, int threads);
 
