@@ -56,6 +56,7 @@ class Tokenizer {
   struct Impl;
 
  private:
+  friend class StreamDecoder;
   explicit Tokenizer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
@@ -66,16 +67,19 @@ class StreamDecoder {
  public:
   /// `tokenizer` must outlive the decoder.
   explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special_tokens = true);
+  StreamDecoder(StreamDecoder&&) noexcept;
+  StreamDecoder& operator=(StreamDecoder&&) noexcept;
+  ~StreamDecoder();
+
   /// Text that `id` completes; may be empty.
+  /// @throws Error(invalid_argument) if `id` is outside the vocabulary
   std::string push(std::int32_t id);
-  /// What was held back, malformed bytes replaced by U+FFFD as decode() does.
+  /// What was held back, malformed bytes replaced by U+FFFD as decode() does; call it once, last.
   std::string finish();
 
  private:
-  const Tokenizer* tokenizer_;
-  bool skip_special_tokens_;
-  std::vector<std::int32_t> pending_;
-  std::string emitted_;
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace xlstm
