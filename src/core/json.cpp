@@ -83,6 +83,16 @@ nlohmann::json parse_json(std::string_view text, const std::string& name) {
   return builder.take();
 }
 
+std::string write_json(const nlohmann::json& value, int indent) {
+  try {
+    return value.dump(indent);
+  } catch (const nlohmann::json::exception&) {  // it has no other reason to throw
+    const auto replace = nlohmann::json::error_handler_t::replace;
+    fail(ErrorCode::invalid_argument, "JSON: expected UTF-8, found {}",
+         excerpt(value.dump(-1, ' ', true, replace)));
+  }
+}
+
 std::string describe(const nlohmann::json& value) {
   if (value.is_null()) return "null";
   if (value.is_boolean()) return value.get<bool>() ? "boolean true" : "boolean false";

@@ -15,6 +15,10 @@ inline constexpr int kMaxJsonDepth = 64;
 /// @throws Error(invalid_file) with the line and column, or the key
 nlohmann::json parse_json(std::string_view text, const std::string& name);
 
+/// The text of a value, on one line unless `indent` says how far to indent.
+/// @throws Error(invalid_argument) if a string in it is not UTF-8
+std::string write_json(const nlohmann::json& value, int indent = -1);
+
 /// "integer", "string", ... with the value when it is short: what was found, for messages.
 std::string describe(const nlohmann::json& value);
 

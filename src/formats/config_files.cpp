@@ -85,8 +85,8 @@ class FieldReader {
 
   void expect_required(std::initializer_list<const char*> keys) {
     for (const char* key : keys)
-      XLSTM_CHECK(object_.contains(key), invalid_file, "{}: expected the key {}, found none", name_,
-                  key);
+      XLSTM_CHECK(object_.contains(key) && !object_[key].is_null(), invalid_file,
+                  "{}: expected the key {}, found none", name_, key);
   }
 
   /// A switch that changes the architecture to one that is not built here.
@@ -101,7 +101,7 @@ class FieldReader {
   std::map<std::string, std::string> rest() const {
     std::map<std::string, std::string> result;
     for (const auto& [key, value] : object_.items())
-      if (!known_.contains(key)) result.emplace(key, value.dump());
+      if (!known_.contains(key)) result.emplace(key, write_json(value));
     return result;
   }
 
@@ -151,6 +151,20 @@ class FieldReader {
   std::set<std::string> known_;
 };
 
+/// Both kinds of file name their fields alike; `config` holds the defaults of the kind.
+void read_fields(FieldReader& reader, Config& config) {
+  for (const char* key : {"add_qk_norm", "add_post_norm", "quantization_config", "_xlstm_config"})
+    reader.expect_off(key);
+  reader.alias("hidden_size", "embedding_dim", config.hidden_size);
+  reader.alias("num_hidden_layers", "num_blocks", config.num_blocks);
+  visit_fields(config, reader);
+  // Said about the file, not about the model; write_hf_config writes its own.
+  for (const char* key :
+       {"model_type", "architectures", "dtype", "torch_dtype", "transformers_version"})
+    reader.find(key);
+  config.unknown = reader.rest();
+}
+
 /// What a user gave is an argument; what a file gave is its content.
 void validate_file(const Config& config, const std::string& name) {
   try {
@@ -199,17 +213,8 @@ Config parse_hf_config(std::string_view text, const std::string& name) {
               "{}: _xlstm_config: expected the settings of an xLSTM-large model, found the nested "
               "ones of the first xLSTM (mLSTM and sLSTM blocks), which cannot be read yet",
               name);
-  for (const char* key : {"add_qk_norm", "add_post_norm", "quantization_config"})
-    reader.expect_off(key);
-
   Config config;
-  reader.alias("hidden_size", "embedding_dim", config.hidden_size);
-  reader.alias("num_hidden_layers", "num_blocks", config.num_blocks);
-  visit_fields(config, reader);
-  // Said about the file, not about the model; write_hf_config writes its own.
-  for (const char* key : {"architectures", "dtype", "torch_dtype", "transformers_version"})
-    reader.find(key);
-  config.unknown = reader.rest();
+  read_fields(reader, config);
   validate_file(config, name);
   return config;
 }
@@ -229,10 +234,7 @@ Config parse_nxai_config(std::string_view text, const std::string& name) {
   config.bos_token_id.reset();
   config.eos_token_id.clear();
   config.pad_token_id.reset();
-  reader("embedding_dim", config.hidden_size);
-  reader("num_blocks", config.num_blocks);
-  visit_fields(config, reader);
-  config.unknown = reader.rest();
+  read_fields(reader, config);
   validate_file(config, name);
   return config;
 }
@@ -257,7 +259,7 @@ std::string write_hf_config(const Config& config, std::string_view dtype) {
     object["chunkwise_kernel"] = "chunkwise--native_autograd";
   object["sequence_kernel"] = "native_sequence__native";
   object["step_kernel"] = "native";
-  return object.dump(2) + "\n";
+  return write_json(object, 2) + "\n";
 }
 
 GenerationDefaults parse_generation_config(std::string_view text, const std::string& name) {

@@ -282,7 +282,7 @@ void write_safetensors(const std::filesystem::path& path, std::span<const NamedT
         {"dtype", name_of(tensor.dtype)}, {"shape", shape}, {"data_offsets", {offset, end}}};
     offset = end;
   }
-  std::string text = header.dump();
+  std::string text = write_json(header);
   text.resize((text.size() + kLengthBytes - 1) / kLengthBytes * kLengthBytes, ' ');
   const std::uint64_t header_bytes = text.size();
   XLSTM_CHECK(header_bytes <= kMaxHeaderBytes, invalid_argument,

@@ -20,6 +20,15 @@ namespace {
 
 using nlohmann::json;
 
+bool is_utf8(const std::string& text) {
+  try {
+    json(text).dump();
+    return true;
+  } catch (const json::exception&) {
+    return false;
+  }
+}
+
 template <class T>
 bool parse_number(std::string_view text, T& value) {
   if (text.starts_with('+')) text.remove_prefix(1);  // from_chars does not know it
@@ -61,6 +70,8 @@ class Builder final : public YAML::EventHandler {
     const bool is_plain = tag.empty() || tag == "?";  // "!" marks a quoted scalar
     XLSTM_CHECK(is_plain || tag == "!", invalid_file, "{}: expected plain values, found the tag {}",
                 at(mark), excerpt(tag));
+    XLSTM_CHECK(is_utf8(value), invalid_file, "{}: expected UTF-8, found '{}'", at(mark),
+                excerpt(value));
     add(mark, is_plain ? plain_scalar(value) : json(value));
   }
   void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t,
@@ -102,7 +113,7 @@ class Builder final : public YAML::EventHandler {
       return &top.container->back();
     }
     if (top.slot) return &(*std::exchange(top.slot, nullptr) = std::move(value));
-    const std::string key = value.is_string() ? value.get<std::string>() : value.dump();
+    const std::string key = value.is_string() ? value.get<std::string>() : write_json(value);
     const auto [entry, is_new] = top.container->get_ref<json::object_t&>().emplace(key, nullptr);
     XLSTM_CHECK(is_new, invalid_file, "{}: expected every key once, found '{}' twice", at(mark),
                 excerpt(key));

@@ -401,6 +401,7 @@ TEST(NxaiConfigTest, BadInput) {
   expect_bad(kSmallYaml + "a: !!python/object:os.system x\n", "found the tag");
   expect_bad(kSmallYaml + "---\na: 1\n", "expected one YAML document, found more");
   expect_bad(kSmallYaml + "a: [1\n", "expected YAML, found:");
+  expect_bad(kSmallYaml + "a: x\xff\n", "line 5, column 4: expected UTF-8, found 'x\\xff'");
   expect_bad(kSmallYaml + "? [1]\n: 2\n", "expected a key, found a container");
   expect_bad(kSmallYaml + "a: " + std::string(100'000, '['), "config.yaml");
   expect_bad(kSmallYaml + "a: " + std::string(65, '[') + std::string(65, ']'), "nested containers");
