@@ -1,5 +1,6 @@
 // Checkpoint: which files of a directory count, and what is wrong with them.
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <string>
@@ -150,7 +151,7 @@ TEST(CheckpointTest, NumberedFiles) {
   write_shard(dir, "model_0.safetensors", {"a"});
   dir.write("model_x.safetensors", "not one of them");
   for (int i = 2; i <= 10; ++i)
-    write_shard(dir, "model_" + std::to_string(i) + ".safetensors", {"c" + std::to_string(i)});
+    write_shard(dir, fmt::format("model_{}.safetensors", i), {fmt::format("c{}", i)});
   EXPECT_EQ(Checkpoint::open(dir.path()).files().size(), 11u);
   std::filesystem::remove(dir / "model_9.safetensors");
   expect_error(ErrorCode::invalid_file,
