@@ -88,11 +88,13 @@ void step(MlstmTask& task, std::int64_t t) {
   const auto width = static_cast<std::size_t>(task.x1 - task.x0);
   const DF d;
 
-  // m is stored in float32, so F and I are taken relative to the rounded value.
+  // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
+  // collects no rounding errors.
   const double decayed = task.log_f(t) + task.m, i = task.i(t);
-  task.m = static_cast<float>(i > decayed ? i : decayed);
-  const auto f_weight = static_cast<float>(std::exp(decayed - task.m));
-  const auto i_weight = static_cast<float>(std::exp(i - task.m));
+  const double m = i > decayed ? i : decayed;
+  task.m = static_cast<float>(m);
+  const auto f_weight = static_cast<float>(std::exp(decayed - m));
+  const auto i_weight = static_cast<float>(std::exp(i - m));
 
   const float *q = task.q(t), *k = task.k(t), *v = task.v(t) + task.x0;
   const VF forget = hn::Set(d, f_weight), input = hn::Set(d, i_weight);
@@ -119,7 +121,7 @@ void step(MlstmTask& task, std::int64_t t) {
     const VF ks = hn::Set(d, i_weight * k[a]), qs = hn::Set(d, q[a]);
     step_rows<1>(task.c + a * dv + task.x0, dv, forget, &ks, &qs, v, h, a == 0, width);
   }
-  const double reciprocal = task.reciprocal(task.scale * sum_of_lanes(l), std::exp(-task.m));
+  const double reciprocal = task.reciprocal(task.scale * sum_of_lanes(l), std::exp(-m));
   const VF out = hn::Set(d, static_cast<float>(task.scale * reciprocal));
   for (std::size_t x = 0; x < width; x += lanes())
     store_up_to(hn::Mul(out, load_up_to(h + x, width - x)), h + x, width - x);
@@ -182,17 +184,15 @@ void chunk(MlstmTask& task, std::int64_t t0, std::int64_t length) {
     q_weight[j] = static_cast<float>(task.m - high);
     floor[j] = static_cast<float>(-(b + high));
   }
-  const double m_old = task.m;
+  for (std::size_t j = 0; j < count; ++j)  // k_j enters the state with e^(beta_j - mu_L)
+    k_weight[j] = static_cast<float>(static_cast<double>(beta_hi[j]) + beta_lo[j] - high);
+  const auto decay = static_cast<float>(std::exp(task.m - high));
   task.m = static_cast<float>(b + high);
-  const double base = b - task.m;  // k_j enters the state with e^(base + beta_j)
-  for (std::size_t j = 0; j < count; ++j)
-    k_weight[j] = static_cast<float>(base + (static_cast<double>(beta_hi[j]) + beta_lo[j]));
   for (std::size_t j = 0; j < count; j += lanes()) {
     store(exp(load(q_weight + j)), q_weight + j);
     store(exp(load(k_weight + j)), k_weight + j);
     store(exp(load(floor + j)), floor + j);
   }
-  const auto decay = static_cast<float>(std::exp(base + m_old));
 
   sgemm(false, true, length, length, plan.dqk, task.scale, task.q(t0), task.args.q.row_stride(),
         task.k(t0), task.args.k.row_stride(), 0.0F, task.scores, stride);

@@ -193,7 +193,7 @@ HWY_INLINE VF tanh(VF x) {
   const VF small = hn::MulAdd(hn::Mul(x, z), p, x);
   const VF e = exp(hn::Add(a, a));
   const VF large = hn::Sub(one, hn::Div(hn::Set(d, 2.0F), hn::Add(e, one)));
-  return hn::IfThenElse(hn::Lt(a, hn::Set(d, 0.625F)), small, hn::CopySign(large, x));
+  return hn::CopySign(hn::IfThenElse(hn::Lt(a, hn::Set(d, 0.625F)), small, large), x);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -1,0 +1,251 @@
+#include "ops/mlstm_problem.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace xlstm::ops::test {
+namespace {
+
+constexpr int kMargin = 8;  // floats before C, between the parts and after them
+constexpr float kGuard = 1234.5F;
+
+std::int64_t sum(const std::vector<int>& values) {
+  return std::accumulate(values.begin(), values.end(), std::int64_t{0});
+}
+
+struct GatePair {
+  double i, f;
+};
+
+GatePair gates(Regime regime, int t, int length, std::mt19937& random) {
+  std::normal_distribution<double> normal;
+  std::uniform_real_distribution<double> uniform;
+  switch (regime) {
+    case Regime::typical: return {-1 + 2 * normal(random), 3 + 1.5 * normal(random)};
+    case Regime::remember: return {t % 2 == 0 ? -12.0 : 12.0, 12};
+    case Regime::forget: return {-12 + 4 * uniform(random), -12};
+    case Regime::resets: return {normal(random), uniform(random) < 0.15 ? -25.0 : 4.0};
+    case Regime::constant: return {0, 0};
+    case Regime::one_huge: return {t == length / 2 ? 12.0 : -12.0, 3};
+    case Regime::open: return {12, 12};
+    case Regime::beyond_caps:
+      return {uniform(random) < 0.5 ? -80.0 : 80.0, uniform(random) < 0.5 ? -80.0 : 80.0};
+  }
+  return {0, 0};
+}
+
+}  // namespace
+
+const char* to_string(Regime regime) {
+  switch (regime) {
+    case Regime::typical: return "typical";
+    case Regime::remember: return "remember";
+    case Regime::forget: return "forget";
+    case Regime::resets: return "resets";
+    case Regime::constant: return "constant";
+    case Regime::one_huge: return "one_huge";
+    case Regime::open: return "open";
+    case Regime::beyond_caps: return "beyond_caps";
+  }
+  return "";
+}
+
+MlstmProblem::MlstmProblem(MlstmShape shape, std::vector<int> lengths, Regime regime, unsigned seed,
+                           bool random_states)
+    : qkv(DType::f32, {sum(lengths), shape.heads * (2 * shape.dqk + shape.dv)}, 3),
+      i(DType::f32, {sum(lengths), shape.heads}, 2),
+      log_f(DType::f32, {sum(lengths), shape.heads}, 1),
+      shape_(shape),
+      lengths_(std::move(lengths)),
+      h_(DType::f32, {sum(lengths_), shape.heads * shape.dv}, 5) {
+  std::mt19937 random(seed);
+  const int h = shape.heads;
+  qkv = Array::random(random, DType::f32, {sum(lengths_), h * (2 * shape.dqk + shape.dv)}, 1.0, 0.1,
+                      3);
+  const std::size_t c_size = static_cast<std::size_t>(h) * shape.dqk * shape.dv;
+  const std::size_t n_size = static_cast<std::size_t>(h) * shape.dqk;
+  offsets_.c = sizeof(float) * kMargin;
+  offsets_.n = offsets_.c + sizeof(float) * (c_size + kMargin);
+  offsets_.m = offsets_.n + sizeof(float) * (n_size + kMargin);
+
+  std::int64_t row = 0;
+  std::normal_distribution<float> normal;
+  for (int length : lengths_) {
+    first_.push_back(row);
+    for (int t = 0; t < length; ++t, ++row)
+      for (int head = 0; head < h; ++head) {
+        const GatePair gate = gates(regime, t, length, random);
+        i.set(row, head, gate.i);
+        log_f.set(row, head, oracle::log_sigmoid(gate.f));
+      }
+    std::vector<float> record(offsets_.m / sizeof(float) + static_cast<std::size_t>(h) + kMargin,
+                              kGuard);
+    const auto fill = [&](std::size_t offset, std::size_t count, float scale) {
+      for (std::size_t k = 0; k < count; ++k)
+        record[offset / sizeof(float) + k] = random_states ? scale * normal(random) : 0.0F;
+    };
+    fill(offsets_.c, c_size, 1);
+    fill(offsets_.n, n_size, 1);
+    fill(offsets_.m, static_cast<std::size_t>(h), 2);
+    initial.push_back(record);
+  }
+}
+
+MlstmArgs MlstmProblem::args(std::int64_t begin, std::int64_t count, const Batch& batch,
+                             std::int64_t chunk) {
+  const std::int64_t qk = shape_.heads * shape_.dqk, v = shape_.heads * shape_.dv;
+  const Tensor all = qkv.tensor().rows(begin, count);
+  return {.q = all.cols(0, qk),
+          .k = all.cols(qk, qk),
+          .v = all.cols(2 * qk, v),
+          .i = i.tensor().rows(begin, count),
+          .log_f = log_f.tensor().rows(begin, count),
+          .batch = batch,
+          .state = offsets_,
+          .chunk = chunk,
+          .h = h_.tensor().rows(begin, count)};
+}
+
+void MlstmProblem::run(int threads, std::int64_t chunk) {
+  records_ = initial;
+  h_.poison();
+  std::vector<std::int32_t> offsets{0};
+  std::vector<std::byte*> slots;
+  for (std::size_t s = 0; s < lengths_.size(); ++s) {
+    offsets.push_back(offsets.back() + lengths_[s]);
+    slots.push_back(reinterpret_cast<std::byte*>(records_[s].data()));
+  }
+  const Batch batch{offsets, slots};
+  const MlstmArgs all = args(0, offsets.back(), batch, chunk);
+  // The states change, so the second run must be the only one.
+  Context context({}, threads);
+  context.start_measuring();
+  mlstm(context, all);
+  context.finish_measuring();
+  {
+    ArenaScope scope(context.arena());
+    std::byte* scratch = context.arena().take(context.arena().capacity());
+    std::fill_n(scratch, context.arena().capacity(), std::byte{0xFF});
+  }
+  mlstm(context, all);
+  EXPECT_TRUE(h_.gaps_untouched());
+  for (const std::vector<float>& record : records_)
+    for (std::size_t at : {std::size_t{0}, offsets_.n / sizeof(float) - 1,
+                           offsets_.m / sizeof(float) - 1, record.size() - kMargin})
+      EXPECT_EQ(record[at], kGuard) << "written outside of the state, at float " << at;
+}
+
+void MlstmProblem::run_alone(std::size_t s, int threads, std::int64_t chunk) {
+  run_in_pieces(threads, chunk, std::vector<int>{lengths_[s]});
+}
+
+void MlstmProblem::run_in_pieces(int threads, std::int64_t chunk, const std::vector<int>& pieces) {
+  records_ = initial;
+  h_.poison();
+  Context context({}, threads);
+  for (std::size_t s = 0; s < lengths_.size(); ++s) {
+    std::byte* slot = reinterpret_cast<std::byte*>(records_[s].data());
+    std::size_t piece = 0;
+    for (int t = 0; t < lengths_[s];) {
+      const int count = std::min(pieces[std::min(piece++, pieces.size() - 1)], lengths_[s] - t);
+      const std::vector<std::int32_t> offsets{0, count};
+      const Batch batch{offsets, {&slot, 1}};
+      const MlstmArgs some = args(first_[s] + t, count, batch, chunk);
+      context.start_measuring();
+      mlstm(context, some);
+      context.finish_measuring();
+      mlstm(context, some);
+      t += count;
+    }
+  }
+}
+
+std::vector<double> MlstmProblem::h(std::size_t s) const {
+  const std::vector<double> all = h_.values();
+  const std::int64_t width = shape_.heads * shape_.dv;
+  return {all.begin() + first_[s] * width, all.begin() + (first_[s] + lengths_[s]) * width};
+}
+
+std::vector<double> MlstmProblem::part(std::size_t s, std::size_t begin, std::size_t count) const {
+  const auto first = records_[s].begin() + static_cast<std::ptrdiff_t>(begin / sizeof(float));
+  return {first, first + static_cast<std::ptrdiff_t>(count)};
+}
+
+std::vector<double> MlstmProblem::c(std::size_t s) const {
+  return part(s, offsets_.c, static_cast<std::size_t>(shape_.heads) * shape_.dqk * shape_.dv);
+}
+std::vector<double> MlstmProblem::n(std::size_t s) const {
+  return part(s, offsets_.n, static_cast<std::size_t>(shape_.heads) * shape_.dqk);
+}
+std::vector<double> MlstmProblem::m(std::size_t s) const {
+  return part(s, offsets_.m, static_cast<std::size_t>(shape_.heads));
+}
+
+std::vector<std::byte> MlstmProblem::bits(std::size_t s) const {
+  Array own = h_;
+  const std::vector<std::byte> all = own.bytes();
+  const std::ptrdiff_t width = shape_.heads * shape_.dv * 4;
+  std::vector<std::byte> result(all.begin() + first_[s] * width,
+                                all.begin() + (first_[s] + lengths_[s]) * width);
+  const auto* record = reinterpret_cast<const std::byte*>(records_[s].data());
+  result.insert(result.end(), record, record + records_[s].size() * sizeof(float));
+  return result;
+}
+
+oracle::MlstmInputs MlstmProblem::inputs(std::size_t s) const {
+  const oracle::MlstmInputsOf<float> in = float_inputs(s);
+  oracle::MlstmInputs out;
+  out.heads = in.heads;
+  out.dqk = in.dqk;
+  out.dv = in.dv;
+  out.q.assign(in.q.begin(), in.q.end());
+  out.k.assign(in.k.begin(), in.k.end());
+  out.v.assign(in.v.begin(), in.v.end());
+  out.i.assign(in.i.begin(), in.i.end());
+  out.log_f.assign(in.log_f.begin(), in.log_f.end());
+  out.eps = in.eps;
+  return out;
+}
+
+oracle::MlstmInputsOf<float> MlstmProblem::float_inputs(std::size_t s) const {
+  oracle::MlstmInputsOf<float> in;
+  in.heads = shape_.heads;
+  in.dqk = shape_.dqk;
+  in.dv = shape_.dv;
+  in.eps = 1e-6F;
+  const std::int64_t qk = in.heads * in.dqk, v = in.heads * in.dv, width = 2 * qk + v;
+  const std::vector<float> all = qkv.floats(), is = i.floats(), fs = log_f.floats();
+  for (std::int64_t t = first_[s]; t < first_[s] + lengths_[s]; ++t) {
+    const auto row = all.begin() + t * width;
+    in.q.insert(in.q.end(), row, row + qk);
+    in.k.insert(in.k.end(), row + qk, row + 2 * qk);
+    in.v.insert(in.v.end(), row + 2 * qk, row + width);
+    in.i.insert(in.i.end(), is.begin() + t * in.heads, is.begin() + (t + 1) * in.heads);
+    in.log_f.insert(in.log_f.end(), fs.begin() + t * in.heads, fs.begin() + (t + 1) * in.heads);
+  }
+  return in;
+}
+
+oracle::MlstmStateOf<float> MlstmProblem::float_state(std::size_t s) const {
+  oracle::MlstmStateOf<float> state(shape_.heads, shape_.dqk, shape_.dv);
+  const auto copy = [&](std::size_t offset, std::vector<float>& to) {
+    std::copy_n(initial[s].begin() + static_cast<std::ptrdiff_t>(offset / sizeof(float)), to.size(),
+                to.begin());
+  };
+  copy(offsets_.c, state.c);
+  copy(offsets_.n, state.n);
+  copy(offsets_.m, state.m);
+  return state;
+}
+
+oracle::MlstmState MlstmProblem::state(std::size_t s) const {
+  const oracle::MlstmStateOf<float> single = float_state(s);
+  oracle::MlstmState state;
+  state.c.assign(single.c.begin(), single.c.end());
+  state.n.assign(single.n.begin(), single.n.end());
+  state.m.assign(single.m.begin(), single.m.end());
+  return state;
+}
+
+}  // namespace xlstm::ops::test
