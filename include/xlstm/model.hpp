@@ -84,9 +84,11 @@ class Model {
   /// Tokens of text as the model wants them: BOS first where the checkpoint asks for it
   /// (docs/formats.md), unless `no_bos`.
   std::vector<std::int32_t> encode_prompt(std::string_view text, bool no_bos = false) const;
-  /// The id that encode_prompt puts first, or -1.
+  /// The id that begins a text, or -1 if there is none.
   std::int32_t bos_id() const noexcept;
-  /// Ids that end a text.
+  /// True when encode_prompt puts bos_id() first.
+  bool adds_bos() const noexcept;
+  /// Ids that end a text: the tokenizer's, else generation_config's, else the configuration's.
   const std::vector<std::int32_t>& eos_ids() const noexcept;
   /// Ids below this may be sampled: min(vocab_size, tokenizer size).
   std::int32_t sampleable_ids() const noexcept;

@@ -1,0 +1,204 @@
+#include "xlstm/generate.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+
+#include "core/check.hpp"
+#include "infer/sampler.hpp"
+#include "infer/text_stream.hpp"
+
+namespace xlstm {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Prompt tokens between two reports of progress. A multiple of the engine's own slices, so that
+// reading a prompt gives the same bits as one call would.
+constexpr std::size_t kPromptPiece = 512;
+
+// One sequence while it is being continued.
+struct Sequence {
+  Sequence(Model& model, const GenerateOptions& options)
+      : sampler(options.sampler, model.sampleable_ids()), text(model.tokenizer(), options.stop) {}
+
+  State* state = nullptr;
+  infer::Sampler sampler;
+  infer::TextStream text;
+  Generation result;
+  std::int32_t token = 0;  // sampled last
+  bool unread = false;     // the model has not read `token` yet
+  bool active = true;
+};
+
+class Writer {
+ public:
+  Writer(Model& model, const GenerateOptions& options, const GenerateCallbacks& callbacks)
+      : model_(model), options_(options), callbacks_(callbacks) {
+    XLSTM_CHECK(options.max_tokens >= -1, invalid_argument,
+                "generate: max_tokens: expected -1 or more, found {}", options.max_tokens);
+    XLSTM_CHECK(options.logprobs >= -1, invalid_argument,
+                "generate: logprobs: expected -1 or more, found {}", options.logprobs);
+  }
+
+  void add(State& state, std::span<const std::int32_t> prompt) {
+    Sequence& s = sequences_.emplace_back(model_, options_);
+    s.state = &state;
+    s.result.prompt_ids.assign(prompt.begin(), prompt.end());
+    if (prompt.empty() && state.last_logits().empty()) {
+      XLSTM_CHECK(model_.bos_id() >= 0, invalid_argument,
+                  "generate: the prompt is empty, and the model has no BOS token to begin with");
+      s.result.prompt_ids.push_back(model_.bos_id());
+    }
+    for (std::size_t i = 0; i < prompt.size(); ++i)
+      XLSTM_CHECK(prompt[i] >= 0 && prompt[i] < model_.config().vocab_size, invalid_argument,
+                  "generate: prompt token {}: expected an id in [0, {}), found {}", i,
+                  model_.config().vocab_size, prompt[i]);
+    for (const std::int32_t id : s.result.prompt_ids) s.sampler.accept(id);
+    // The usual lengths never grow the list while generating.
+    const auto reserve = std::clamp<std::int64_t>(options_.max_tokens, 0, 65536);
+    s.result.ids.reserve(static_cast<std::size_t>(reserve));
+  }
+
+  // @param keep_state  read the last token too, so that the states hold the whole text
+  void run(bool keep_state) {
+    read_prompts();
+    write();
+    if (keep_state)
+      for (Sequence& s : sequences_)
+        if (s.unread) model_.eval(*s.state, std::span(&s.token, 1));
+    for (std::size_t i = 0; i < sequences_.size(); ++i) {
+      if (sequences_[i].active) finish(i, FinishReason::length);
+      sequences_[i].result.text = sequences_[i].text.text();
+    }
+  }
+
+  std::vector<Generation> take() {
+    std::vector<Generation> results;
+    for (Sequence& s : sequences_) results.push_back(std::move(s.result));
+    return results;
+  }
+
+ private:
+  bool should_stop() { return callbacks_.should_stop && callbacks_.should_stop(); }
+
+  // Every prompt is read by itself: its result is what it is alone, to the bit.
+  void read_prompts() {
+    std::int64_t done = 0, total = 0;
+    for (const Sequence& s : sequences_)
+      total += static_cast<std::int64_t>(s.result.prompt_ids.size());
+    for (Sequence& s : sequences_) {
+      const auto start = Clock::now();
+      const std::span<const std::int32_t> ids = s.result.prompt_ids;
+      for (std::size_t begin = 0; begin < ids.size() && !stopped_; begin += kPromptPiece) {
+        const std::size_t n = std::min(kPromptPiece, ids.size() - begin);
+        const SequenceInput input{.ids = ids.subspan(begin, n), .state = s.state};
+        if (begin + n < ids.size())
+          model_.forward(std::span(&input, 1), Logits::none, {});
+        else
+          model_.eval(*s.state, input.ids);
+        done += static_cast<std::int64_t>(n);
+        s.result.timings.prompt_tokens += static_cast<std::int64_t>(n);
+        if (callbacks_.on_prompt) callbacks_.on_prompt(done, total);
+        if (begin + n < ids.size()) stopped_ = should_stop();
+      }
+      s.result.timings.prompt_s = seconds_since(start);
+    }
+  }
+
+  void write() {
+    const auto start = Clock::now();
+    const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
+    std::vector<float> logits(sequences_.size() > 1 ? sequences_.size() * vocab : 0);
+    std::vector<SequenceInput> batch;
+    batch.reserve(sequences_.size());
+
+    for (std::int64_t step = 0; step != options_.max_tokens && !stopped_; ++step) {
+      stopped_ = should_stop();
+      if (stopped_) break;
+      batch.clear();
+      for (std::size_t i = 0; i < sequences_.size(); ++i) {
+        Sequence& s = sequences_[i];
+        if (!s.active) continue;
+        choose(i);
+        s.result.timings.generate_s = seconds_since(start);
+        if (s.active) batch.push_back({.ids = std::span(&s.token, 1), .state = s.state});
+      }
+      if (batch.empty() || step + 1 == options_.max_tokens) break;
+      if (batch.size() == 1)
+        model_.eval(*batch[0].state, batch[0].ids);
+      else
+        model_.forward(batch, Logits::last, logits);
+      for (Sequence& s : sequences_)
+        if (s.active) s.unread = false;
+    }
+  }
+
+  // Samples the next token of sequence i, and ends it at the end of the text or a stop string.
+  void choose(std::size_t i) {
+    Sequence& s = sequences_[i];
+    const std::span<const float> logits = s.state->last_logits();
+    s.token = s.sampler.sample(logits);
+    const std::vector<std::int32_t>& eos = model_.eos_ids();
+    if (!options_.ignore_eos && std::ranges::find(eos, s.token) != eos.end()) {
+      finish(i, FinishReason::stop);
+      return;
+    }
+    if (options_.logprobs >= 0)
+      s.result.logprobs.push_back(infer::log_probabilities(logits, s.token, options_.logprobs));
+    s.sampler.accept(s.token);
+    s.result.ids.push_back(s.token);
+    ++s.result.timings.generated_tokens;
+    s.unread = true;
+    if (s.text.push(s.token))
+      finish(i, FinishReason::stop);
+    else
+      emit(i);
+  }
+
+  void finish(std::size_t i, FinishReason reason) {
+    Sequence& s = sequences_[i];
+    s.active = false;
+    s.result.finish_reason = s.text.finish() ? FinishReason::stop : reason;
+    emit(i);
+  }
+
+  void emit(std::size_t i) {
+    const std::string_view text = sequences_[i].text.take();
+    if (!text.empty() && callbacks_.on_text) callbacks_.on_text(i, text);
+  }
+
+  Model& model_;
+  const GenerateOptions& options_;
+  const GenerateCallbacks& callbacks_;
+  std::deque<Sequence> sequences_;
+  bool stopped_ = false;
+};
+
+}  // namespace
+
+std::vector<Generation> generate(Model& model, std::span<const std::vector<std::int32_t>> prompts,
+                                 const GenerateOptions& options,
+                                 const GenerateCallbacks& callbacks) {
+  std::vector<State> states;
+  states.reserve(prompts.size());
+  Writer writer(model, options, callbacks);
+  for (const std::vector<std::int32_t>& prompt : prompts)
+    writer.add(states.emplace_back(model.make_state()), prompt);
+  writer.run(false);
+  return writer.take();
+}
+
+Generation generate(Model& model, State& state, std::span<const std::int32_t> prompt,
+                    const GenerateOptions& options, const GenerateCallbacks& callbacks) {
+  Writer writer(model, options, callbacks);
+  writer.add(state, prompt);
+  writer.run(true);
+  return std::move(writer.take().front());
+}
+
+}  // namespace xlstm

@@ -1,0 +1,71 @@
+#pragma once
+// From logits to the next token.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "xlstm/generate.hpp"
+
+namespace xlstm::infer {
+
+/// xoshiro256** seeded by splitmix64: the same numbers on every platform.
+class Generator {
+ public:
+  explicit Generator(std::uint64_t seed);
+  std::uint64_t next() noexcept;
+  /// Uniform in [0, 1), 53 bits.
+  double uniform() noexcept { return static_cast<double>(next() >> 11) * 0x1p-53; }
+
+ private:
+  std::uint64_t s_[4];
+};
+
+/// The sampler chain of one sequence. After construction it allocates nothing.
+class Sampler {
+ public:
+  /// @param ids  ids below this may be chosen
+  /// @throws Error(invalid_argument) naming the option that is out of range
+  Sampler(const SamplerOptions& options, std::int32_t ids);
+
+  /// Tells the penalties of a token of the text, prompt or generated.
+  void accept(std::int32_t id);
+  /// Chooses the next token; the caller accepts it. @param logits  [vocab], at least `ids`
+  /// @throws Error(internal) naming the id whose logit is NaN or infinite
+  std::int32_t sample(std::span<const float> logits);
+
+ private:
+  struct Candidate {
+    float logit;
+    std::int32_t id;
+  };
+  static bool better(const Candidate& a, const Candidate& b) noexcept {
+    return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
+  }
+
+  bool has_penalties() const noexcept;
+  std::span<const float> adjusted(std::span<const float> logits);
+  void select(std::span<const float> logits);
+
+  SamplerOptions options_;
+  std::int32_t ids_;
+  Generator generator_;
+  std::vector<float> adjusted_;  // logits after bias and penalties
+  std::vector<Candidate> candidates_;
+  std::vector<double> weights_;        // of the candidates, not normalised
+  std::vector<std::int32_t> history_;  // ring of the last repeat_last_n tokens
+  std::size_t history_next_ = 0;
+  std::vector<std::uint32_t> counts_;   // of each id within the history
+  std::vector<std::int32_t> distinct_;  // ids whose count is not 0
+};
+
+/// log sum exp of a row, in double. @throws Error(internal) if a logit is NaN or infinite
+double log_sum_exp(std::span<const float> logits);
+
+/// -log softmax(logits)[id], in double; NaN if a logit is NaN or infinite. Never throws.
+double negative_log_likelihood(std::span<const float> logits, std::int32_t id) noexcept;
+
+/// The chosen token's log-probability and the `top` most likely, best first.
+TokenLogprob log_probabilities(std::span<const float> logits, std::int32_t id, int top);
+
+}  // namespace xlstm::infer

@@ -1,0 +1,42 @@
+#pragma once
+// What the layers need of a configuration, computed once.
+
+#include <span>
+
+#include "xlstm/config.hpp"
+#include "xlstm/tensor.hpp"
+
+namespace xlstm::model {
+
+struct Hyperparameters {
+  std::int64_t vocab = 0, d = 0, heads = 0, blocks = 0;
+  std::int64_t qk = 0, v = 0;  ///< H dqk, H dv
+  std::int64_t f = 0;
+  std::int64_t chunk = 64;
+  float norm_eps = 0, cell_eps = 0;
+  float gate_cap = 0, logit_cap = 0;  ///< 0: none
+  DType activation = DType::f32;      ///< of the inputs of matrix products
+
+  Hyperparameters() = default;
+  Hyperparameters(const Config& c, DType activation_dtype, std::int64_t chunk_size)
+      : vocab(c.vocab_size),
+        d(c.hidden_size),
+        heads(c.num_heads),
+        blocks(c.num_blocks),
+        qk(c.qk_dim()),
+        v(c.v_dim()),
+        f(c.ffn_dim()),
+        chunk(chunk_size),
+        norm_eps(static_cast<float>(c.norm_eps)),
+        cell_eps(static_cast<float>(c.eps)),
+        gate_cap(static_cast<float>(c.gate_soft_cap.value_or(0.0))),
+        logit_cap(static_cast<float>(c.output_logit_soft_cap.value_or(0.0))),
+        activation(activation_dtype) {}
+};
+
+/// The biases of a group, or nothing when the model has none.
+inline std::span<const Tensor> present(std::span<const Tensor> biases) {
+  return biases.front() ? biases : std::span<const Tensor>();
+}
+
+}  // namespace xlstm::model

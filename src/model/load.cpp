@@ -1,0 +1,228 @@
+// From the files of a directory to a model.
+
+#include <algorithm>
+#include <atomic>
+#include <set>
+
+#include "core/check.hpp"
+#include "core/hash.hpp"
+#include "core/log.hpp"
+#include "core/threads.hpp"
+#include "model/model_impl.hpp"
+
+namespace xlstm {
+namespace model {
+namespace {
+
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
+
+bool has_shape(const Tensor& t, const std::vector<std::int64_t>& shape) {
+  if (t.rank != static_cast<int>(shape.size())) return false;
+  for (int d = 0; d < t.rank; ++d)
+    if (t.dim(d) != shape[static_cast<std::size_t>(d)]) return false;
+  return true;
+}
+
+// Elements of a mapped tensor may start anywhere; what is not aligned to its type is copied.
+Tensor aligned(Tensor t, std::vector<Buffer>& owned) {
+  if (reinterpret_cast<std::uintptr_t>(t.data) % size_of(t.dtype) == 0) return t;
+  owned.emplace_back(t.bytes());
+  std::memcpy(owned.back().data(), t.data, t.bytes());
+  t.data = owned.back().data();
+  return t;
+}
+
+class Loader {
+ public:
+  explicit Loader(Model::Impl& impl) : impl_(impl), files_(impl.checkpoint) {}
+
+  // The tensor that holds `p`, checked; empty if there is none and there need not be one.
+  Tensor find(const Parameter& p) {
+    const bool fused = impl_.config.weight_mode == "fused" && !p.fused_name.empty();
+    std::vector<std::int64_t> shape = p.shape;
+    if (fused) shape[0] = p.fused_rows;
+    std::string name = fused ? p.fused_name : p.name;
+    Tensor t = files_.find(name);
+    if (!t && !fused && p.nxai_name != p.name) {
+      if (const Tensor other = files_.find(p.nxai_name)) {
+        t = other;
+        name = p.nxai_name;
+      }
+    }
+    if (!t) {
+      if (p.optional) return {};
+      fail(ErrorCode::not_found, "{}: tensor '{}' of shape {} is missing{}",
+           impl_.directory.string(), name, shape_text(shape),
+           fused ? " (weight_mode is \"fused\")" : "");
+    }
+    const std::string& file = files_.file_of(name);
+    XLSTM_CHECK(has_shape(t, shape), invalid_file, "{}: tensor '{}': expected shape {}, found {}",
+                file, name, shape_text(shape), to_string(t));
+    XLSTM_CHECK(is_weight_dtype(t.dtype), invalid_file,
+                "{}: tensor '{}': expected f32, bf16 or f16, found {}", file, name,
+                to_string(t.dtype));
+    used_.insert(name);
+    return aligned(fused ? t.rows(p.fused_row, p.shape[0]) : t, impl_.owned);
+  }
+
+  std::vector<std::string> unused() const {
+    std::vector<std::string> names;
+    for (const std::string& name : files_.names())
+      if (!used_.contains(name)) names.push_back(name);
+    return names;
+  }
+
+ private:
+  Model::Impl& impl_;
+  const formats::Checkpoint& files_;
+  std::set<std::string> used_;
+};
+
+template <class Bits>
+std::int64_t first_not_finite(const Bits* values, std::int64_t n, Bits exponent, int threads) {
+  std::atomic<std::int64_t> first{n};
+  parallel_ranges(threads, n, 4096, [&](Range range) {
+    for (std::int64_t i = range.begin; i < range.end; ++i) {
+      if ((values[i] & exponent) != exponent) continue;
+      std::int64_t seen = first.load();
+      while (i < seen && !first.compare_exchange_weak(seen, i)) {
+      }
+      return;
+    }
+  });
+  return first.load();
+}
+
+}  // namespace
+
+void load_weights(Model::Impl& impl, Dialect dialect) {
+  Loader loader(impl);
+  std::uint64_t done = 0;
+  const std::uint64_t total = impl.checkpoint.bytes();
+  for (Parameter& p : list_parameters(impl.config, dialect, impl.network)) {
+    // transformers writes lm_head even when the config says that it is tied, and reads what it
+    // wrote: the matrix of the file counts, and the tie only when there is none.
+    if (p.name == "lm_head.weight" && impl.config.tie_word_embeddings) p.optional = true;
+    *p.view = loader.find(p);
+    if (!*p.view && p.name == "lm_head.weight") {
+      *p.view = impl.network.embedding;
+      impl.tied = true;
+    } else if (*p.view) {
+      done += p.view->bytes();
+      if (impl.options.progress) impl.options.progress(std::min(done, total), total);
+      impl.parameters.push_back(std::move(p));
+    }
+  }
+  impl.unexpected = loader.unused();
+  for (const std::string& name : impl.unexpected)
+    log(LogLevel::warning,
+        fmt::format("{}: tensor '{}' is not part of this architecture and is ignored",
+                    impl.checkpoint.file_of(name), name));
+}
+
+void check_finite(const Model::Impl& impl) {
+  const int threads = impl.context.threads();
+  for (const Parameter& p : impl.parameters) {
+    const Tensor& t = *p.view;
+    const std::int64_t n = t.count();
+    std::int64_t bad = n;
+    if (t.dtype == DType::f32)
+      bad = first_not_finite(t.as<std::uint32_t>(), n, 0x7f800000U, threads);
+    else if (t.dtype == DType::bf16)
+      bad = first_not_finite<std::uint16_t>(t.as<std::uint16_t>(), n, 0x7f80U, threads);
+    else
+      bad = first_not_finite<std::uint16_t>(t.as<std::uint16_t>(), n, 0x7c00U, threads);
+    XLSTM_CHECK(bad == n, invalid_file,
+                "{}: tensor '{}': expected finite numbers, found NaN or infinity at element {}",
+                impl.directory.string(), p.name, bad);
+  }
+}
+
+void load_vocabulary(Model::Impl& impl) {
+  const std::filesystem::path& directory = impl.directory;
+  formats::GenerationDefaults defaults;
+  const auto generation_config = directory / "generation_config.json";
+  if (std::filesystem::exists(generation_config))
+    defaults = formats::parse_generation_config(formats::read_text_file(generation_config),
+                                                generation_config.string());
+  const auto tokenizer_json = directory / "tokenizer.json";
+  if (std::filesystem::exists(tokenizer_json)) impl.tokenizer = Tokenizer::load(tokenizer_json);
+
+  const auto in_vocabulary = [&](std::int64_t id) {
+    return id >= 0 && id < impl.config.vocab_size;
+  };
+  const auto add_eos = [&](std::int64_t id) {
+    if (in_vocabulary(id)) impl.eos.push_back(static_cast<std::int32_t>(id));
+  };
+  std::optional<std::int32_t> bos;
+  std::optional<bool> add_bos;
+  if (impl.tokenizer) {
+    bos = impl.tokenizer->bos_id();
+    add_bos = impl.tokenizer->add_bos_token();
+    // The published config's eos_token_id 2 is "!" in its vocabulary: the tokenizer knows better.
+    if (const auto eos = impl.tokenizer->eos_id()) add_eos(*eos);
+  }
+  if (impl.eos.empty())
+    for (const std::int32_t id : defaults.eos_ids) add_eos(id);
+  if (impl.eos.empty()) add_eos(impl.config.eos_token_id);
+
+  const std::int64_t first = bos ? *bos : impl.config.bos_token_id;
+  impl.bos = in_vocabulary(first) ? static_cast<std::int32_t>(first) : -1;
+  impl.adds_bos = impl.bos >= 0 &&
+                  (impl.config.force_bos_token_insert.value_or(false) || add_bos.value_or(true));
+}
+
+std::uint64_t hash_model(const Model::Impl& impl) {
+  const Config& c = impl.config;
+  const std::string text = fmt::format(
+      "{} {} {} {} {} {} {} {} {} {} {} {} {}", c.vocab_size, c.hidden_size, c.num_blocks,
+      c.num_heads, c.use_bias, c.add_out_norm, c.norm_eps, c.eps, c.qk_dim(), c.v_dim(),
+      c.ffn_dim(), c.gate_soft_cap.value_or(0), c.output_logit_soft_cap.value_or(0));
+  std::uint64_t h = hash_bytes(std::as_bytes(std::span(text)), 1);
+  for (const Parameter& p : impl.parameters) {
+    const std::string line = p.name + to_string(*p.view);
+    h = hash_bytes(std::as_bytes(std::span(line)), h);
+    // A sample: reading 14 GB would take longer than the first token may.
+    constexpr std::size_t kSample = 256;
+    const std::span<const std::byte> bytes(static_cast<const std::byte*>(p.view->data),
+                                           p.view->bytes());
+    const std::size_t n = std::min(kSample, bytes.size());
+    for (const std::size_t begin : {std::size_t{0}, (bytes.size() - n) / 2, bytes.size() - n})
+      h = hash_bytes(bytes.subspan(begin, n), h);
+  }
+  return h;
+}
+
+}  // namespace model
+
+Model Model::load(const std::filesystem::path& directory, const LoadOptions& options) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  XLSTM_CHECK(fs::exists(directory, ignored), not_found, "{}: no such model directory",
+              directory.string());
+  XLSTM_CHECK(fs::is_directory(directory, ignored), invalid_argument,
+              "{}: expected a directory with config.json or config.yaml, found a file",
+              directory.string());
+  const fs::path json = directory / "config.json", yaml = directory / "config.yaml";
+  const bool hugging_face = fs::exists(json, ignored);
+  XLSTM_CHECK(hugging_face || fs::exists(yaml, ignored), not_found,
+              "{}: expected config.json (Hugging Face) or config.yaml (xlstm_large), found neither",
+              directory.string());
+  Config config = hugging_face
+                      ? formats::parse_hf_config(formats::read_text_file(json), json.string())
+                      : formats::parse_nxai_config(formats::read_text_file(yaml), yaml.string());
+  config.validate((hugging_face ? json : yaml).string());
+
+  auto impl = std::make_unique<Impl>(std::move(config), options);
+  impl->directory = directory;
+  impl->checkpoint = formats::Checkpoint::open(directory);
+  model::load_weights(*impl, hugging_face ? model::Dialect::hugging_face : model::Dialect::nxai);
+  if (options.check_tensors) model::check_finite(*impl);
+  model::load_vocabulary(*impl);
+  impl->hash = model::hash_model(*impl);
+  return Model(std::move(impl));
+}
+
+}  // namespace xlstm

@@ -1,0 +1,105 @@
+// The public Model: what it tells about itself.
+
+#include "xlstm/model.hpp"
+
+#include <algorithm>
+
+#include "core/check.hpp"
+#include "model/model_impl.hpp"
+#include "model/state_impl.hpp"
+
+namespace xlstm {
+
+Model::Impl::Impl(Config c, const LoadOptions& o)
+    : config(std::move(c)), options(o), context(o.device, o.threads) {
+  XLSTM_CHECK(o.device.is_cpu(), unsupported, "device {}: this build runs on the CPU only",
+              to_string(o.device));
+  XLSTM_CHECK(o.dtype == DType::f32 || o.dtype == DType::bf16, invalid_argument,
+              "dtype: expected f32 or bf16, found {}", to_string(o.dtype));
+  XLSTM_CHECK(o.threads >= 0 && o.threads <= 4096, invalid_argument,
+              "threads: expected 0 to 4096, found {}", o.threads);
+  XLSTM_CHECK(o.chunk_size >= 0, invalid_argument, "chunk_size: expected 0 or more, found {}",
+              o.chunk_size);
+  // The result does not depend on the chunk but for the last bits: ours is the faster.
+  constexpr std::int64_t kChunk = 64;
+  const std::int64_t chunk = o.chunk_size > 0 ? o.chunk_size : kChunk;
+  network.hp = model::Hyperparameters(config, o.dtype, chunk);
+  network.state = model::StateLayout(config);
+}
+
+Model::Model(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Model::Model(Model&&) noexcept = default;
+Model& Model::operator=(Model&&) noexcept = default;
+Model::~Model() = default;
+
+const Config& Model::config() const noexcept { return impl_->config; }
+const Tokenizer* Model::tokenizer() const noexcept {
+  return impl_->tokenizer ? &*impl_->tokenizer : nullptr;
+}
+int Model::threads() const noexcept { return impl_->context.threads(); }
+DType Model::dtype() const noexcept { return impl_->options.dtype; }
+
+State Model::make_state() const {
+  return State(
+      std::make_unique<State::Impl>(impl_->network.state, impl_->hash, impl_->config.vocab_size));
+}
+
+void Model::forward(std::span<const SequenceInput> batch, Logits which, std::span<float> logits) {
+  std::size_t rows = 0;
+  if (which == Logits::last) rows = batch.size();
+  if (which == Logits::all)
+    for (const SequenceInput& s : batch) rows += s.ids.size();
+  const std::size_t expected = rows * static_cast<std::size_t>(impl_->config.vocab_size);
+  XLSTM_CHECK(logits.size() >= expected, invalid_argument,
+              "forward: expected room for {} logits, found {}", expected, logits.size());
+  impl_->forward(batch, which, logits.data());
+}
+
+std::span<const float> Model::eval(State& state, std::span<const std::int32_t> ids) {
+  return impl_->eval(state, ids);
+}
+
+std::vector<std::int32_t> Model::encode_prompt(std::string_view text, bool no_bos) const {
+  XLSTM_CHECK(impl_->tokenizer.has_value(), not_found,
+              "{}: no tokenizer.json: give the prompt as token ids", impl_->directory.string());
+  std::vector<std::int32_t> ids = impl_->tokenizer->encode(text, {.add_special_tokens = !no_bos});
+  if (!no_bos && impl_->adds_bos && (ids.empty() || ids.front() != impl_->bos))
+    ids.insert(ids.begin(), impl_->bos);
+  return ids;
+}
+
+std::int32_t Model::bos_id() const noexcept { return impl_->bos; }
+bool Model::adds_bos() const noexcept { return impl_->adds_bos; }
+const std::vector<std::int32_t>& Model::eos_ids() const noexcept { return impl_->eos; }
+
+std::int32_t Model::sampleable_ids() const noexcept {
+  std::int64_t n = impl_->config.vocab_size;
+  if (impl_->tokenizer) n = std::min<std::int64_t>(n, impl_->tokenizer->size());
+  return static_cast<std::int32_t>(n);
+}
+
+std::vector<ParameterInfo> Model::parameters() const {
+  std::vector<ParameterInfo> list;
+  for (const model::Parameter& p : impl_->parameters)
+    list.push_back({p.name, p.view->dtype, p.shape});
+  return list;
+}
+
+const std::vector<std::string>& Model::unexpected_tensors() const noexcept {
+  return impl_->unexpected;
+}
+
+std::uint64_t Model::weight_bytes() const noexcept {
+  std::uint64_t bytes = 0;
+  for (const model::Parameter& p : impl_->parameters) bytes += p.view->bytes();
+  return bytes;
+}
+
+std::uint64_t Model::streamed_bytes() const noexcept {
+  return weight_bytes() - (impl_->tied ? 0 : impl_->network.embedding.bytes());
+}
+
+std::uint64_t Model::state_bytes() const noexcept { return impl_->network.state.bytes(); }
+std::uint64_t Model::hash() const noexcept { return impl_->hash; }
+
+}  // namespace xlstm

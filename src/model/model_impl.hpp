@@ -1,0 +1,67 @@
+#pragma once
+// What a Model holds; private to src/model.
+
+#include <array>
+#include <mutex>
+#include <optional>
+
+#include "core/context.hpp"
+#include "formats/config_files.hpp"
+#include "formats/safetensors.hpp"
+#include "model/parameters.hpp"
+#include "xlstm/model.hpp"
+
+namespace xlstm {
+
+struct Model::Impl {
+  Impl(Config c, const LoadOptions& o);
+
+  Config config;
+  LoadOptions options;
+  std::filesystem::path directory;  ///< where it was loaded from; empty for random weights
+  formats::Checkpoint checkpoint;   ///< mapped files that weights point into
+  std::vector<Buffer> owned;        ///< weights that could not stay mapped, and random ones
+  model::Network network;
+  std::vector<model::Parameter> parameters;  ///< those present
+  std::vector<std::string> unexpected;       ///< tensors of the files that no parameter names
+  bool tied = false;                         ///< lm_head is the embedding
+
+  std::optional<Tokenizer> tokenizer;
+  std::int32_t bos = -1;
+  bool adds_bos = false;
+  std::vector<std::int32_t> eos;
+  std::uint64_t hash = 0;
+
+  std::mutex mutex;  ///< one forward pass at a time
+  Context context;
+
+  void forward(std::span<const SequenceInput> batch, Logits which, float* logits);
+  std::span<const float> eval(State& state, std::span<const std::int32_t> ids);
+
+ private:
+  void check_batch(std::span<const SequenceInput> batch);
+  void run(std::span<const SequenceInput> sequences, std::int64_t begin, std::int64_t count,
+           std::span<const std::int32_t> rows, float* logits);
+  void prepare(const ops::Batch& batch, std::span<const std::int32_t> ids,
+               std::span<const std::int32_t> rows, Tensor logits);
+
+  std::array<std::uint64_t, 64> prepared_{};  ///< shapes whose scratch is known to fit
+  std::size_t next_prepared_ = 0;
+  std::uint64_t pass_ = 0;  ///< counts batches, to find a state that appears twice
+};
+
+namespace model {
+
+/// Binds every parameter to its tensor in `impl.checkpoint`. @throws Error naming file and tensor
+void load_weights(Model::Impl& impl, Dialect dialect);
+/// Fills every parameter with random numbers of type `dtype`.
+void random_weights(Model::Impl& impl, DType dtype, std::uint64_t seed);
+/// Throws Error(invalid_file) naming the first weight that is not finite.
+void check_finite(const Model::Impl& impl);
+/// Tokenizer and the ids that begin and end a text.
+void load_vocabulary(Model::Impl& impl);
+/// Identifies configuration and weights: names, shapes, types and a sample of the bytes.
+std::uint64_t hash_model(const Model::Impl& impl);
+
+}  // namespace model
+}  // namespace xlstm

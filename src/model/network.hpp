@@ -1,0 +1,43 @@
+#pragma once
+// The whole network as views of its weights: embedding, blocks, norm, head.
+
+#include <vector>
+
+#include "model/feed_forward.hpp"
+#include "model/mlstm_layer.hpp"
+#include "model/state_layout.hpp"
+
+namespace xlstm::model {
+
+struct Block {
+  MlstmLayer mlstm;
+  FeedForward feed_forward;
+
+  void forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
+               ops::MlstmStateOffsets state) const {
+    mlstm.forward(c, hp, x, batch, state);
+    feed_forward.forward(c, hp, x);
+  }
+};
+
+struct Network {
+  Hyperparameters hp;
+  StateLayout state;
+  Tensor embedding;  ///< [V, D]
+  std::vector<Block> blocks;
+  Tensor out_norm, out_norm_bias;  ///< [D]; empty when the model has no output norm
+  std::array<Tensor, 1> lm_head;   ///< [V, D]
+
+  Network() = default;
+  Network(const Network&) = delete;  // the registry points at these views
+  Network& operator=(const Network&) = delete;
+
+  /// Reads the batch's tokens into the states of its slots.
+  /// @param ids     [T] token ids
+  /// @param rows    tokens whose logits are wanted, rising; may be empty
+  /// @param logits  [rows, V] f32, soft-capped
+  void forward(Context& c, const ops::Batch& batch, std::span<const std::int32_t> ids,
+               std::span<const std::int32_t> rows, Tensor logits) const;
+};
+
+}  // namespace xlstm::model

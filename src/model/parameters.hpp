@@ -1,0 +1,53 @@
+#pragma once
+// The registry of parameters: what a model consists of. Load, save, count, hash, random weights
+// and `info` are loops over it; no tensor is known by its position.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/network.hpp"
+
+namespace xlstm::model {
+
+/// What random weights give a parameter (specification A.9, with gates that are not zero so that
+/// tests see them).
+enum class Init : std::uint8_t {
+  embedding,
+  linear,
+  residual,
+  gate,
+  one,
+  zero,
+  input_bias,
+  forget_bias
+};
+
+struct Parameter {
+  std::string name;       ///< Hugging Face's (specification A.2)
+  std::string nxai_name;  ///< xlstm_large's
+  std::vector<std::int64_t> shape;
+  std::string group;       ///< parameters that one kernel reads together; empty: alone
+  std::string fused_name;  ///< the tensor that holds it under weight_mode "fused"; empty: itself
+  std::int64_t fused_row = 0;   ///< its first row there
+  std::int64_t fused_rows = 0;  ///< rows of that tensor
+  Init init = Init::linear;
+  bool decay = false;        ///< takes weight decay
+  bool quantisable = false;  ///< may be stored in a block format
+  bool optional = false;     ///< may be absent from a file
+  Tensor* view = nullptr;    ///< what the network reads
+
+  std::int64_t count() const noexcept {
+    std::int64_t n = 1;
+    for (const std::int64_t s : shape) n *= s;
+    return n;
+  }
+};
+
+/// Who wrote a checkpoint: the rules differ for the bias of out_norm alone.
+enum class Dialect : std::uint8_t { hugging_face, nxai };
+
+/// Every parameter of `config`, with views into `network`, whose blocks are created.
+std::vector<Parameter> list_parameters(const Config& config, Dialect dialect, Network& network);
+
+}  // namespace xlstm::model

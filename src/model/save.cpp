@@ -1,0 +1,135 @@
+// Writing a Hugging Face directory.
+
+#include <atomic>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "core/check.hpp"
+#include "core/float_bits.hpp"
+#include "core/log.hpp"
+#include "core/threads.hpp"
+#include "model/model_impl.hpp"
+
+namespace xlstm {
+namespace {
+
+namespace fs = std::filesystem;
+
+float load_value(const Tensor& t, std::int64_t i) {
+  if (t.dtype == DType::f32) return t.as<float>()[i];
+  const std::uint16_t bits = t.as<std::uint16_t>()[i];
+  return t.dtype == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+}
+
+// `t` as `dtype`: itself, or a copy that `buffers` owns.
+Tensor convert(const std::string& name, const Tensor& t, DType dtype, int threads,
+               std::vector<Buffer>& buffers) {
+  if (t.dtype == dtype) return t;
+  Tensor to = t;
+  to.dtype = dtype;
+  buffers.emplace_back(to.bytes());
+  to.data = buffers.back().data();
+  std::atomic<bool> overflow = false;
+  parallel_ranges(threads, t.count(), 4096, [&](Range range) {
+    for (std::int64_t i = range.begin; i < range.end; ++i) {
+      const float value = load_value(t, i);
+      if (dtype == DType::f32)
+        to.as<float>()[i] = value;
+      else
+        to.as<std::uint16_t>()[i] = dtype == DType::bf16 ? f32_to_bf16(value) : f32_to_f16(value);
+      if (dtype == DType::f16 && std::fabs(value) >= 65520.0F) overflow = true;
+    }
+  });
+  XLSTM_CHECK(!overflow, invalid_argument, "save: tensor '{}' has numbers that f16 cannot hold",
+              name);
+  return to;
+}
+
+struct Named {
+  std::string name;
+  Tensor tensor;
+};
+
+void write_text(const fs::path& path, const std::string& text) {
+  formats::write_file_atomically(path, std::as_bytes(std::span(text)));
+}
+
+std::string shard_name(std::size_t index, std::size_t count) {
+  if (count == 1) return "model.safetensors";
+  return fmt::format("model-{:05}-of-{:05}.safetensors", index + 1, count);
+}
+
+}  // namespace
+
+void Model::save(const fs::path& directory, DType dtype, std::uint64_t max_shard_bytes) const {
+  const Impl& impl = *impl_;
+  XLSTM_CHECK(is_weight_dtype(dtype), invalid_argument, "save: expected f32, bf16 or f16, found {}",
+              to_string(dtype));
+  XLSTM_CHECK(max_shard_bytes > 0, invalid_argument, "save: expected shards of at least 1 byte");
+  std::error_code error;
+  fs::create_directories(directory, error);
+  XLSTM_CHECK(!error, io, "{}: could not create the directory: {}", directory.string(),
+              error.message());
+  if (!impl.config.add_out_norm)
+    log(LogLevel::warning, "save: transformers builds an output norm always; this model has none");
+  if (impl.network.out_norm_bias)
+    log(LogLevel::warning, "save: transformers' output norm has no bias and ignores this model's");
+
+  // Members are written one by one, so what was fused is "single" again. transformers wants
+  // lm_head in the file even when it is tied.
+  std::vector<Named> tensors;
+  for (const model::Parameter& p : impl.parameters) tensors.push_back({p.name, *p.view});
+  if (impl.tied) tensors.push_back({"lm_head.weight", impl.network.lm_head[0]});
+
+  std::vector<std::size_t> first_of_shard = {0};
+  std::uint64_t shard_bytes = 0, total_bytes = 0;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const std::uint64_t bytes =
+        static_cast<std::uint64_t>(tensors[i].tensor.count()) * size_of(dtype);
+    if (shard_bytes > 0 && shard_bytes + bytes > max_shard_bytes) {
+      first_of_shard.push_back(i);
+      shard_bytes = 0;
+    }
+    shard_bytes += bytes;
+    total_bytes += bytes;
+  }
+  const std::size_t shards = first_of_shard.size();
+  first_of_shard.push_back(tensors.size());
+
+  nlohmann::json index = {{"metadata", {{"total_size", total_bytes}}}};
+  for (std::size_t s = 0; s < shards; ++s) {
+    std::vector<Buffer> buffers;
+    std::vector<formats::NamedTensor> out;
+    for (std::size_t i = first_of_shard[s]; i < first_of_shard[s + 1]; ++i) {
+      out.push_back({tensors[i].name, convert(tensors[i].name, tensors[i].tensor, dtype,
+                                              impl.context.threads(), buffers)});
+      index["weight_map"][tensors[i].name] = shard_name(s, shards);
+    }
+    formats::write_safetensors(directory / shard_name(s, shards), out);
+  }
+  // The files that a reader would take instead, had the directory held another model.
+  if (shards > 1) {
+    fs::remove(directory / "model.safetensors", error);
+    write_text(directory / "model.safetensors.index.json", index.dump(2) + "\n");
+  } else {
+    fs::remove(directory / "model.safetensors.index.json", error);
+  }
+
+  Config config = impl.config;
+  config.weight_mode = "single";
+  const char* torch_dtype =
+      dtype == DType::f32 ? "float32" : (dtype == DType::bf16 ? "bfloat16" : "float16");
+  write_text(directory / "config.json", formats::write_hf_config(config, torch_dtype));
+
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                           "chat_template.jinja", "generation_config.json"}) {
+    const fs::path from = impl.directory / name;
+    if (impl.directory.empty() || !fs::exists(from, error)) continue;
+    if (fs::equivalent(from, directory / name, error)) continue;
+    fs::copy_file(from, directory / name, fs::copy_options::overwrite_existing, error);
+    XLSTM_CHECK(!error, io, "{}: could not copy it to {}: {}", from.string(), directory.string(),
+                error.message());
+  }
+}
+
+}  // namespace xlstm

@@ -1,0 +1,125 @@
+// State files (docs/formats.md, "State file").
+
+#include <bit>
+#include <cstring>
+
+#include "core/check.hpp"
+#include "core/hash.hpp"
+#include "formats/mapped_file.hpp"
+#include "model/state_impl.hpp"
+
+namespace xlstm {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "files are little-endian");
+
+constexpr std::array<char, 8> kMagic = {'x', 'l', 's', 't', 'm', 's', 't', 'a'};
+constexpr std::uint32_t kVersion = 1;
+
+// The first 80 bytes of the file.
+struct Header {
+  std::array<char, 8> magic = kMagic;
+  std::uint32_t version = kVersion;
+  std::uint32_t header_bytes = 80;
+  std::uint64_t model_hash = 0;
+  std::int64_t tokens = 0;
+  std::int64_t blocks = 0, heads = 0, dqk = 0, dv = 0;
+  std::int64_t logits = 0;     // vocabulary size, or 0 when there are none
+  std::uint64_t checksum = 0;  // of the bytes after the header, seeded with those before this field
+};
+static_assert(sizeof(Header) == 80);
+
+std::uint64_t checksum(const Header& header, std::span<const std::byte> body) {
+  const auto head = std::as_bytes(std::span(&header, 1));
+  return hash_bytes(body, hash_bytes(head.first(offsetof(Header, checksum)), 0));
+}
+
+// Calls body(data, bytes) for C, n and m of every block, in the order of the file.
+template <class Body>
+void for_each_part(const State::Impl& s, Body&& body) {
+  const model::StateLayout& l = s.layout;
+  const auto bytes = [](std::int64_t n) { return static_cast<std::size_t>(n) * sizeof(float); };
+  for (std::size_t i = 0; i < static_cast<std::size_t>(l.blocks); ++i) {
+    const ops::MlstmStateOffsets part = l.block(i);
+    body(s.record.data() + part.c, bytes(l.heads * l.dqk * l.dv));
+    body(s.record.data() + part.n, bytes(l.heads * l.dqk));
+    body(s.record.data() + part.m, bytes(l.heads));
+  }
+}
+
+}  // namespace
+
+void State::save(const std::filesystem::path& file) const {
+  const Impl& s = *impl_;
+  Header header;
+  header.model_hash = s.model_hash;
+  header.tokens = s.tokens;
+  header.blocks = s.layout.blocks;
+  header.heads = s.layout.heads;
+  header.dqk = s.layout.dqk;
+  header.dv = s.layout.dv;
+  header.logits = s.has_logits ? static_cast<std::int64_t>(s.logits.size()) : 0;
+
+  const auto values = static_cast<std::size_t>(s.layout.count() + header.logits);
+  std::vector<std::byte> bytes(sizeof(Header) + values * sizeof(float));
+  std::byte* to = bytes.data() + sizeof(Header);
+  for_each_part(s, [&](const std::byte* data, std::size_t size) {
+    std::memcpy(to, data, size);
+    to += size;
+  });
+  if (s.has_logits) std::memcpy(to, s.logits.data(), s.logits.size() * sizeof(float));
+  header.checksum = checksum(header, std::span(bytes).subspan(sizeof(Header)));
+  std::memcpy(bytes.data(), &header, sizeof(Header));
+  formats::write_file_atomically(file, bytes);
+}
+
+void State::load(const std::filesystem::path& file) {
+  Impl& s = *impl_;
+  const formats::MappedFile mapped(file);
+  const std::span<const std::byte> bytes = mapped.bytes();
+  const std::string name = file.string();
+  XLSTM_CHECK(bytes.size() >= sizeof(Header), invalid_file,
+              "{}: expected a state file of at least {} bytes, found {}", name, sizeof(Header),
+              bytes.size());
+  Header header;
+  std::memcpy(&header, bytes.data(), sizeof(Header));
+  XLSTM_CHECK(header.magic == kMagic, invalid_file,
+              "{}: expected a state file (it begins with 'xlstmsta'), found something else", name);
+  XLSTM_CHECK(header.version == kVersion && header.header_bytes == sizeof(Header), invalid_file,
+              "{}: expected a state file of version {}, found version {}", name, kVersion,
+              header.version);
+  XLSTM_CHECK(header.model_hash == s.model_hash, invalid_file,
+              "{}: expected a state of model {:016x}, found one of model {:016x}", name,
+              s.model_hash, header.model_hash);
+  model::StateLayout found;
+  found.blocks = header.blocks;
+  found.heads = header.heads;
+  found.dqk = header.dqk;
+  found.dv = header.dv;
+  XLSTM_CHECK(found == s.layout, invalid_file,
+              "{}: expected {} blocks of {} heads of [{}, {}], found {} of {} of [{}, {}]", name,
+              s.layout.blocks, s.layout.heads, s.layout.dqk, s.layout.dv, found.blocks, found.heads,
+              found.dqk, found.dv);
+  const auto vocab = static_cast<std::int64_t>(s.logits.size());
+  XLSTM_CHECK(header.logits == 0 || header.logits == vocab, invalid_file,
+              "{}: expected 0 or {} logits, found {}", name, vocab, header.logits);
+  XLSTM_CHECK(header.tokens >= 0, invalid_file, "{}: expected a token count, found {}", name,
+              header.tokens);
+  const std::size_t expected =
+      sizeof(Header) + static_cast<std::size_t>(s.layout.count() + header.logits) * sizeof(float);
+  XLSTM_CHECK(bytes.size() == expected, invalid_file, "{}: expected {} bytes, found {}", name,
+              expected, bytes.size());
+  XLSTM_CHECK(checksum(header, bytes.subspan(sizeof(Header))) == header.checksum, invalid_file,
+              "{}: the checksum does not fit the content: the file is damaged", name);
+
+  const std::byte* from = bytes.data() + sizeof(Header);
+  for_each_part(s, [&](std::byte* data, std::size_t size) {
+    std::memcpy(data, from, size);
+    from += size;
+  });
+  s.has_logits = header.logits != 0;
+  if (s.has_logits) std::memcpy(s.logits.data(), from, s.logits.size() * sizeof(float));
+  s.tokens = header.tokens;
+}
+
+}  // namespace xlstm

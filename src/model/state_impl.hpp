@@ -1,0 +1,29 @@
+#pragma once
+// What a State holds; private to src/model.
+
+#include <vector>
+
+#include "core/buffer.hpp"
+#include "model/state_layout.hpp"
+#include "xlstm/state.hpp"
+
+namespace xlstm {
+
+struct State::Impl {
+  Impl(const model::StateLayout& l, std::uint64_t hash, std::int64_t vocab)
+      : layout(l),
+        model_hash(hash),
+        record(l.bytes(), {}, true),
+        logits(static_cast<std::size_t>(vocab)) {}
+  Impl(const Impl& other);
+
+  model::StateLayout layout;
+  std::uint64_t model_hash;
+  Buffer record;              ///< layout.bytes(), on kAlignment bytes
+  std::vector<float> logits;  ///< [vocab]
+  bool has_logits = false;    ///< `logits` are those after the last token
+  std::int64_t tokens = 0;
+  std::uint64_t last_pass = 0;  ///< the forward pass that last touched it
+};
+
+}  // namespace xlstm
