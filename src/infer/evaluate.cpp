@@ -24,7 +24,7 @@ Evaluation evaluate(Model& model, std::span<const std::int32_t> ids,
               "eval: windows: expected 1 or more, or -1 for all, found {}", options.windows);
   XLSTM_CHECK(options.no_bos || model.bos_id() >= 0, invalid_argument,
               "eval: the model has no BOS token to put before each window");
-  const std::int64_t have = static_cast<std::int64_t>(ids.size());
+  const auto have = static_cast<std::int64_t>(ids.size());
   std::int64_t windows = have > 0 ? (have - 1) / options.window : 0;
   XLSTM_CHECK(windows >= 1, invalid_argument,
               "eval: expected at least {} tokens for one window of {} targets, found {}",

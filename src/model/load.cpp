@@ -25,15 +25,6 @@ bool has_shape(const Tensor& t, const std::vector<std::int64_t>& shape) {
   return true;
 }
 
-// Elements of a mapped tensor may start anywhere; what is not aligned to its type is copied.
-Tensor aligned(Tensor t, std::vector<Buffer>& owned) {
-  if (reinterpret_cast<std::uintptr_t>(t.data) % size_of(t.dtype) == 0) return t;
-  owned.emplace_back(t.bytes());
-  std::memcpy(owned.back().data(), t.data, t.bytes());
-  t.data = owned.back().data();
-  return t;
-}
-
 class Loader {
  public:
   explicit Loader(Model::Impl& impl) : impl_(impl), files_(impl.checkpoint) {}
@@ -64,7 +55,7 @@ class Loader {
                 "{}: tensor '{}': expected f32, bf16 or f16, found {}", file, name,
                 to_string(t.dtype));
     used_.insert(name);
-    return aligned(fused ? t.rows(p.fused_row, p.shape[0]) : t, impl_.owned);
+    return fused ? t.rows(p.fused_row, p.shape[0]) : t;
   }
 
   std::vector<std::string> unused() const {
@@ -141,35 +132,32 @@ void check_finite(const Model::Impl& impl) {
 }
 
 void load_vocabulary(Model::Impl& impl) {
-  const std::filesystem::path& directory = impl.directory;
   formats::GenerationDefaults defaults;
-  const auto generation_config = directory / "generation_config.json";
-  if (std::filesystem::exists(generation_config))
-    defaults = formats::parse_generation_config(formats::read_text_file(generation_config),
-                                                generation_config.string());
-  const auto tokenizer_json = directory / "tokenizer.json";
-  if (std::filesystem::exists(tokenizer_json)) impl.tokenizer = Tokenizer::load(tokenizer_json);
-
-  const auto in_vocabulary = [&](std::int64_t id) {
-    return id >= 0 && id < impl.config.vocab_size;
-  };
+  if (!impl.directory.empty()) {
+    const auto generation_config = impl.directory / "generation_config.json";
+    if (std::filesystem::exists(generation_config))
+      defaults = formats::parse_generation_config(formats::read_text_file(generation_config),
+                                                  generation_config.string());
+    const auto tokenizer_json = impl.directory / "tokenizer.json";
+    if (std::filesystem::exists(tokenizer_json)) impl.tokenizer = Tokenizer::load(tokenizer_json);
+  }
   const auto add_eos = [&](std::int64_t id) {
-    if (in_vocabulary(id)) impl.eos.push_back(static_cast<std::int32_t>(id));
+    if (id >= 0 && id < impl.config.vocab_size) impl.eos.push_back(static_cast<std::int32_t>(id));
   };
-  std::optional<std::int32_t> bos;
+  std::int64_t bos = impl.config.bos_token_id.value_or(-1);
   std::optional<bool> add_bos;
   if (impl.tokenizer) {
-    bos = impl.tokenizer->bos_id();
+    if (const auto id = impl.tokenizer->bos_id()) bos = *id;
     add_bos = impl.tokenizer->add_bos_token();
     // The published config's eos_token_id 2 is "!" in its vocabulary: the tokenizer knows better.
     if (const auto eos = impl.tokenizer->eos_id()) add_eos(*eos);
   }
   if (impl.eos.empty())
     for (const std::int32_t id : defaults.eos_ids) add_eos(id);
-  if (impl.eos.empty()) add_eos(impl.config.eos_token_id);
+  if (impl.eos.empty())
+    for (const std::int64_t id : impl.config.eos_token_id) add_eos(id);
 
-  const std::int64_t first = bos ? *bos : impl.config.bos_token_id;
-  impl.bos = in_vocabulary(first) ? static_cast<std::int32_t>(first) : -1;
+  if (bos >= 0 && bos < impl.config.vocab_size) impl.bos = static_cast<std::int32_t>(bos);
   impl.adds_bos = impl.bos >= 0 &&
                   (impl.config.force_bos_token_insert.value_or(false) || add_bos.value_or(true));
 }
@@ -213,7 +201,6 @@ Model Model::load(const std::filesystem::path& directory, const LoadOptions& opt
   Config config = hugging_face
                       ? formats::parse_hf_config(formats::read_text_file(json), json.string())
                       : formats::parse_nxai_config(formats::read_text_file(yaml), yaml.string());
-  config.validate((hugging_face ? json : yaml).string());
 
   auto impl = std::make_unique<Impl>(std::move(config), options);
   impl->directory = directory;

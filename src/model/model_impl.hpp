@@ -20,7 +20,7 @@ struct Model::Impl {
   LoadOptions options;
   std::filesystem::path directory;  ///< where it was loaded from; empty for random weights
   formats::Checkpoint checkpoint;   ///< mapped files that weights point into
-  std::vector<Buffer> owned;        ///< weights that could not stay mapped, and random ones
+  std::vector<Buffer> owned;        ///< random weights
   model::Network network;
   std::vector<model::Parameter> parameters;  ///< those present
   std::vector<std::string> unexpected;       ///< tensors of the files that no parameter names
@@ -58,7 +58,7 @@ void load_weights(Model::Impl& impl, Dialect dialect);
 void random_weights(Model::Impl& impl, DType dtype, std::uint64_t seed);
 /// Throws Error(invalid_file) naming the first weight that is not finite.
 void check_finite(const Model::Impl& impl);
-/// Tokenizer and the ids that begin and end a text.
+/// Tokenizer, where the directory has one, and the ids that begin and end a text.
 void load_vocabulary(Model::Impl& impl);
 /// Identifies configuration and weights: names, shapes, types and a sample of the bytes.
 std::uint64_t hash_model(const Model::Impl& impl);

@@ -129,12 +129,7 @@ Model Model::random(const Config& config, DType weights, std::uint64_t seed,
               "random weights: expected f32, bf16 or f16, found {}", to_string(weights));
   auto impl = std::make_unique<Impl>(config, options);
   model::random_weights(*impl, weights, seed);
-  const auto in_vocabulary = [&](std::int64_t id) { return id >= 0 && id < config.vocab_size; };
-  if (in_vocabulary(config.bos_token_id))
-    impl->bos = static_cast<std::int32_t>(config.bos_token_id);
-  impl->adds_bos = impl->bos >= 0;
-  if (in_vocabulary(config.eos_token_id))
-    impl->eos = {static_cast<std::int32_t>(config.eos_token_id)};
+  model::load_vocabulary(*impl);
   impl->hash = model::hash_model(*impl);
   return Model(std::move(impl));
 }

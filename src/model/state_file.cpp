@@ -1,7 +1,9 @@
 // State files (docs/formats.md, "State file").
 
+#include <array>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "core/check.hpp"
 #include "core/hash.hpp"
@@ -24,15 +26,10 @@ struct Header {
   std::uint64_t model_hash = 0;
   std::int64_t tokens = 0;
   std::int64_t blocks = 0, heads = 0, dqk = 0, dv = 0;
-  std::int64_t logits = 0;     // vocabulary size, or 0 when there are none
-  std::uint64_t checksum = 0;  // of the bytes after the header, seeded with those before this field
+  std::int64_t logits = 0;  // vocabulary size, or 0 when there are none
+  std::uint64_t checksum = 0;
 };
 static_assert(sizeof(Header) == 80);
-
-std::uint64_t checksum(const Header& header, std::span<const std::byte> body) {
-  const auto head = std::as_bytes(std::span(&header, 1));
-  return hash_bytes(body, hash_bytes(head.first(offsetof(Header, checksum)), 0));
-}
 
 // Calls body(data, bytes) for C, n and m of every block, in the order of the file.
 template <class Body>
@@ -45,6 +42,18 @@ void for_each_part(const State::Impl& s, Body&& body) {
     body(s.record.data() + part.n, bytes(l.heads * l.dqk));
     body(s.record.data() + part.m, bytes(l.heads));
   }
+}
+
+// hash_bytes() of the header before the checksum, and with that result as the seed of the next
+// part, and so on. next(data, size) gives the bytes of the part that belongs at `data`.
+template <class Next>
+std::uint64_t checksum(const Header& header, const State::Impl& s, Next&& next) {
+  const auto head = std::as_bytes(std::span(&header, 1));
+  std::uint64_t h = hash_bytes(head.first(offsetof(Header, checksum)), 0);
+  for_each_part(s, [&](std::byte* data, std::size_t size) { h = hash_bytes(next(data, size), h); });
+  if (header.logits == 0) return h;
+  const auto* logits = reinterpret_cast<const std::byte*>(s.logits.data());
+  return hash_bytes(next(logits, s.logits.size() * sizeof(float)), h);
 }
 
 }  // namespace
@@ -60,17 +69,16 @@ void State::save(const std::filesystem::path& file) const {
   header.dv = s.layout.dv;
   header.logits = s.has_logits ? static_cast<std::int64_t>(s.logits.size()) : 0;
 
-  const auto values = static_cast<std::size_t>(s.layout.count() + header.logits);
-  std::vector<std::byte> bytes(sizeof(Header) + values * sizeof(float));
-  std::byte* to = bytes.data() + sizeof(Header);
-  for_each_part(s, [&](const std::byte* data, std::size_t size) {
-    std::memcpy(to, data, size);
-    to += size;
-  });
-  if (s.has_logits) std::memcpy(to, s.logits.data(), s.logits.size() * sizeof(float));
-  header.checksum = checksum(header, std::span(bytes).subspan(sizeof(Header)));
-  std::memcpy(bytes.data(), &header, sizeof(Header));
-  formats::write_file_atomically(file, bytes);
+  const auto in_memory = [](const std::byte* data, std::size_t size) {
+    return std::span(data, size);
+  };
+  header.checksum = checksum(header, s, in_memory);
+
+  formats::AtomicFile out(file);
+  out.write(std::as_bytes(std::span(&header, 1)));
+  for_each_part(s, [&](const std::byte* data, std::size_t size) { out.write({data, size}); });
+  if (s.has_logits) out.write(std::as_bytes(std::span(s.logits)));
+  out.commit();
 }
 
 void State::load(const std::filesystem::path& file) {
@@ -109,10 +117,14 @@ void State::load(const std::filesystem::path& file) {
       sizeof(Header) + static_cast<std::size_t>(s.layout.count() + header.logits) * sizeof(float);
   XLSTM_CHECK(bytes.size() == expected, invalid_file, "{}: expected {} bytes, found {}", name,
               expected, bytes.size());
-  XLSTM_CHECK(checksum(header, bytes.subspan(sizeof(Header))) == header.checksum, invalid_file,
+  const std::byte* from = bytes.data() + sizeof(Header);
+  const auto in_file = [&](const std::byte*, std::size_t size) {
+    return std::span(std::exchange(from, from + size), size);
+  };
+  XLSTM_CHECK(checksum(header, s, in_file) == header.checksum, invalid_file,
               "{}: the checksum does not fit the content: the file is damaged", name);
 
-  const std::byte* from = bytes.data() + sizeof(Header);
+  from = bytes.data() + sizeof(Header);
   for_each_part(s, [&](std::byte* data, std::size_t size) {
     std::memcpy(data, from, size);
     from += size;
