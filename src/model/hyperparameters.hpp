@@ -12,7 +12,7 @@ struct Hyperparameters {
   std::int64_t vocab = 0, d = 0, heads = 0, blocks = 0;
   std::int64_t qk = 0, v = 0;  ///< H dqk, H dv
   std::int64_t f = 0;
-  std::int64_t chunk = 64;
+  std::int64_t chunk = 0;
   float norm_eps = 0, cell_eps = 0;
   float gate_cap = 0, logit_cap = 0;  ///< 0: none
   DType activation = DType::f32;      ///< of the inputs of matrix products

@@ -7,6 +7,7 @@
 #include "core/check.hpp"
 #include "model/model_impl.hpp"
 #include "model/state_impl.hpp"
+#include "ops/mlstm.hpp"
 
 namespace xlstm {
 
@@ -20,9 +21,9 @@ Model::Impl::Impl(Config c, const LoadOptions& o)
               "threads: expected 0 to 4096, found {}", o.threads);
   XLSTM_CHECK(o.chunk_size >= 0, invalid_argument, "chunk_size: expected 0 or more, found {}",
               o.chunk_size);
-  // The result does not depend on the chunk but for the last bits: ours is the faster.
-  constexpr std::int64_t kChunk = 64;
-  const std::int64_t chunk = o.chunk_size > 0 ? o.chunk_size : kChunk;
+  // The configuration's chunk_size is the reference's choice; the result does not depend on it but
+  // for the last bits, so the engine takes its own.
+  const std::int64_t chunk = o.chunk_size > 0 ? o.chunk_size : ops::kDefaultChunk;
   network.hp = model::Hyperparameters(config, o.dtype, chunk);
   network.state = model::StateLayout(config);
 }

@@ -122,7 +122,7 @@ void State::load(const std::filesystem::path& file) {
     return std::span(std::exchange(from, from + size), size);
   };
   XLSTM_CHECK(checksum(header, s, in_file) == header.checksum, invalid_file,
-              "{}: the checksum does not fit the content: the file is damaged", name);
+              "{}: expected the checksum of the content, found another: the file is damaged", name);
 
   from = bytes.data() + sizeof(Header);
   for_each_part(s, [&](std::byte* data, std::size_t size) {

@@ -1,0 +1,186 @@
+// Forward passes over ragged batches: nobody changes another's bits, nothing is allocated, bad
+// input is refused before anything changes.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <thread>
+
+#include "allocation_counter.hpp"
+#include "formats/expect_error.hpp"
+#include "model/small_model.hpp"
+
+namespace xlstm::testing {
+namespace {
+
+std::vector<float> outcome(const State& state) {
+  std::vector<float> all(state.last_logits().begin(), state.last_logits().end());
+  for (std::int64_t i = 0; i < 2; ++i)
+    for (const Tensor& t : {state.c(i), state.n(i), state.m(i)})
+      all.insert(all.end(), t.as<float>(), t.as<float>() + t.count());
+  return all;
+}
+
+class BatchTest : public ::testing::TestWithParam<DType> {};
+
+TEST_P(BatchTest, EverySequenceGivesWhatItGivesAlone) {
+  LoadOptions options;
+  options.dtype = GetParam();
+  options.threads = 2;
+  Model model = small_model(DType::bf16, options);
+  // Lengths below, at and above what shares a pass, and more than one slice.
+  const std::vector<std::size_t> lengths = {1, 1, 1, 5, 16, 17, 1, 3, 64, 2, 600, 1, 1, 11, 1, 1};
+  std::vector<State> states;
+  std::vector<std::vector<std::int32_t>> ids;
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    states.push_back(model.make_state());
+    model.eval(states[i], some_ids(i + 1, 77));  // not from the empty state
+    ids.push_back(some_ids(lengths[i], static_cast<std::uint32_t>(i)));
+  }
+  std::vector<std::vector<float>> alone;
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    State copy = states[i].clone();
+    model.eval(copy, ids[i]);
+    alone.push_back(outcome(copy));
+  }
+  std::vector<SequenceInput> batch;
+  for (std::size_t i = 0; i < lengths.size(); ++i)
+    batch.push_back({.ids = ids[i], .state = &states[i]});
+  std::vector<float> logits(batch.size() * 101);
+  model.forward(batch, Logits::last, logits);
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    EXPECT_EQ(outcome(states[i]), alone[i]) << "sequence " << i;
+    EXPECT_TRUE(std::equal(alone[i].begin(), alone[i].begin() + 101,
+                           logits.begin() + static_cast<std::ptrdiff_t>(i) * 101))
+        << "row " << i;
+  }
+}
+
+TEST_P(BatchTest, DecodeBatchesOfOneToSixteen) {
+  LoadOptions options;
+  options.dtype = GetParam();
+  options.threads = 2;
+  Model model = small_model(DType::bf16, options);
+  std::vector<std::vector<float>> alone;
+  for (std::size_t size = 1; size <= 17; ++size) {
+    std::vector<State> states;
+    std::vector<std::int32_t> ids = some_ids(size, 5);
+    std::vector<SequenceInput> batch;
+    states.reserve(size);
+    for (std::size_t i = 0; i < size; ++i) {
+      states.push_back(model.make_state());
+      batch.push_back({.ids = std::span(ids).subspan(i, 1), .state = &states[i]});
+    }
+    std::vector<float> logits(size * 101);
+    for (int step = 0; step < 3; ++step) model.forward(batch, Logits::last, logits);
+    State state = model.make_state();
+    for (int step = 0; step < 3; ++step) model.eval(state, std::span(ids).last(1));
+    alone.push_back(outcome(state));
+    for (std::size_t i = 0; i < size; ++i) ASSERT_EQ(outcome(states[i]), alone[i]) << size;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Arithmetic, BatchTest, ::testing::Values(DType::f32, DType::bf16),
+                         [](const auto& param) { return to_string(param.param); });
+
+TEST(ForwardTest, AllLogitsAreTheLastLogitsOfEveryPrefix) {
+  Model model = small_model();
+  const std::vector<std::int32_t> ids = some_ids(20), more = some_ids(3, 9);
+  State a = model.make_state(), b = model.make_state();
+  const std::vector<SequenceInput> batch = {{.ids = ids, .state = &a}, {.ids = more, .state = &b}};
+  std::vector<float> logits(23 * 101);
+  model.forward(batch, Logits::all, logits);
+  EXPECT_TRUE(std::equal(a.last_logits().begin(), a.last_logits().end(),
+                         logits.begin() + std::ptrdiff_t{19} * 101));
+  EXPECT_TRUE(std::equal(b.last_logits().begin(), b.last_logits().end(),
+                         logits.begin() + std::ptrdiff_t{22} * 101));
+  State c = model.make_state();
+  for (std::size_t t = 0; t < ids.size(); ++t) {
+    const std::span<const float> row = model.eval(c, std::span(ids).subspan(t, 1));
+    for (std::size_t j = 0; j < row.size(); ++j)
+      ASSERT_NEAR(row[j], logits[t * 101 + j], 1e-4F) << t;
+  }
+}
+
+TEST(ForwardTest, WithoutLogitsTheStateHasNone) {
+  Model model = small_model();
+  const std::vector<std::int32_t> ids = some_ids(20);
+  State a = model.make_state(), b = model.make_state();
+  model.eval(a, std::span(ids).first(4));
+  const SequenceInput input{.ids = std::span(ids).subspan(4), .state = &a};
+  model.forward(std::span(&input, 1), Logits::none, {});
+  EXPECT_TRUE(a.last_logits().empty());
+  EXPECT_EQ(a.token_count(), 20);
+  model.eval(b, std::span(ids).first(4));
+  model.eval(b, std::span(ids).subspan(4));
+  EXPECT_TRUE(
+      std::equal(a.c(1).as<float>(), a.c(1).as<float>() + a.c(1).count(), b.c(1).as<float>()));
+}
+
+TEST(ForwardTest, BadInputChangesNothing) {
+  Model model = small_model();
+  Model other = Model::random(small_config(), DType::f32, 8);
+  State a = model.make_state(), b = model.make_state(), foreign = other.make_state();
+  const std::vector<std::int32_t> good = {1, 2}, high = {1, 101}, low = {-1}, empty;
+  const auto refuse = [&](const std::vector<std::int32_t>& ids, State* second,
+                          std::string_view message) {
+    const std::vector<SequenceInput> batch = {{.ids = good, .state = &a},
+                                              {.ids = ids, .state = second}};
+    std::vector<float> logits(2 * 101);
+    expect_error(ErrorCode::invalid_argument, {message},
+                 [&] { model.forward(batch, Logits::last, logits); });
+  };
+  refuse(high, &b, "sequence 1, token 1: expected an id in [0, 101), found 101");
+  refuse(low, &b, "sequence 1, token 0: expected an id in [0, 101), found -1");
+  refuse(empty, &b, "sequence 1: expected at least one token");
+  refuse(good, &a, "twice");
+  refuse(good, &foreign, "belongs to model");
+  refuse(good, nullptr, "no state");
+  const SequenceInput input{.ids = good, .state = &a};
+  std::vector<float> small(100);
+  expect_error(ErrorCode::invalid_argument, {"room for 101 logits, found 100"},
+               [&] { model.forward(std::span(&input, 1), Logits::last, small); });
+  EXPECT_EQ(a.token_count(), 0);
+  model.forward({}, Logits::last, {});  // no sequences, nothing to do
+}
+
+TEST(ForwardTest, DecodingAllocatesNothing) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    LoadOptions options;
+    options.dtype = dtype;
+    options.threads = 2;
+    Model model = small_model(DType::bf16, options);
+    State a = model.make_state(), b = model.make_state();
+    std::vector<std::int32_t> ids = {1, 2};
+    std::vector<float> logits(2 * 101);
+    const std::vector<SequenceInput> batch = {{.ids = std::span(ids).first(1), .state = &a},
+                                              {.ids = std::span(ids).last(1), .state = &b}};
+    model.eval(a, some_ids(40));
+    model.eval(a, batch[0].ids);
+    model.forward(batch, Logits::last, logits);
+    const AllocationCounter counter;
+    for (int step = 0; step < 50; ++step) {
+      model.eval(a, batch[0].ids);
+      model.forward(batch, Logits::last, logits);
+    }
+    EXPECT_EQ(counter.count(), 0) << to_string(dtype);
+  }
+}
+
+TEST(ForwardTest, CallsFromSeveralThreadsWait) {
+  Model model = small_model();
+  State expected = model.make_state();
+  for (const std::int32_t id : some_ids(50)) model.eval(expected, std::span(&id, 1));
+  std::vector<State> states;
+  for (int i = 0; i < 3; ++i) states.push_back(model.make_state());
+  std::vector<std::thread> threads;
+  for (State& state : states)
+    threads.emplace_back([&] {
+      for (const std::int32_t id : some_ids(50)) model.eval(state, std::span(&id, 1));
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (const State& state : states) EXPECT_EQ(outcome(state), outcome(expected));
+}
+
+}  // namespace
+}  // namespace xlstm::testing

@@ -1,0 +1,34 @@
+#pragma once
+// A model of random weights, small enough for tests and odd enough to find what counts on
+// multiples of anything.
+
+#include "xlstm/model.hpp"
+
+namespace xlstm::testing {
+
+inline Config small_config() {
+  Config config;
+  config.vocab_size = 101;
+  config.hidden_size = 48;
+  config.num_blocks = 2;
+  config.num_heads = 3;
+  config.ffn_proj_factor = 2.0;
+  config.ffn_round_up_to_multiple_of = 8;
+  return config;
+}
+
+inline Model small_model(DType weights = DType::f32, const LoadOptions& options = {}) {
+  return Model::random(small_config(), weights, 7, options);
+}
+
+/// n token ids, different for different seeds.
+inline std::vector<std::int32_t> some_ids(std::size_t n, std::uint32_t seed = 1) {
+  std::vector<std::int32_t> ids(n);
+  for (std::int32_t& id : ids) {
+    seed = seed * 1664525U + 1013904223U;
+    id = static_cast<std::int32_t>((seed >> 8) % 101);
+  }
+  return ids;
+}
+
+}  // namespace xlstm::testing
