@@ -55,7 +55,7 @@ def frozen():
     forms = [(normalizers.NFD(), stable | decompose), (normalizers.NFC(), stable | compose),
              (normalizers.NFKD(), stable | decompose | compat),
              (normalizers.NFKC(), stable | compose | compat)]
-    found = set()
+    found = {0x11A7}  # utf8proc takes it for a Hangul tail, the first of which is the next one
     for ours, options in forms:
         for c in POINTS:
             # Between a mark of class 240 and one of class 1 it shows its combining class.
@@ -122,14 +122,16 @@ def main():
           "of the tokenizers package.")
     print('\n#include "text/unicode.hpp"\n\nnamespace xlstm::text {\n')
     print("// clang-format off")
-    print(f"const std::array<std::uint32_t, kPropertyRuns> kPropertyRunTable = {{{{")
+    print("namespace {\n\nconstexpr std::uint32_t kRuns[] = {")
     for i in range(0, len(runs), 8):
         print(" " + "".join(f" 0x{r:x}," for r in runs[i:i + 8]))
-    print("}};\n")
-    print(f"const std::array<CaseRun, {len(cases)}> kLowerCaseRuns = {{{{")
+    print("};\n\nconstexpr CaseRun kCases[] = {")
     for first, last, distance in cases:
         print(f"    {{0x{first:x}, 0x{last:x}, {distance}}},")
-    print("}};\n// clang-format on\n\n}  // namespace xlstm::text")
+    print("};\n// clang-format on\n\n}  // namespace\n")
+    print("const std::span<const std::uint32_t> kPropertyRuns = kRuns;")
+    print("const std::span<const CaseRun> kLowerCaseRuns = kCases;")
+    print("\n}  // namespace xlstm::text")
 
 
 main()

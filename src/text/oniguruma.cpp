@@ -13,13 +13,14 @@ namespace xlstm::text {
 
 namespace {
 
-// Contents of character classes. PCRE2's own \s holds U+180E, its \w and \b know no marks.
+// Contents of character classes. PCRE2's own \s holds U+180E, its \w and \b know no marks, and
+// Oniguruma counts the fractions and superscripts of Latin-1 as parts of words.
 constexpr std::string_view kSpaceSet =
     R"(\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 constexpr std::string_view kNotSpaceSet =
     R"(\x{0}-\x{8}\x{e}-\x{1f}!-\x{84}\x{86}-\x{9f}\x{a1}-\x{167f}\x{1681}-\x{1fff})"
     R"(\x{200b}-\x{2027}\x{202a}-\x{202e}\x{2030}-\x{205e}\x{2060}-\x{2fff}\x{3001}-\x{10ffff})";
-constexpr std::string_view kWordSet = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
+constexpr std::string_view kWordSet = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\xb2\xb3\xb9\xbc-\xbe)";
 constexpr std::string_view kHexSet = "0-9A-Fa-f";
 
 /// Names that both know, beside the one- and two-letter categories.

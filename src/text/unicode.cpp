@@ -13,7 +13,7 @@ namespace xlstm::text {
 namespace detail {
 
 std::uint16_t search_properties(char32_t point) {
-  const auto next = std::upper_bound(kPropertyRunTable.begin(), kPropertyRunTable.end(), point,
+  const auto next = std::upper_bound(kPropertyRuns.begin(), kPropertyRuns.end(), point,
                                      [](char32_t p, std::uint32_t run) { return p < run >> 9; });
   return static_cast<std::uint16_t>(*(next - 1) & 0x1FF);
 }
@@ -21,12 +21,11 @@ std::uint16_t search_properties(char32_t point) {
 const std::uint16_t* basic_plane_properties() {
   static const std::vector<std::uint16_t> table = [] {
     std::vector<std::uint16_t> result(0x10000);
-    for (std::size_t run = 0; run < kPropertyRunTable.size(); ++run) {
+    for (std::size_t run = 0; run < kPropertyRuns.size(); ++run) {
       const std::size_t end =
-          run + 1 < kPropertyRunTable.size() ? kPropertyRunTable[run + 1] >> 9 : 0x110000;
-      for (std::size_t p = kPropertyRunTable[run] >> 9; p < std::min<std::size_t>(end, 0x10000);
-           ++p)
-        result[p] = static_cast<std::uint16_t>(kPropertyRunTable[run] & 0x1FF);
+          run + 1 < kPropertyRuns.size() ? kPropertyRuns[run + 1] >> 9 : 0x110000;
+      for (std::size_t p = kPropertyRuns[run] >> 9; p < std::min<std::size_t>(end, 0x10000); ++p)
+        result[p] = static_cast<std::uint16_t>(kPropertyRuns[run] & 0x1FF);
     }
     return result;
   }();

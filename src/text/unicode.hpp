@@ -2,8 +2,8 @@
 // Unicode properties and normalisation, code point by code point as the `tokenizers` package has
 // them: it mixes libraries of several Unicode versions (see docs/formats.md, "Tokenizer").
 
-#include <array>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -23,8 +23,7 @@ enum Property : std::uint16_t {
 };
 
 /// Runs of code points with equal properties: first code point << 9 | properties, ascending.
-inline constexpr std::size_t kPropertyRuns = 2389;
-extern const std::array<std::uint32_t, kPropertyRuns> kPropertyRunTable;
+extern const std::span<const std::uint32_t> kPropertyRuns;
 
 /// Lower case where the package and utf8proc differ.
 struct CaseRun {
@@ -32,7 +31,7 @@ struct CaseRun {
   char32_t last;
   std::int32_t distance;
 };
-extern const std::array<CaseRun, 10> kLowerCaseRuns;
+extern const std::span<const CaseRun> kLowerCaseRuns;
 
 namespace detail {
 const std::uint16_t* basic_plane_properties();
