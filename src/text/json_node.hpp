@@ -1,5 +1,5 @@
 #pragma once
-// A strict reading of JSON: no duplicate keys, bounded depth, errors that name file and key.
+// Values of a JSON file that know where they stand in it, so that errors name file and key.
 
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
@@ -11,10 +11,6 @@
 #include "xlstm/error.hpp"
 
 namespace xlstm::text {
-
-/// Parses UTF-8 JSON. `name` is for messages.
-/// @throws Error(invalid_file) for malformed JSON, a duplicate key or more than 64 levels
-nlohmann::json parse_json(std::string_view text, const std::string& name);
 
 /// A value and the way to it, for messages such as "tokenizer.json: model.vocab: expected ...".
 class JsonNode {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/check.hpp"
+#include "core/json.hpp"
 #include "text/added_tokens.hpp"
 #include "text/bpe.hpp"
 #include "text/decoder.hpp"
@@ -91,10 +92,10 @@ std::string read_file(const std::filesystem::path& path) {
 std::unique_ptr<Tokenizer::Impl> parse_files(std::string_view tokenizer_json,
                                              const std::string& name, std::string_view config_json,
                                              const std::string& config_name) {
-  const nlohmann::json tokenizer = text::parse_json(tokenizer_json, name);
+  const nlohmann::json tokenizer = parse_json(tokenizer_json, name);
   auto impl = std::make_unique<Tokenizer::Impl>(JsonNode(tokenizer, name + ":"));
   if (!config_json.empty()) {
-    const nlohmann::json config = text::parse_json(config_json, config_name);
+    const nlohmann::json config = parse_json(config_json, config_name);
     impl->read_config(JsonNode(config, config_name + ":"));
   }
   return impl;
