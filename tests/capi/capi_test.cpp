@@ -118,6 +118,7 @@ TEST_F(CApiTest, GeneratesAndStops) {
   const char* stops[] = {" of"};
   options.stop = stops;
   options.stop_count = 1;
+  options.max_tokens = 30;
   text.clear();
   ASSERT_EQ(
       xlstm_generate(model_, nullptr, ids_.data(), ids_.size(), &options, append, &text, &finish),
