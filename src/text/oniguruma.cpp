@@ -24,7 +24,7 @@ constexpr std::string_view kWordSet = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\xb2\xb3
 constexpr std::string_view kHexSet = "0-9A-Fa-f";
 
 /// Names that both know, beside the one- and two-letter categories.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 20> kPropertyNames = {{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 15> kPropertyNames = {{
     {"letter", "L"},
     {"mark", "M"},
     {"number", "N"},
@@ -39,12 +39,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 20> kPropert
     {"otherletter", "Lo"},
     {"decimalnumber", "Nd"},
     {"any", "Any"},
-    {"alphabetic", "Alphabetic"},
-    {"lowercase", "Lowercase"},
-    {"uppercase", "Uppercase"},
-    {"ideographic", "Ideographic"},
     {"emoji", "Emoji"},
-    {"extendedpictographic", "Extended_Pictographic"},
 }};
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }

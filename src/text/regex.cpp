@@ -3,6 +3,8 @@
 
 #include <pcre2.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <utility>
 
@@ -17,9 +19,10 @@ const std::string_view kGpt2Pattern =
 
 namespace {
 
-// A single match may take this many steps: far more than any real expression needs, and little
-// enough that no text hangs the program.
-constexpr std::uint32_t kMatchLimit = 20'000'000;
+// Steps that a match from one place may take: far more than any real expression needs, and little
+// enough that no text hangs the program. A run of spaces, for one, may be gone back over once.
+constexpr std::size_t kMatchSteps = 1'000'000;
+constexpr std::size_t kMatchStepsPerByte = 32;
 constexpr std::uint32_t kHeapLimitKiB = 256 * 1024;
 constexpr std::size_t kJitStackBytes = std::size_t{1} << 20U;
 
@@ -118,7 +121,9 @@ class RegexMatcher final : public Matcher {
     const MatchData data(pcre2_match_data_create_from_pattern(code_.get(), nullptr));
     const MatchContext context(pcre2_match_context_create(nullptr));
     XLSTM_CHECK(data && context, out_of_memory, "tokenizer: no memory to match {}", pattern_);
-    pcre2_set_match_limit(context.get(), kMatchLimit);
+    const std::size_t steps = kMatchSteps + kMatchStepsPerByte * text.size();
+    pcre2_set_match_limit(context.get(),
+                          static_cast<std::uint32_t>(std::min<std::size_t>(steps, UINT32_MAX)));
     pcre2_set_heap_limit(context.get(), kHeapLimitKiB);
     JitStack stack;  // made when the 32 KiB that a match has by itself do not suffice
     const auto run = [&](std::size_t from, std::uint32_t options) {

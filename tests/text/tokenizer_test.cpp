@@ -7,9 +7,11 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <string>
 #include <vector>
 
+#include "text/utf8.hpp"
 #include "xlstm/error.hpp"
 
 namespace {
@@ -60,6 +62,39 @@ TEST(Tokenizer, DefaultModelKnowsItsSpecialTokens) {
   EXPECT_EQ(ids, (std::vector<std::int32_t>{41, 74, 0}));
   EXPECT_EQ(tokenizer.decode(ids), "Hi<|endoftext|>");
   EXPECT_EQ(tokenizer.decode(ids, true), "Hi");
+}
+
+TEST(Tokenizer, StreamsGiveWholeCharactersAndTheWholeText) {
+  const Tokenizer tokenizer = reference();
+  std::mt19937 random(3);
+  for (int i = 0; i < 3000; ++i) {
+    // Ids at random: most of their bytes are no UTF-8, and characters go over many tokens.
+    std::vector<std::int32_t> ids(random() % 20);
+    const std::int32_t limit = i % 2 == 0 ? 258 : tokenizer.size();
+    for (std::int32_t& id : ids)
+      id = static_cast<std::int32_t>(random() % static_cast<std::uint32_t>(limit));
+    StreamDecoder stream(tokenizer, i % 3 == 0);
+    std::string text;
+    for (const std::int32_t id : ids) {
+      const std::string piece = stream.push(id);
+      EXPECT_EQ(xlstm::text::find_invalid_utf8(piece), std::string::npos);
+      text += piece;
+    }
+    text += stream.finish();
+    EXPECT_EQ(text, tokenizer.decode(ids, i % 3 == 0));
+  }
+}
+
+TEST(Tokenizer, AStreamWaitsForTheRestOfACharacter) {
+  const Tokenizer tokenizer = reference();
+  const std::vector<std::int32_t> ids = tokenizer.encode("\U0001F600");
+  ASSERT_EQ(ids.size(), 4U);
+  StreamDecoder stream(tokenizer);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(stream.push(ids[static_cast<std::size_t>(i)]), "");
+  EXPECT_EQ(stream.push(ids[3]), "\U0001F600");
+  EXPECT_EQ(stream.push(ids[0]), "");
+  EXPECT_EQ(stream.push(ids[0]), "\uFFFD");  // it cannot become a character any more
+  EXPECT_EQ(stream.finish(), "\uFFFD");
 }
 
 TEST(Tokenizer, EmptyTextHasNoIds) {
