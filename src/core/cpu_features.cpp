@@ -65,22 +65,24 @@ Isa from_environment() {
   const char* text = std::getenv("XLSTM_ISA");
   const Isa detected = detected_isa();
   if (text == nullptr || *text == '\0') return detected;
+  std::string names;
   for (Isa isa : kAll) {
-    if (std::string_view(text) != to_string(isa)) continue;
-    XLSTM_CHECK(is_of_this_family(isa), invalid_argument,
-                "XLSTM_ISA: expected an instruction set of this CPU's family, found '{}'", text);
-    return isa < detected ? isa : detected;
+    if (!is_of_this_family(isa)) continue;
+    if (std::string_view(text) == to_string(isa)) return isa < detected ? isa : detected;
+    names += names.empty() ? to_string(isa) : std::string(", ") + to_string(isa);
   }
-  fail(ErrorCode::invalid_argument,
-       "XLSTM_ISA: expected scalar, sse4, neon, avx2, avx512 or avx512_bf16, found '{}'", text);
+  fail(ErrorCode::invalid_argument, "XLSTM_ISA: expected one of {}, found '{}'", names, text);
+}
+
+void cap_highway(Isa isa) {
+  hwy::SetSupportedTargetsForTest(highway_targets(isa));
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
 
 std::atomic<Isa>& active() {
   static std::atomic<Isa> isa = [] {
-    const Isa first = from_environment();
-    hwy::SetSupportedTargetsForTest(highway_targets(first));
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-    return first;
+    cap_highway(permitted_isa());
+    return permitted_isa();
   }();
   return isa;
 }
@@ -104,6 +106,11 @@ Isa detected_isa() noexcept {
   return isa;
 }
 
+Isa permitted_isa() {
+  static const Isa isa = from_environment();
+  return isa;
+}
+
 Isa active_isa() { return active().load(std::memory_order_relaxed); }
 
 std::vector<Isa> available_isas() {
@@ -118,8 +125,7 @@ void set_active_isa(Isa isa) {
               "instruction set: expected at most {}, found {}", to_string(detected_isa()),
               to_string(isa));
   active().store(isa);
-  hwy::SetSupportedTargetsForTest(highway_targets(isa));
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  cap_highway(isa);
 }
 
 std::string cpu_description() {

@@ -8,8 +8,9 @@ namespace xlstm::ops {
 void check_linear(const LinearArgs& args) {
   const Tensor& x = args.x;
   const Tensor& y = args.y;
-  XLSTM_CHECK(x.rank == 2 && (x.dtype == DType::f32 || x.dtype == DType::bf16), invalid_argument,
-              "linear: expected x [T, K] in f32 or bf16, found {}", to_string(x));
+  XLSTM_CHECK(x.rank == 2 && x.dim(1) >= 1 && (x.dtype == DType::f32 || x.dtype == DType::bf16),
+              invalid_argument, "linear: expected x [T, K >= 1] in f32 or bf16, found {}",
+              to_string(x));
   XLSTM_CHECK(!args.w.empty(), invalid_argument, "linear: expected at least one weight");
   XLSTM_CHECK(args.b.empty() || args.b.size() == args.w.size(), invalid_argument,
               "linear: expected no bias or one for each of {} weights, found {}", args.w.size(),
@@ -37,7 +38,7 @@ void check_linear(const LinearArgs& args) {
 
 std::size_t linear_workspace(const Context& context, const LinearArgs& args) {
   if (!context.device().is_cpu()) return 0;
-  return cpu::linear_workspace_bytes(args, context.threads());
+  return cpu::linear_workspace_bytes(args);
 }
 
 }  // namespace xlstm::ops

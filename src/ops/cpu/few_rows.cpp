@@ -12,6 +12,7 @@
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "ops/cpu/load-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace xlstm::ops::cpu {
@@ -25,24 +26,12 @@ using V = hn::Vec<D>;
 constexpr int kColumns = HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON ? 6 : 2;
 static_assert(kColumns <= kMaxTileColumns);
 
-// One vector of weights as float32.
-HWY_INLINE V load_weights(const float* w) { return hn::LoadU(D(), w); }
-HWY_INLINE V load_weights(const hwy::bfloat16_t* w) {
-  const hn::Rebind<std::uint16_t, D> d16;
-  const hn::RebindToUnsigned<D> d32;
-  const auto bits = hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(w));
-  return hn::BitCast(D(), hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
-}
-HWY_INLINE V load_weights(const hwy::float16_t* w) {
-  return hn::PromoteTo(D(), hn::LoadU(hn::Rebind<hwy::float16_t, D>(), w));
-}
-
 // One vector of the last n < Lanes weights, zero beyond.
 template <class W>
 HWY_INLINE V load_last_weights(const W* w, std::int64_t n) {
   HWY_ALIGN W last[kMaxLanes] = {};
   std::memcpy(last, w, static_cast<std::size_t>(n) * sizeof(W));
-  return load_weights(last);
+  return load_as_f32(D(), last);
 }
 
 #if HWY_TARGET != HWY_SCALAR
@@ -106,7 +95,7 @@ void tile(const TileArgs& a) {
     }
     V wv[R];
     HWY_UNROLL(8)
-    for (int r = 0; r < R; ++r) wv[r] = load_weights(w[r] + i);
+    for (int r = 0; r < R; ++r) wv[r] = load_as_f32(d, w[r] + i);
     HWY_UNROLL(8)
     for (int c = 0; c < C; ++c) {
       const V xv = hn::LoadU(d, x[c] + i);

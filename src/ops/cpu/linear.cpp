@@ -7,23 +7,60 @@
 #include "ops/cpu/convert.hpp"
 #include "ops/cpu/few_rows.hpp"
 #include "ops/cpu/linear_plan.hpp"
+#include "ops/cpu/matmul.hpp"
+#include "ops/cpu/widen.hpp"
 
 namespace xlstm::ops::cpu {
 namespace {
 
-// Row stride of the copy of x: padded, and an odd number of cache lines so that the same column of
-// several rows does not fall into one set of the cache.
-std::int64_t copy_stride(std::int64_t k, DType dtype) {
+std::size_t bytes_of(std::int64_t count, DType dtype) {
+  return static_cast<std::size_t>(count) * size_of(dtype);
+}
+
+/// Row stride of the copy of x for few_rows(): padded, and an odd number of cache lines so that the
+/// same column of several rows does not fall into one set of the cache.
+std::int64_t few_rows_stride(std::int64_t k, DType dtype) {
   const auto line = static_cast<std::int64_t>(64 / size_of(dtype));
   const std::int64_t lines = (k + kFewRowsPadding - 1) / kFewRowsPadding * kFewRowsPadding / line;
   return (lines | 1) * line;
 }
 
 bool few_rows_as_bf16(const LinearArgs& args) {
-  if (args.x.dtype != DType::bf16) return false;
+  return args.x.dtype == DType::bf16 &&
+         std::all_of(args.w.begin(), args.w.end(),
+                     [](const Tensor& w) { return few_rows_takes_bf16(w.dtype); });
+}
+
+// With many rows: whether a weight is multiplied as it is stored, by x as it is or by x in f32.
+bool multiplied_as_stored(const Tensor& x, const Tensor& w) {
+  return w.dtype == DType::f32 ||
+         (w.dtype == DType::bf16 && x.dtype == DType::bf16 && matmul_takes_bf16());
+}
+
+// Other weights are widened to f32 in panels of this many rows.
+std::int64_t panel_rows(const Tensor& w) {
+  constexpr std::int64_t kPanelBytes = std::int64_t{4} << 20;
+  const std::int64_t rows = kPanelBytes / (std::max<std::int64_t>(w.dim(1), 1) * 4) / 64 * 64;
+  return std::min(std::max<std::int64_t>(rows, 64), w.dim(0));
+}
+
+bool needs_f32_x(const LinearArgs& args) {
+  return args.x.dtype != DType::f32 &&
+         !std::all_of(args.w.begin(), args.w.end(), [&](const Tensor& w) {
+           return w.dtype == DType::bf16 && multiplied_as_stored(args.x, w);
+         });
+}
+
+std::int64_t panel_count(const LinearArgs& args) {
+  std::int64_t count = 0;
   for (const Tensor& w : args.w)
-    if (!few_rows_takes_bf16(w.dtype)) return false;
-  return true;
+    if (!multiplied_as_stored(args.x, w)) count = std::max(count, panel_rows(w) * w.dim(1));
+  return count;
+}
+
+void add_bias(const Tensor& b, std::int64_t begin, const Tensor& y) {
+  for (std::int64_t t = 0; t < y.dim(0); ++t)
+    for (std::int64_t j = 0; j < y.dim(1); ++j) y.row<float>(t)[j] += load_f32(b, begin + j);
 }
 
 // Rows [begin, end) of all weights laid one after the other.
@@ -35,18 +72,77 @@ void few_rows_range(const LinearArgs& args, const Tensor& x, Range range) {
     const std::int64_t end = std::min(range.end - first, w.dim(0));
     if (begin < end) {
       const Tensor y = args.y.cols(first + begin, end - begin);
-      for (std::int64_t t = 0; t < x.dim(0); t += kFewRows) {
-        const std::int64_t rows = std::min(x.dim(0) - t, kFewRows);
-        few_rows({.x = x.rows(t, rows),
-                  .w = w.rows(begin, end - begin),
-                  .y = y.rows(t, rows),
-                  .accumulate = args.accumulate});
+      few_rows({.x = x, .w = w.rows(begin, end - begin), .y = y, .accumulate = args.accumulate});
+      if (!args.b.empty()) add_bias(args.b[i], begin, y);
+    }
+    first += w.dim(0);
+  }
+}
+
+void linear_few_rows(Context& context, const LinearArgs& args) {
+  const std::int64_t rows = args.x.dim(0);
+  const std::int64_t k = args.x.dim(1);
+  const DType dtype = few_rows_as_bf16(args) ? DType::bf16 : DType::f32;
+  Tensor x = args.x;
+  if (rows > 1 || dtype != x.dtype || k % kFewRowsPadding != 0) {
+    const std::int64_t stride = few_rows_stride(k, dtype);
+    x = Tensor::dense(context.arena().take(bytes_of(rows * stride, dtype)), dtype, {rows, stride});
+    if (dtype == DType::f32) {
+      widen(args.x, x);
+    } else {
+      for (std::int64_t t = 0; t < rows; ++t) {
+        std::memcpy(x.row<std::uint16_t>(t), args.x.row<std::uint16_t>(t), bytes_of(k, dtype));
+        std::fill_n(x.row<std::uint16_t>(t) + k, stride - k, std::uint16_t{0});
       }
-      if (!args.b.empty()) {
-        for (std::int64_t t = 0; t < y.dim(0); ++t)
-          for (std::int64_t j = 0; j < end - begin; ++j)
-            y.row<float>(t)[j] += load_f32(args.b[i], begin + j);
+    }
+  }
+  parallel_ranges(context.threads(), args.y.dim(1), 16,
+                  [&](Range range) { few_rows_range(args, x, range); });
+}
+
+void linear_many_rows(Context& context, const LinearArgs& args) {
+  const int threads = context.threads();
+  const std::int64_t rows = args.x.dim(0);
+  const std::int64_t k = args.x.dim(1);
+  Tensor x32 = args.x;
+  if (needs_f32_x(args)) {
+    x32 =
+        Tensor::dense(context.arena().take(bytes_of(rows * k, DType::f32)), DType::f32, {rows, k});
+    parallel_ranges(threads, rows, 1, [&](Range range) {
+      const std::int64_t n = range.end - range.begin;
+      widen(args.x.rows(range.begin, n), x32.rows(range.begin, n));
+    });
+  }
+  std::byte* panel = nullptr;
+  if (const std::int64_t count = panel_count(args); count > 0)
+    panel = context.arena().take(bytes_of(count, DType::f32));
+
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < args.w.size(); ++i) {
+    const Tensor& w = args.w[i];
+    const Tensor y = args.y.cols(first, w.dim(0));
+    if (multiplied_as_stored(args.x, w)) {
+      matmul({.x = w.dtype == DType::f32 ? x32 : args.x,
+              .w = w,
+              .y = y,
+              .accumulate = args.accumulate},
+             threads);
+    } else {
+      const std::int64_t most = panel_rows(w);
+      for (std::int64_t begin = 0; begin < w.dim(0); begin += most) {
+        const std::int64_t n = std::min(most, w.dim(0) - begin);
+        const Tensor w32 = Tensor::dense(panel, DType::f32, {n, k});
+        parallel_ranges(threads, n, 8, [&](Range range) {
+          const std::int64_t m = range.end - range.begin;
+          widen(w.rows(begin + range.begin, m), w32.rows(range.begin, m));
+        });
+        matmul({.x = x32, .w = w32, .y = y.cols(begin, n), .accumulate = args.accumulate}, threads);
       }
+    }
+    if (!args.b.empty()) {
+      parallel_ranges(threads, rows, 1, [&](Range range) {
+        add_bias(args.b[i], 0, y.rows(range.begin, range.end - range.begin));
+      });
     }
     first += w.dim(0);
   }
@@ -54,36 +150,26 @@ void few_rows_range(const LinearArgs& args, const Tensor& x, Range range) {
 
 }  // namespace
 
-std::size_t linear_workspace_bytes(const LinearArgs& args, int) {
-  return static_cast<std::size_t>(args.x.dim(0) * copy_stride(args.x.dim(1), DType::f32)) *
-         sizeof(float);
+std::size_t linear_workspace_bytes(const LinearArgs& args) {
+  // Enough for any smaller number of rows too: whoever measures with the largest batch may run all.
+  const std::int64_t rows = args.x.dim(0);
+  const std::int64_t k = args.x.dim(1);
+  const DType dtype = few_rows_as_bf16(args) ? DType::bf16 : DType::f32;
+  const std::size_t few = bytes_of(std::min(rows, kFewRows) * few_rows_stride(k, dtype), dtype);
+  if (rows <= kFewRows) return few;
+  const std::size_t many = (needs_f32_x(args) ? bytes_of(rows * k, DType::f32) + kAlignment : 0) +
+                           bytes_of(panel_count(args), DType::f32);
+  return std::max(few, many);
 }
 
 void linear(Context& context, const LinearArgs& args) {
   const std::int64_t rows = args.x.dim(0);
-  if (rows == 0) return;
-  const std::int64_t k = args.x.dim(1);
+  if (rows == 0 || args.y.dim(1) == 0) return;
   ArenaScope scope(context.arena());
-  const DType dtype = few_rows_as_bf16(args) ? DType::bf16 : DType::f32;
-  Tensor x = Tensor::dense(context.arena().take(linear_workspace_bytes(args, context.threads())),
-                           dtype, {rows, copy_stride(k, dtype)});
-  for (std::int64_t t = 0; t < rows; ++t) {
-    if (dtype == args.x.dtype) {
-      char* row = x.as<char>() + static_cast<std::size_t>(t * x.row_stride()) * size_of(dtype);
-      std::memcpy(
-          row,
-          args.x.as<char>() + static_cast<std::size_t>(t * args.x.row_stride()) * size_of(dtype),
-          static_cast<std::size_t>(k) * size_of(dtype));
-      std::memset(row + static_cast<std::size_t>(k) * size_of(dtype), 0,
-                  static_cast<std::size_t>(x.row_stride() - k) * size_of(dtype));
-    } else {
-      float* row = x.row<float>(t);
-      for (std::int64_t i = 0; i < k; ++i) row[i] = load_f32(args.x, t * args.x.row_stride() + i);
-      std::fill(row + k, row + x.row_stride(), 0.0F);
-    }
-  }
-  parallel_ranges(context.threads(), args.y.dim(1), 16,
-                  [&](Range range) { few_rows_range(args, x, range); });
+  if (rows <= kFewRows)
+    linear_few_rows(context, args);
+  else
+    linear_many_rows(context, args);
 }
 
 }  // namespace xlstm::ops::cpu

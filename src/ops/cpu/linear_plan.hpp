@@ -8,6 +8,6 @@
 namespace xlstm::ops::cpu {
 
 /// Bytes that cpu::linear takes from the arena.
-std::size_t linear_workspace_bytes(const LinearArgs& args, int threads);
+std::size_t linear_workspace_bytes(const LinearArgs& args);
 
 }  // namespace xlstm::ops::cpu

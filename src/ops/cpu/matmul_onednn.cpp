@@ -1,20 +1,123 @@
-#include <dnnl.h>
+// matmul() by oneDNN, on the weights as they are stored: row-major [N, K] is K x N with strides
+// (1, K), which oneDNN's blocked kernels copy piece by piece as they go. Keeping packed copies
+// would gain a few percent (docs/performance.md) and double the memory.
+
 #include <omp.h>
 
+#include <dnnl.hpp>
+#include <map>
+#include <tuple>
+
 #include "core/check.hpp"
+#include "core/cpu_features.hpp"
 #include "ops/cpu/matmul.hpp"
 
 namespace xlstm::ops::cpu {
+namespace {
 
-void sgemm(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
-           const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
-           std::int64_t ldc) {
-  const int threads = omp_get_max_threads();
-  if (threads > 1) omp_set_num_threads(1);
-  const dnnl_status_t status =
-      dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-  if (threads > 1) omp_set_num_threads(threads);
-  XLSTM_ASSERT(status == dnnl_success);
+// oneDNN reads its cap once per process, so it serves permitted_isa() alone; and nothing below
+// AVX2, where our own kernels are as good.
+bool onednn_serves_active_isa() {
+  static const bool capped = [] {
+    if (permitted_isa() == Isa::avx2) dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx2);
+    if (permitted_isa() == Isa::avx512) dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx512_core_vnni);
+    return permitted_isa() >= Isa::avx2 || permitted_isa() == Isa::neon;
+  }();
+  return capped && active_isa() == permitted_isa();
 }
+
+struct Shape {
+  std::int64_t m, n, k, ldx, ldw, ldy;
+  DType dtype;
+  bool accumulate;
+  int threads;
+  auto operator<=>(const Shape&) const = default;
+};
+
+struct Product {
+  dnnl::memory::desc x, w, y;
+  dnnl::matmul primitive;
+};
+
+const dnnl::engine& engine() {
+  static const dnnl::engine cpu(dnnl::engine::kind::cpu, 0);
+  return cpu;
+}
+
+Product make_product(const Shape& s) {
+  const auto type =
+      s.dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+  Product p{.x = {{s.m, s.k}, type, dnnl::memory::dims{s.ldx, 1}},
+            .w = {{s.k, s.n}, type, dnnl::memory::dims{1, s.ldw}},
+            .y = {{s.m, s.n}, dnnl::memory::data_type::f32, dnnl::memory::dims{s.ldy, 1}},
+            .primitive = {}};
+  dnnl::primitive_attr attributes;
+  if (s.accumulate) {
+    dnnl::post_ops sum;
+    sum.append_sum(1.0F);
+    attributes.set_post_ops(sum);
+  }
+  p.primitive = dnnl::matmul(
+      dnnl::matmul::primitive_desc(dnnl::matmul::desc(p.x, p.w, p.y), attributes, engine()));
+  return p;
+}
+
+// Products made before, by this thread: one is made in a fraction of a millisecond once oneDNN has
+// compiled its kernel, but a layer asks for the same few in every step.
+const Product& product(const Shape& shape) {
+  constexpr std::size_t kMost = 256;
+  thread_local std::map<Shape, Product> products;
+  const auto found = products.find(shape);
+  if (found != products.end()) return found->second;
+  if (products.size() >= kMost) products.clear();
+  return products.emplace(shape, make_product(shape)).first->second;
+}
+
+// Sets the number of threads of OpenMP regions that this thread starts, for a while.
+class ThreadCount {
+ public:
+  explicit ThreadCount(int threads) : before_(omp_get_max_threads()) {
+    if (threads != before_) omp_set_num_threads(threads);
+  }
+  ~ThreadCount() {
+    if (omp_get_max_threads() != before_) omp_set_num_threads(before_);
+  }
+  ThreadCount(const ThreadCount&) = delete;
+  ThreadCount& operator=(const ThreadCount&) = delete;
+
+ private:
+  int before_;
+};
+
+}  // namespace
+
+void matmul(const MatmulArgs& args, int threads) {
+  if (!onednn_serves_active_isa()) {
+    matmul_by_sgemm(args, threads);
+    return;
+  }
+  const ThreadCount thread_count(threads);
+  try {
+    thread_local dnnl::stream stream(engine());
+    const Product& p = product({.m = args.x.dim(0),
+                                .n = args.w.dim(0),
+                                .k = args.x.dim(1),
+                                .ldx = args.x.row_stride(),
+                                .ldw = args.w.row_stride(),
+                                .ldy = args.y.row_stride(),
+                                .dtype = args.x.dtype,
+                                .accumulate = args.accumulate,
+                                .threads = threads});
+    p.primitive.execute(stream, {{DNNL_ARG_SRC, dnnl::memory(p.x, engine(), args.x.data)},
+                                 {DNNL_ARG_WEIGHTS, dnnl::memory(p.w, engine(), args.w.data)},
+                                 {DNNL_ARG_DST, dnnl::memory(p.y, engine(), args.y.data)}});
+    stream.wait();
+  } catch (const dnnl::error& error) {
+    fail(ErrorCode::internal, "oneDNN: {} x {}: {}", to_string(args.x), to_string(args.w),
+         error.what());
+  }
+}
+
+bool matmul_takes_bf16() { return active_isa() == Isa::avx512_bf16 && onednn_serves_active_isa(); }
 
 }  // namespace xlstm::ops::cpu

@@ -1,0 +1,203 @@
+#include "ops/cpu/matmul.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "core/cpu_features.hpp"
+#include "core/threads.hpp"
+#include "ops/cpu/convert.hpp"
+
+namespace xlstm::ops::cpu {
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+std::vector<float> normal_numbers(std::int64_t count, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  std::vector<float> numbers(static_cast<std::size_t>(count));
+  for (float& number : numbers) number = normal(random);
+  return numbers;
+}
+
+struct Size {
+  std::int64_t m, n, k;
+};
+
+class SgemmOnIsa : public testing::TestWithParam<Isa> {};
+
+TEST_P(SgemmOnIsa, IsAsExactAsAPlainLoop) {
+  const Isa before_isa = active_isa();
+  set_active_isa(GetParam());
+  std::mt19937 random(1);
+  for (const Size s : {Size{1, 1, 1},
+                       {5, 3, 7},
+                       {64, 64, 64},
+                       {13, 70, 33},
+                       {25, 31, 600},
+                       {64, 33, 16},
+                       {3, 129, 257}}) {
+    for (const bool ta : {false, true}) {
+      for (const bool tb : {false, true}) {
+        for (const float beta : {0.0F, 1.0F, -0.5F}) {
+          const float alpha = beta == 0.0F ? 1.0F : 0.75F;
+          const std::int64_t lda = (ta ? s.m : s.k) + 3, ldb = (tb ? s.k : s.n) + 1, ldc = s.n + 2;
+          const auto a = normal_numbers((ta ? s.k : s.m) * lda, random);
+          const auto b = normal_numbers((tb ? s.n : s.k) * ldb, random);
+          const auto before = normal_numbers(s.m * ldc, random);
+          std::vector<float> c = before;
+          if (beta == 0.0F) std::fill(c.begin(), c.end(), kNaN);  // nobody may read it
+          const std::vector<float> poisoned = c;
+          sgemm(ta, tb, s.m, s.n, s.k, alpha, a.data(), lda, b.data(), ldb, beta, c.data(), ldc);
+          double ours = 0, naive_error = 0;
+          for (std::int64_t i = 0; i < s.m; ++i) {
+            for (std::int64_t j = 0; j < s.n; ++j) {
+              double sum = 0, magnitude = 0;
+              float naive = 0;
+              for (std::int64_t p = 0; p < s.k; ++p) {
+                const float x = ta ? a[static_cast<std::size_t>(p * lda + i)]
+                                   : a[static_cast<std::size_t>(i * lda + p)];
+                const float y = tb ? b[static_cast<std::size_t>(j * ldb + p)]
+                                   : b[static_cast<std::size_t>(p * ldb + j)];
+                const float product = x * y;
+                naive += product;
+                sum += static_cast<double>(x) * y;
+                magnitude += std::fabs(static_cast<double>(x) * y);
+              }
+              const auto at = static_cast<std::size_t>(i * ldc + j);
+              naive *= alpha;
+              sum *= static_cast<double>(alpha);
+              magnitude *= static_cast<double>(alpha);
+              if (beta != 0.0F) {
+                const float old = beta * before[at];
+                naive += old;
+                sum += static_cast<double>(beta) * before[at];
+                magnitude += std::fabs(static_cast<double>(beta) * before[at]);
+              }
+              ours = std::max(ours, std::fabs(c[at] - sum) / magnitude);
+              naive_error = std::max(naive_error, std::fabs(naive - sum) / magnitude);
+            }
+            for (std::int64_t j = s.n; j < ldc; ++j) {
+              const auto at = static_cast<std::size_t>(i * ldc + j);
+              EXPECT_TRUE(c[at] == poisoned[at] || std::isnan(poisoned[at]));
+            }
+          }
+          EXPECT_LE(ours, 2 * std::max(naive_error, 6e-8))
+              << s.m << " x " << s.n << " x " << s.k << (ta ? " ta" : "") << (tb ? " tb" : "");
+        }
+      }
+    }
+  }
+  set_active_isa(before_isa);
+}
+
+TEST_P(SgemmOnIsa, NanStaysInItsRowAndColumn) {
+  const Isa before_isa = active_isa();
+  set_active_isa(GetParam());
+  std::mt19937 random(2);
+  const std::int64_t m = 29, n = 37, k = 21;
+  for (const bool ta : {false, true}) {
+    for (const bool tb : {false, true}) {
+      auto a = normal_numbers(m * k, random);
+      auto b = normal_numbers(k * n, random);
+      a[static_cast<std::size_t>(ta ? 4 * m + 6 : 6 * k + 4)] = kNaN;      // row 6
+      b[static_cast<std::size_t>(tb ? 35 * k + 20 : 20 * n + 35)] = kNaN;  // column 35
+      std::vector<float> c(static_cast<std::size_t>(m * n), kNaN);
+      sgemm(ta, tb, m, n, k, 1.0F, a.data(), ta ? m : k, b.data(), tb ? k : n, 0.0F, c.data(), n);
+      for (std::int64_t i = 0; i < m; ++i)
+        for (std::int64_t j = 0; j < n; ++j)
+          EXPECT_EQ(std::isnan(c[static_cast<std::size_t>(i * n + j)]), i == 6 || j == 35);
+    }
+  }
+  set_active_isa(before_isa);
+}
+
+INSTANTIATE_TEST_SUITE_P(AllIsas, SgemmOnIsa, testing::ValuesIn(available_isas()),
+                         [](const auto& isa) { return std::string(to_string(isa.param)); });
+
+TEST(Sgemm, AnEmptySumIsZero) {
+  std::vector<float> c = {kNaN, 3.0F};
+  sgemm(false, false, 1, 1, 0, 1.0F, nullptr, 1, nullptr, 1, 0.0F, c.data(), 1);
+  sgemm(false, false, 1, 1, 0, 1.0F, nullptr, 1, nullptr, 1, 2.0F, c.data() + 1, 1);
+  EXPECT_EQ(c[0], 0.0F);
+  EXPECT_EQ(c[1], 6.0F);
+}
+
+TEST(Sgemm, TasksOfOneRegionMayCallIt) {
+  std::mt19937 random(3);
+  const std::int64_t n = 48;
+  const auto a = normal_numbers(n * n, random);
+  const auto b = normal_numbers(n * n, random);
+  std::vector<float> alone(static_cast<std::size_t>(n * n));
+  sgemm(false, true, n, n, n, 1.0F, a.data(), n, b.data(), n, 0.0F, alone.data(), n);
+  std::vector<std::vector<float>> c(64, std::vector<float>(alone.size()));
+  parallel_for(4, 64, [&](std::int64_t i) {
+    sgemm(false, true, n, n, n, 1.0F, a.data(), n, b.data(), n, 0.0F,
+          c[static_cast<std::size_t>(i)].data(), n);
+  });
+  for (const auto& one : c) EXPECT_EQ(one, alone);
+}
+
+// Whatever library matmul() is, it is as exact as our own products.
+TEST(Matmul, IsAsExactAsSgemm) {
+  std::mt19937 random(4);
+  for (const Size s : {Size{17, 5, 33}, {64, 200, 128}, {33, 64, 1000}, {100, 1, 7}}) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      if (dtype == DType::bf16 && !matmul_takes_bf16()) continue;
+      auto x = normal_numbers(s.m * s.k, random);
+      auto w = normal_numbers(s.n * s.k, random);
+      const auto before = normal_numbers(s.m * (s.n + 3), random);
+      std::vector<std::uint16_t> x16, w16;
+      if (dtype == DType::bf16) {
+        for (float& v : x) v = bf16_to_f32(x16.emplace_back(f32_to_bf16(v)));
+        for (float& v : w) v = bf16_to_f32(w16.emplace_back(f32_to_bf16(v)));
+      }
+      for (const bool accumulate : {false, true}) {
+        auto error = [&](auto&& multiply) {
+          std::vector<float> y = before;
+          if (!accumulate) std::fill(y.begin(), y.end(), kNaN);
+          Tensor yt = Tensor::dense(y.data(), DType::f32, {s.m, s.n});
+          yt.stride[0] = s.n + 3;
+          multiply(yt);
+          double largest = 0;
+          for (std::int64_t i = 0; i < s.m; ++i) {
+            for (std::int64_t j = 0; j < s.n; ++j) {
+              double sum = accumulate ? before[static_cast<std::size_t>(i * (s.n + 3) + j)] : 0.0F;
+              double magnitude = std::fabs(sum);
+              for (std::int64_t p = 0; p < s.k; ++p) {
+                const double term = static_cast<double>(x[static_cast<std::size_t>(i * s.k + p)]) *
+                                    w[static_cast<std::size_t>(j * s.k + p)];
+                sum += term;
+                magnitude += std::fabs(term);
+              }
+              largest = std::max(largest, std::fabs(yt.row<float>(i)[j] - sum) / magnitude);
+            }
+          }
+          return largest;
+        };
+        const Tensor x32 = Tensor::dense(x.data(), DType::f32, {s.m, s.k});
+        const Tensor w32 = Tensor::dense(w.data(), DType::f32, {s.n, s.k});
+        const double plain = error([&](const Tensor& y) {
+          matmul_by_sgemm({.x = x32, .w = w32, .y = y, .accumulate = accumulate}, 2);
+        });
+        const double ours = error([&](const Tensor& y) {
+          const bool half = dtype == DType::bf16;
+          matmul({.x = half ? Tensor::dense(x16.data(), dtype, {s.m, s.k}) : x32,
+                  .w = half ? Tensor::dense(w16.data(), dtype, {s.n, s.k}) : w32,
+                  .y = y,
+                  .accumulate = accumulate},
+                 2);
+        });
+        EXPECT_LE(ours, 2 * std::max(plain, 6e-8))
+            << to_string(dtype) << " " << s.m << " x " << s.n << " x " << s.k;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace xlstm::ops::cpu
