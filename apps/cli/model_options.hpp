@@ -1,0 +1,64 @@
+#pragma once
+// Flags that every subcommand with a model has, and loading by them.
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "option_parser.hpp"
+#include "xlstm/xlstm.hpp"
+
+namespace xlstm::cli {
+
+/// What all subcommands have: how much to tell on stderr.
+struct LogOptions {
+  std::string level = "info";
+  bool verbose = false;
+};
+void add_log_options(OptionParser& parser, LogOptions& options);
+void apply(const LogOptions& options);
+
+struct RunOptions {
+  std::string model;
+  std::string dtype = "f32";
+  std::string device = "cpu";
+  std::int64_t threads = 0;
+  std::int64_t chunk_size = 0;
+  bool check_tensors = false;
+  bool progress = false;
+  LogOptions log;
+};
+
+/// -m, --threads and the other flags of RunOptions.
+void add_run_options(OptionParser& parser, RunOptions& options);
+
+/// The library's form of these options. @throws UsageError
+LoadOptions to_load_options(const RunOptions& options);
+
+/// The default model: beside the program, in the current directory, or installed.
+std::optional<std::filesystem::path> find_default_model();
+/// The directory -m names, or else the default model. @throws Error(not_found) with a hint
+std::filesystem::path model_directory(const std::string& option);
+
+struct LoadedModel {
+  Model model;
+  std::filesystem::path directory;
+  double load_s = 0;
+};
+/// Loads with a progress bar. @throws UsageError, Error
+LoadedModel load_model(const RunOptions& options);
+
+/// The tokenizer, or Error(not_found) that says what to do without. `hint` ends the message.
+const Tokenizer& require_tokenizer(const LoadedModel& loaded, const std::string& hint);
+
+/// Content of a file, or of stdin for "-". @throws Error(not_found), Error(io)
+std::string read_text(const std::string& file);
+/// Text with \n, \t, \r, \\, \", \' and \xHH replaced.
+std::string unescape(const std::string& text);
+
+/// "0,5,9" as ids. @throws UsageError
+std::vector<std::int32_t> parse_ids(const std::string& text, const std::string& flag);
+
+}  // namespace xlstm::cli
