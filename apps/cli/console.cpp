@@ -80,8 +80,7 @@ void ProgressBar::update(std::uint64_t done, std::uint64_t total) {
   last_ = now;
   drawn_ = true;
   constexpr std::uint64_t kWidth = 30;
-  const double fraction =
-      std::min(1.0, static_cast<double>(done) / static_cast<double>(total));
+  const double fraction = std::min(1.0, static_cast<double>(done) / static_cast<double>(total));
   const auto filled = static_cast<std::size_t>(fraction * kWidth);
   fmt::print(stderr, "\r{:<18}[{}{}] {:3.0f} %", label_, std::string(filled, '#'),
              std::string(kWidth - filled, '.'), 100 * fraction);

@@ -36,7 +36,8 @@ int run_eval(Arguments args) {
   parser.flag("--no-bos", options.no_bos, "No BOS before each window");
   parser.flag("--carry", options.carry, "Keep the state from window to window");
   parser.group("Output");
-  parser.flag("--json", json, "One JSON object: {\"nll\",\"tokens\",\"perplexity\",\"bits_per_byte\"}");
+  parser.flag("--json", json,
+              "One JSON object: {\"nll\",\"tokens\",\"perplexity\",\"bits_per_byte\"}");
   add_run_options(parser, run);
   if (!parser.parse(args)) return 0;
   apply(run.log);
@@ -63,9 +64,10 @@ int run_eval(Arguments args) {
   if (json)
     write_out(evaluation_json(result));
   else
-    write_out(fmt::format("nll            {:.6f}\ntokens         {}\nperplexity     {:.4f}\n"
-                          "bits per byte  {:.4f}\n",
-                          result.nll, result.tokens, result.perplexity, result.bits_per_byte));
+    write_out(
+        fmt::format("nll            {:.6f}\ntokens         {}\nperplexity     {:.4f}\n"
+                    "bits per byte  {:.4f}\n",
+                    result.nll, result.tokens, result.perplexity, result.bits_per_byte));
   info("load {:.3f} s | {} tokens in {:.3f} s, {:.1f} tok/s", loaded.load_s, result.tokens, seconds,
        static_cast<double>(result.tokens) / seconds);
   return 0;

@@ -26,7 +26,7 @@ struct GenerateArguments {
   SamplingOptions sampling;
   std::vector<std::string> prompts;
   std::string file;
-  std::vector<std::string> prompt_ids;
+  std::vector<std::vector<std::int32_t>> prompt_ids;
   bool escape = false;
   bool no_bos = false;
   bool display_prompt = false;
@@ -42,8 +42,10 @@ bool parse(Arguments args, GenerateArguments& a) {
   parser.texts("-p,--prompt", "TEXT", a.prompts,
                "Text to continue; several form a batch (none: starts from BOS)");
   parser.text("-f,--file", "FILE", a.file, "Prompt from a file, taken as it is; -: from stdin");
-  parser.texts("--prompt-ids", "N,...", a.prompt_ids,
-               "Prompt as token ids, never with BOS; several form a batch");
+  parser.custom(
+      "--prompt-ids", "N,...",
+      [&a](const std::string& list) { a.prompt_ids.push_back(parse_ids(list, "--prompt-ids")); },
+      "Prompt as token ids, never with BOS; several form a batch");
   parser.flag("-e,--escape", a.escape, "Read \\n, \\t and \\xHH in -p and --stop");
   parser.flag("--no-bos", a.no_bos, "Never put BOS before a text");
   parser.flag("--display-prompt", a.display_prompt, "Print the prompt before its continuation");
@@ -58,8 +60,8 @@ bool parse(Arguments args, GenerateArguments& a) {
   add_run_options(parser, a.run);
   if (!parser.parse(args)) return false;
 
-  const int sources = (a.prompts.empty() ? 0 : 1) + (a.file.empty() ? 0 : 1) +
-                      (a.prompt_ids.empty() ? 0 : 1);
+  const int sources =
+      (a.prompts.empty() ? 0 : 1) + (a.file.empty() ? 0 : 1) + (a.prompt_ids.empty() ? 0 : 1);
   if (sources > 1)
     throw UsageError("the prompt comes from one of -p, -f and --prompt-ids, not from several");
   if ((!a.state_load.empty() || !a.state_save.empty()) &&
@@ -73,20 +75,12 @@ bool parse(Arguments args, GenerateArguments& a) {
   return true;
 }
 
-// BOS where the model has one: what an empty prompt starts from.
-std::int32_t start_id(const Model& model) {
-  if (model.bos_id() >= 0) return model.bos_id();
-  if (model.tokenizer() != nullptr && model.tokenizer()->bos_id())
-    return *model.tokenizer()->bos_id();
-  return static_cast<std::int32_t>(model.config().bos_token_id);
-}
-
 // Ids of every prompt. `resumed`: they follow what a state holds, so no BOS and none may be needed.
 std::vector<std::vector<std::int32_t>> prompt_ids(const GenerateArguments& a,
                                                   const LoadedModel& loaded, bool resumed) {
   std::vector<std::vector<std::int32_t>> prompts;
   if (!a.prompt_ids.empty()) {
-    for (const std::string& list : a.prompt_ids) prompts.push_back(parse_ids(list, "--prompt-ids"));
+    prompts = a.prompt_ids;
   } else {
     std::vector<std::string> texts = a.prompts;
     if (!a.file.empty()) texts = {read_text(a.file)};
@@ -121,10 +115,11 @@ void print_timings(double load_s, std::span<const Generation> generations) {
   const auto speed = [](std::int64_t tokens, double seconds) {
     return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
   };
-  info("load {:.3f} s | prompt {} tokens in {:.3f} s, {:.1f} tok/s | generated {} tokens in {:.3f} "
-       "s, {:.1f} tok/s",
-       load_s, sum.prompt_tokens, sum.prompt_s, speed(sum.prompt_tokens, sum.prompt_s),
-       sum.generated_tokens, sum.generate_s, speed(sum.generated_tokens, sum.generate_s));
+  info(
+      "load {:.3f} s | prompt {} tokens in {:.3f} s, {:.1f} tok/s | generated {} tokens in {:.3f} "
+      "s, {:.1f} tok/s",
+      load_s, sum.prompt_tokens, sum.prompt_s, speed(sum.prompt_tokens, sum.prompt_s),
+      sum.generated_tokens, sum.generate_s, speed(sum.generated_tokens, sum.generate_s));
 }
 
 // What text output shows of a finished generation: its text, or its ids without a tokenizer.

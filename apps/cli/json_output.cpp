@@ -19,11 +19,11 @@ Json logprob_json(const TokenLogprob& logprob) {
 }
 
 Json generation_json(const Generation& generation, bool with_logprobs, double load_s) {
-  Json json = {{"prompt_ids", generation.prompt_ids},
-               {"ids", generation.ids},
-               {"text", generation.text},
-               {"finish_reason",
-                generation.finish_reason == FinishReason::stop ? "stop" : "length"}};
+  Json json = {
+      {"prompt_ids", generation.prompt_ids},
+      {"ids", generation.ids},
+      {"text", generation.text},
+      {"finish_reason", generation.finish_reason == FinishReason::stop ? "stop" : "length"}};
   if (with_logprobs) {
     Json list = Json::array();
     for (const TokenLogprob& logprob : generation.logprobs) list.push_back(logprob_json(logprob));
@@ -72,9 +72,9 @@ std::string bench_json(const MachineRow& machine, std::span<const BenchRow> rows
                     {"tok_s", row.tok_s},
                     {"tok_s_spread", row.tok_s_spread},
                     {"percent_of_limit", row.percent_of_limit}});
-  return line({{"machine",
-                {{"read_gb_s", machine.read_gb_s}, {"peak_gflop_s", machine.peak_gflop_s}}},
-               {"rows", std::move(list)}});
+  return line(
+      {{"machine", {{"read_gb_s", machine.read_gb_s}, {"peak_gflop_s", machine.peak_gflop_s}}},
+       {"rows", std::move(list)}});
 }
 
 }  // namespace xlstm::cli

@@ -37,10 +37,9 @@ constexpr std::array kCommands = {
 };
 
 std::string usage() {
-  std::string text =
-      "xlstm " XLSTM_VERSION
-      ": runs xLSTM language models\n\n"
-      "Usage: xlstm COMMAND [OPTIONS]\n\nCommands:\n";
+  std::string text = "xlstm " XLSTM_VERSION
+                     ": runs xLSTM language models\n\n"
+                     "Usage: xlstm COMMAND [OPTIONS]\n\nCommands:\n";
   for (const Command& command : kCommands)
     text += fmt::format("  {:<10}{}\n", command.name, command.summary);
   text +=
@@ -79,9 +78,9 @@ int dispatch(const std::vector<std::string>& args) {
     names = {"--help", "--version"};
     const std::string guess = nearest(first, names);
     throw UsageError(
-        guess.empty() ? fmt::format("'{}' comes after a command, as in `xlstm generate {} ...`",
-                                    first, first)
-                      : fmt::format("unknown option '{}'; did you mean {}?", first, guess));
+        guess.empty()
+            ? fmt::format("'{}' comes after a command, as in `xlstm generate {} ...`", first, first)
+            : fmt::format("unknown option '{}'; did you mean {}?", first, guess));
   }
   const std::string guess = nearest(first, names);
   throw UsageError(fmt::format("unknown command '{}'{}", first,

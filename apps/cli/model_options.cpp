@@ -36,12 +36,11 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
                 "Arithmetic; bf16 rounds the inputs of matrix products", "XLSTM_DTYPE");
   parser.text("--device", "NAME", options.device, "cpu, cuda or cuda:<index> (cpu)",
               "XLSTM_DEVICE");
-  parser.integer("-t,--threads", options.threads, 0, 4096,
-                 "Threads (0: one per physical core)", "XLSTM_THREADS");
+  parser.integer("-t,--threads", options.threads, 0, 4096, "Threads (0: one per physical core)",
+                 "XLSTM_THREADS");
   parser.integer("--chunk-size", options.chunk_size, 0, 65536,
                  "Tokens per chunk when reading a prompt (0: the engine's choice)");
-  parser.flag("--check-tensors", options.check_tensors,
-              "Refuse weights that hold NaN or infinity");
+  parser.flag("--check-tensors", options.check_tensors, "Refuse weights that hold NaN or infinity");
   add_log_options(parser, options.log);
   parser.flag("--progress", options.progress, "Progress bars even if stderr is no terminal");
 }
@@ -67,7 +66,7 @@ std::optional<fs::path> find_default_model() {
   const fs::path program = fs::read_symlink("/proc/self/exe", ignored);
   if (!program.empty()) {
     const fs::path bin = program.parent_path();
-    candidates.push_back(bin / ".." / ".." / ".." / model);          // build/<preset>/bin
+    candidates.push_back(bin / ".." / ".." / ".." / model);        // build/<preset>/bin
     candidates.push_back(bin / ".." / "share" / "xlstm" / model);  // installed
   }
   candidates.push_back(model);
@@ -111,9 +110,17 @@ LoadedModel load_model(const RunOptions& options) {
 
 const Tokenizer& require_tokenizer(const LoadedModel& loaded, const std::string& hint) {
   const Tokenizer* tokenizer = loaded.model.tokenizer();
-  XLSTM_CHECK(tokenizer != nullptr, not_found, "'{}' has no tokenizer.json, so it cannot read text; {}",
-              loaded.directory.string(), hint);
+  XLSTM_CHECK(tokenizer != nullptr, not_found,
+              "'{}' has no tokenizer.json, so it cannot read text; {}", loaded.directory.string(),
+              hint);
   return *tokenizer;
+}
+
+std::int32_t start_id(const Model& model) {
+  if (model.bos_id() >= 0) return model.bos_id();
+  if (model.tokenizer() != nullptr && model.tokenizer()->bos_id())
+    return *model.tokenizer()->bos_id();
+  return static_cast<std::int32_t>(model.config().bos_token_id);
 }
 
 std::string read_text(const std::string& file) {

@@ -6,17 +6,32 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstdio>
+#include <type_traits>
 
 #include "console.hpp"
 
 namespace xlstm::cli {
 namespace {
 
-std::string range_text(std::int64_t min, std::int64_t max) {
-  if (max == std::numeric_limits<std::int64_t>::max()) return fmt::format("of at least {}", min);
-  return fmt::format("from {} to {}", min, max);
+// "from 0 to 1"; a bound that is only the type's own is left out.
+template <class Number>
+std::string range_text(Number min, Number max) {
+  const Number lowest = std::is_integral_v<Number> ? std::numeric_limits<Number>::lowest()
+                                                   : Number(-std::numeric_limits<float>::max());
+  const Number highest = std::is_integral_v<Number> ? std::numeric_limits<Number>::max()
+                                                    : Number(std::numeric_limits<float>::max());
+  if (min <= lowest && max >= highest) return "";
+  if (max >= highest) return fmt::format(" of at least {}", min);
+  return fmt::format(" from {} to {}", min, max);
 }
+
+// The help without CLI11's own remarks on environment variables and repetition.
+class HelpFormatter : public CLI::Formatter {
+ public:
+  std::string make_option_opts(const CLI::Option* option) const override {
+    return option->get_type_name().empty() ? "" : " " + option->get_type_name();
+  }
+};
 
 // Edits between two words: insert, delete, replace, swap of neighbours.
 std::size_t edit_distance(std::string_view a, std::string_view b) {
@@ -42,8 +57,8 @@ std::int64_t parse_integer(std::string_view text, std::int64_t min, std::int64_t
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, value);
   if (error != std::errc() || stop != end || value < min || value > max)
-    throw UsageError(fmt::format("{}: expected a whole number {}, found '{}'", what,
-                                 range_text(min, max), text));
+    throw UsageError(
+        fmt::format("{}: expected a whole number{}, found '{}'", what, range_text(min, max), text));
   return value;
 }
 
@@ -53,8 +68,8 @@ double parse_number(std::string_view text, double min, double max, const std::st
   const auto [stop, error] = std::from_chars(text.data(), end, value);
   // The comparison is written so that NaN fails it.
   if (error != std::errc() || stop != end || !(value >= min && value <= max))
-    throw UsageError(fmt::format("{}: expected a number from {} to {}, found '{}'", what, min, max,
-                                 text));
+    throw UsageError(
+        fmt::format("{}: expected a number{}, found '{}'", what, range_text(min, max), text));
   return value;
 }
 
@@ -113,7 +128,8 @@ OptionParser::OptionParser(const std::string& command, const std::string& descri
     : impl_(std::make_unique<Impl>(description)) {
   impl_->app.name("xlstm " + command);
   impl_->app.footer("Examples:\n" + examples);
-  impl_->app.get_formatter()->column_width(34);
+  impl_->app.formatter(std::make_shared<HelpFormatter>());
+  impl_->app.get_formatter()->column_width(32);
 }
 
 OptionParser::~OptionParser() = default;
@@ -141,7 +157,8 @@ void OptionParser::number(const std::string& names, float& value, double min, do
 
 void OptionParser::text(const std::string& names, const std::string& metavar, std::string& value,
                         const std::string& help, const std::string& env) {
-  impl_->add(names, metavar, help, [&value](const std::string& text) { value = text; }, env);
+  impl_->add(
+      names, metavar, help, [&value](const std::string& text) { value = text; }, env);
 }
 
 void OptionParser::texts(const std::string& names, const std::string& metavar,
@@ -166,10 +183,9 @@ void OptionParser::choice(const std::string& names, const std::vector<std::strin
 
 void OptionParser::integers(const std::string& names, std::vector<std::int64_t>& value,
                             std::int64_t min, std::int64_t max, const std::string& help) {
-  impl_->add(names, "N,...", fmt::format("{} ({})", help, fmt::join(value, ",")),
-             [=, &value](const std::string& text) {
-               value = parse_integers(text, min, max, names);
-             });
+  impl_->add(
+      names, "N,...", fmt::format("{} ({})", help, fmt::join(value, ",")),
+      [=, &value](const std::string& text) { value = parse_integers(text, min, max, names); });
 }
 
 void OptionParser::custom(const std::string& names, const std::string& metavar,
@@ -194,9 +210,10 @@ bool OptionParser::parse(std::span<const std::string> args) {
       for (const std::string& name : option->get_snames()) names.push_back("-" + name);
     }
     if (!extra.starts_with("-"))
-      throw UsageError(fmt::format("unexpected argument '{}'; values belong to a flag (a prompt to "
-                                   "-p, a model to -m)",
-                                   extra));
+      throw UsageError(
+          fmt::format("unexpected argument '{}'; values belong to a flag (a prompt to "
+                      "-p, a model to -m)",
+                      extra));
     const std::string guess = nearest(extra.substr(0, extra.find('=')), names);
     throw UsageError(fmt::format("unknown option '{}'{}", extra,
                                  guess.empty() ? "" : fmt::format("; did you mean {}?", guess)));

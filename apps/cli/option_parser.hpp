@@ -42,8 +42,8 @@ class OptionParser {
   void texts(const std::string& names, const std::string& metavar, std::vector<std::string>& value,
              const std::string& help);
   /// Exactly one of `choices`.
-  void choice(const std::string& names, const std::vector<std::string>& choices,
-              std::string& value, const std::string& help, const std::string& env = {});
+  void choice(const std::string& names, const std::vector<std::string>& choices, std::string& value,
+              const std::string& help, const std::string& env = {});
   /// Numbers with commas between them.
   void integers(const std::string& names, std::vector<std::int64_t>& value, std::int64_t min,
                 std::int64_t max, const std::string& help);

@@ -16,9 +16,9 @@ void take_logit_bias(const std::string& text, SamplerOptions& sampler) {
   if (sign == std::string::npos)
     throw UsageError(fmt::format(
         "--logit-bias: expected ID+BIAS or ID-BIAS as in 15043+1.5 or 2-inf, found '{}'", text));
-  const auto id = static_cast<std::int32_t>(
-      parse_integer(std::string_view(text).substr(0, sign), 0,
-                    std::numeric_limits<std::int32_t>::max(), "--logit-bias"));
+  const auto id = static_cast<std::int32_t>(parse_integer(std::string_view(text).substr(0, sign), 0,
+                                                          std::numeric_limits<std::int32_t>::max(),
+                                                          "--logit-bias"));
   const std::string size = text.substr(sign + 1);
   const bool minus = text[sign] == '-';
   if (size == "inf") {

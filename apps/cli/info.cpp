@@ -1,0 +1,134 @@
+// xlstm info: what a model directory holds.
+
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "commands.hpp"
+#include "console.hpp"
+#include "model_options.hpp"
+
+namespace xlstm::cli {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kExamples =
+    "  xlstm info                 the default model\n"
+    "  xlstm info -m DIR --json";
+
+// How the weights lie in the files.
+struct Weights {
+  std::int64_t parameters = 0;
+  std::map<std::string, std::uint64_t> bytes_by_dtype;
+};
+
+Weights count_weights(const Model& model) {
+  Weights weights;
+  for (const ParameterInfo& parameter : model.parameters()) {
+    std::int64_t count = 1;
+    for (const std::int64_t size : parameter.shape) count *= size;
+    weights.parameters += count;
+    weights.bytes_by_dtype[to_string(parameter.dtype)] +=
+        static_cast<std::uint64_t>(count) * size_of(parameter.dtype);
+  }
+  return weights;
+}
+
+Json architecture_json(const Config& config) {
+  Json json = {{"model_type", "xlstm"},
+               {"num_blocks", config.num_blocks},
+               {"hidden_size", config.hidden_size},
+               {"num_heads", config.num_heads},
+               {"qk_head_dim", config.qk_head_dim()},
+               {"v_head_dim", config.v_head_dim()},
+               {"ffn_dim", config.ffn_dim()},
+               {"vocab_size", config.vocab_size},
+               {"weight_mode", config.weight_mode},
+               {"use_bias", config.use_bias},
+               {"add_out_norm", config.add_out_norm},
+               {"tie_word_embeddings", config.tie_word_embeddings},
+               {"gate_soft_cap", nullptr},
+               {"output_logit_soft_cap", nullptr}};
+  if (config.gate_soft_cap) json["gate_soft_cap"] = *config.gate_soft_cap;
+  if (config.output_logit_soft_cap) json["output_logit_soft_cap"] = *config.output_logit_soft_cap;
+  return json;
+}
+
+Json info_json(const LoadedModel& loaded) {
+  const Model& model = loaded.model;
+  const Weights weights = count_weights(model);
+  Json json = {{"model", loaded.directory.string()},
+               {"architecture", architecture_json(model.config())},
+               {"parameters", weights.parameters},
+               {"weights", {{"bytes", model.weight_bytes()}, {"by_dtype", weights.bytes_by_dtype}}},
+               {"streamed_bytes_per_token", model.streamed_bytes()},
+               {"state_bytes_per_sequence", model.state_bytes()},
+               {"tokenizer", nullptr},
+               {"bos_id", model.bos_id()},
+               {"eos_ids", model.eos_ids()},
+               {"unknown_config_keys", Json::object()},
+               {"unexpected_tensors", model.unexpected_tensors()}};
+  if (const Tokenizer* tokenizer = model.tokenizer())
+    json["tokenizer"] = {{"size", tokenizer->size()}, {"description", tokenizer->description()}};
+  for (const auto& [key, value] : model.config().unknown)
+    json["unknown_config_keys"][key] = Json::parse(value, nullptr, false);
+  return json;
+}
+
+std::string info_text(const LoadedModel& loaded) {
+  const Model& model = loaded.model;
+  const Config& config = model.config();
+  const Weights weights = count_weights(model);
+  std::string text;
+  const auto row = [&text](std::string_view name, const std::string& value) {
+    text += fmt::format("{:<22}{}\n", name, value);
+  };
+  const auto list = [](const auto& items) {
+    return items.empty() ? std::string("none") : fmt::format("{}", fmt::join(items, ", "));
+  };
+  std::vector<std::string> dtypes;
+  for (const auto& [dtype, bytes] : weights.bytes_by_dtype)
+    dtypes.push_back(fmt::format("{} {}", format_bytes(bytes), dtype));
+  std::vector<std::string> unknown;
+  for (const auto& [key, value] : config.unknown) unknown.push_back(key);
+
+  row("model", loaded.directory.string());
+  row("architecture", fmt::format("xLSTM, {} blocks, width {}, {} heads (key {}, value {}), "
+                                  "feed-forward {}",
+                                  config.num_blocks, config.hidden_size, config.num_heads,
+                                  config.qk_head_dim(), config.v_head_dim(), config.ffn_dim()));
+  row("vocabulary", fmt::format("{}", config.vocab_size));
+  row("parameters",
+      fmt::format("{} ({})", format_count(static_cast<std::uint64_t>(weights.parameters)),
+                  weights.parameters));
+  row("weights", fmt::format("{}", fmt::join(dtypes, ", ")));
+  row("read per token", format_bytes(model.streamed_bytes()));
+  row("state", format_bytes(model.state_bytes()) + " per sequence, however long it is");
+  const Tokenizer* tokenizer = model.tokenizer();
+  row("tokenizer", tokenizer != nullptr ? tokenizer->description()
+                                        : "none: only --prompt-ids work with this model");
+  row("put before a prompt", model.bos_id() >= 0 ? fmt::format("{}", model.bos_id()) : "nothing");
+  row("end of text", list(model.eos_ids()));
+  row("unknown config keys", list(unknown));
+  row("unexpected tensors", list(model.unexpected_tensors()));
+  return text;
+}
+
+}  // namespace
+
+int run_info(Arguments args) {
+  RunOptions run;
+  bool json = false;
+  OptionParser parser("info", "Architecture, size, tokenizer and oddities of a model.", kExamples);
+  parser.group("Output");
+  parser.flag("--json", json, "One JSON object");
+  add_run_options(parser, run);
+  if (!parser.parse(args)) return 0;
+  apply(run.log);
+  const LoadedModel loaded = load_model(run);
+  write_out(json ? info_json(loaded).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"
+                 : info_text(loaded));
+  return 0;
+}
+
+}  // namespace xlstm::cli
