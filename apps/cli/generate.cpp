@@ -109,7 +109,7 @@ void print_timings(double load_s, std::span<const Generation> generations) {
   for (const Generation& g : generations) {
     sum.prompt_tokens += g.timings.prompt_tokens;
     sum.generated_tokens += g.timings.generated_tokens;
-    sum.prompt_s = std::max(sum.prompt_s, g.timings.prompt_s);
+    sum.prompt_s += g.timings.prompt_s;  // prompts are read one after the other
     sum.generate_s = std::max(sum.generate_s, g.timings.generate_s);
   }
   const auto speed = [](std::int64_t tokens, double seconds) {
