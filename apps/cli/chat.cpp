@@ -77,7 +77,6 @@ class Chat {
     std::vector<std::int32_t> ids;
     const bool fresh = state_.token_count() == 0;
     if (!text.empty()) ids = model_.encode_prompt(text, !fresh);
-    if (ids.empty() && fresh) ids.push_back(start_id(model_));
     turn_.emplace(Turn{state_.clone(), std::move(ids)});
     answer();
   }

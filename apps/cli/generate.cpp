@@ -75,32 +75,24 @@ bool parse(Arguments args, GenerateArguments& a) {
   return true;
 }
 
-// Ids of every prompt. `resumed`: they follow what a state holds, so no BOS and none may be needed.
+// Ids of every prompt. The library puts BOS into an empty one, unless it follows a state.
 std::vector<std::vector<std::int32_t>> prompt_ids(const GenerateArguments& a,
                                                   const LoadedModel& loaded, bool resumed) {
-  std::vector<std::vector<std::int32_t>> prompts;
-  if (!a.prompt_ids.empty()) {
-    prompts = a.prompt_ids;
-  } else {
+  std::vector<std::vector<std::int32_t>> prompts = a.prompt_ids;
+  if (prompts.empty()) {
     std::vector<std::string> texts = a.prompts;
     if (!a.file.empty()) texts = {read_text(a.file)};
     if (texts.empty()) texts = {""};
     for (const std::string& text : texts) {
-      if (text.empty()) {
-        prompts.emplace_back();
-        continue;
-      }
+      prompts.emplace_back();
+      if (text.empty()) continue;
       require_tokenizer(loaded, "give the prompt as token ids: --prompt-ids 0,5,9");
-      prompts.push_back(loaded.model.encode_prompt(text, a.no_bos || resumed));
+      prompts.back() = loaded.model.encode_prompt(text, a.no_bos || resumed);
     }
   }
-  if (resumed) return prompts;
-  for (std::vector<std::int32_t>& ids : prompts) {
-    if (!ids.empty()) continue;
-    XLSTM_CHECK(!a.no_bos, invalid_argument,
+  for (const std::vector<std::int32_t>& ids : prompts)
+    XLSTM_CHECK(!ids.empty() || resumed || !a.no_bos, invalid_argument,
                 "the prompt is empty and --no-bos keeps BOS away: there is nothing to continue");
-    ids.push_back(start_id(loaded.model));
-  }
   return prompts;
 }
 

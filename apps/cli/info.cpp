@@ -65,6 +65,7 @@ Json info_json(const LoadedModel& loaded) {
                {"state_bytes_per_sequence", model.state_bytes()},
                {"tokenizer", nullptr},
                {"bos_id", model.bos_id()},
+               {"adds_bos", model.adds_bos()},
                {"eos_ids", model.eos_ids()},
                {"unknown_config_keys", Json::object()},
                {"unexpected_tensors", model.unexpected_tensors()}};
@@ -107,7 +108,9 @@ std::string info_text(const LoadedModel& loaded) {
   const Tokenizer* tokenizer = model.tokenizer();
   row("tokenizer", tokenizer != nullptr ? tokenizer->description()
                                         : "none: only --prompt-ids work with this model");
-  row("put before a prompt", model.bos_id() >= 0 ? fmt::format("{}", model.bos_id()) : "nothing");
+  row("begin of text",
+      fmt::format("{}, {}", model.bos_id() < 0 ? "none" : fmt::format("{}", model.bos_id()),
+                  model.adds_bos() ? "put before every prompt" : "not put before prompts"));
   row("end of text", list(model.eos_ids()));
   row("unknown config keys", list(unknown));
   row("unexpected tensors", list(model.unexpected_tensors()));

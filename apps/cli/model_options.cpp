@@ -116,16 +116,6 @@ const Tokenizer& require_tokenizer(const LoadedModel& loaded, const std::string&
   return *tokenizer;
 }
 
-std::int32_t start_id(const Model& model) {
-  if (model.bos_id() >= 0) return model.bos_id();
-  if (model.tokenizer() != nullptr && model.tokenizer()->bos_id())
-    return *model.tokenizer()->bos_id();
-  const std::optional<std::int64_t> id = model.config().bos_token_id;
-  XLSTM_CHECK(id.has_value(), invalid_argument,
-              "the prompt is empty, and the model has no BOS token to begin with");
-  return static_cast<std::int32_t>(*id);
-}
-
 std::string read_text(const std::string& file) {
   std::error_code ignored;
   XLSTM_CHECK(file == "-" || !fs::is_directory(file, ignored), invalid_argument,

@@ -53,9 +53,6 @@ LoadedModel load_model(const RunOptions& options);
 /// The tokenizer, or Error(not_found) that says what to do without. `hint` ends the message.
 const Tokenizer& require_tokenizer(const LoadedModel& loaded, const std::string& hint);
 
-/// The id that an empty prompt starts from: BOS, even where texts do without.
-std::int32_t start_id(const Model& model);
-
 /// Content of a file, or of stdin for "-". @throws Error(not_found), Error(io)
 std::string read_text(const std::string& file);
 /// Text with \n, \t, \r, \\, \", \' and \xHH replaced.

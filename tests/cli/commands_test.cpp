@@ -214,9 +214,10 @@ TEST(CliEval, FieldsAgree) {
 
 TEST(CliInfo, DefaultModel) {
   const json info = run({"info", "--json"}).json();
-  EXPECT_EQ(keys(info), (Names{"model", "architecture", "parameters", "weights",
-                               "streamed_bytes_per_token", "state_bytes_per_sequence", "tokenizer",
-                               "bos_id", "eos_ids", "unknown_config_keys", "unexpected_tensors"}));
+  EXPECT_EQ(keys(info),
+            (Names{"model", "architecture", "parameters", "weights", "streamed_bytes_per_token",
+                   "state_bytes_per_sequence", "tokenizer", "bos_id", "adds_bos", "eos_ids",
+                   "unknown_config_keys", "unexpected_tensors"}));
   const std::int64_t parameters = info["parameters"];
   EXPECT_GT(parameters, 4'900'000);
   EXPECT_LT(parameters, 5'100'000);
@@ -225,6 +226,7 @@ TEST(CliInfo, DefaultModel) {
   EXPECT_EQ(info["architecture"]["ffn_dim"], 704);
   // All but the embedding [320, 256] is read for each token.
   EXPECT_EQ(info["streamed_bytes_per_token"], 2 * (parameters - 320 * 256));
+  EXPECT_EQ(info["adds_bos"], false);
   EXPECT_EQ(info["eos_ids"], json::array({0}));
   EXPECT_EQ(info["unexpected_tensors"], json::array());
   const Outcome text = run({"info"});
