@@ -154,10 +154,12 @@ double best_rate(int threads, double seconds, Loop&& loop) {
 
 double measure_read_bandwidth(int threads, double seconds) {
   active_isa();
-  constexpr std::size_t kBytes = std::size_t{512} << 20;
-  const Buffer buffer(kBytes, {}, true);
+  // Each thread's part is larger than its share of any cache, and even one thread's than any cache.
+  const std::size_t bytes =
+      (std::size_t{64} << 20) * static_cast<std::size_t>(std::max(2, threads));
+  const Buffer buffer(bytes, {}, true);
   const auto* words = reinterpret_cast<const std::uint64_t*>(buffer.data());
-  const auto count = static_cast<std::int64_t>(kBytes / sizeof(std::uint64_t));
+  const auto count = static_cast<std::int64_t>(bytes / sizeof(std::uint64_t));
   std::vector<double> rates;
   std::uint64_t sum = 0;
   const double end = now() + seconds;
@@ -168,7 +170,7 @@ double measure_read_bandwidth(int threads, double seconds) {
       const Range range = split_range(count, threads, i, 4096);
       sum += HWY_DYNAMIC_DISPATCH(read_words)(words + range.begin, range.end - range.begin);
     }
-    rates.push_back(static_cast<double>(kBytes) / (now() - start) / 1e9);
+    rates.push_back(static_cast<double>(bytes) / (now() - start) / 1e9);
   } while (sum == 0 && now() < end);  // the buffer is zero, but the compiler cannot know
   std::nth_element(rates.begin(), rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2),
                    rates.end());

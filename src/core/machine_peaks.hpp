@@ -4,7 +4,7 @@
 namespace xlstm {
 
 /// Median rate at which `threads` threads together read memory that is in no cache, in 1e9 bytes
-/// per second. Takes about `seconds`, and 512 MiB for its duration.
+/// per second. Takes about `seconds`, and 64 MiB per thread (128 MiB at least) for its duration.
 double measure_read_bandwidth(int threads, double seconds = 0.3);
 
 /// Best rate of float32 multiply-adds in registers with the active instruction set, all threads
