@@ -64,6 +64,9 @@ void Program::start(std::vector<std::string> arguments, std::vector<std::string>
   // The caller's XLSTM_* settings must not change what is tested.
   for (char** variable = environ; *variable != nullptr; ++variable)
     if (!std::string_view(*variable).starts_with("XLSTM_")) environment.emplace_back(*variable);
+  // Tests run side by side: more threads than cores would make each other wait. The first of two
+  // equal names counts.
+  environment.emplace_back("XLSTM_THREADS=1");
 
   const std::string in = (folder_ / "in").string();
   const std::string out = (folder_ / "out").string();
