@@ -115,7 +115,7 @@ std::string format_bytes(std::uint64_t bytes) {
 }
 
 std::string format_count(std::uint64_t count) {
-  static const char* const kUnits[] = {"thousand", "M", "B", "T"};
+  static const char* const kUnits[] = {"K", "M", "B", "T"};
   return scaled(static_cast<double>(count), kUnits, "");
 }
 
