@@ -1,9 +1,11 @@
 #include "text/decoder.hpp"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
 #include "text/byte_level.hpp"
+#include "text/regex.hpp"
 #include "text/utf8.hpp"
 
 namespace xlstm::text {
@@ -14,8 +16,8 @@ namespace {
 class WholeToken final : public DecoderStream {
  public:
   explicit WholeToken(std::unique_ptr<DecoderStream> stream) : stream_(std::move(stream)) {}
-  void push(std::string_view chunk, const TextSink& /*out*/) override { token_ += chunk; }
-  void finish(const TextSink& out) override {
+  void push(std::string_view chunk, TextSink /*out*/) override { token_ += chunk; }
+  void finish(TextSink out) override {
     stream_->push(token_, out);
     stream_->finish(out);
   }
@@ -37,7 +39,7 @@ std::unique_ptr<DecoderStream> start_whole(bool fused, const Settings&... settin
 
 class ByteLevelStream final : public DecoderStream {
  public:
-  void push(std::string_view token, const TextSink& out) override {
+  void push(std::string_view token, TextSink out) override {
     const std::size_t held = bytes_.size();
     for (std::size_t i = 0; i < token.size();) {
       const auto byte = byte_of_character(next_code_point(token, i));
@@ -50,10 +52,10 @@ class ByteLevelStream final : public DecoderStream {
     }
     emit(false, out);
   }
-  void finish(const TextSink& out) override { emit(true, out); }
+  void finish(TextSink out) override { emit(true, out); }
 
  private:
-  void emit(bool last, const TextSink& out) {
+  void emit(bool last, TextSink out) {
     std::size_t done = 0;
     std::string text;
     while (done < bytes_.size()) {
@@ -82,7 +84,7 @@ class ByteLevelStage final : public DecoderStage {
 
 class ByteFallbackStream final : public DecoderStream {
  public:
-  void push(std::string_view token, const TextSink& out) override {
+  void push(std::string_view token, TextSink out) override {
     if (const auto byte = byte_of(token)) {
       run_ += static_cast<char>(*byte);
       return;
@@ -90,7 +92,7 @@ class ByteFallbackStream final : public DecoderStream {
     finish(out);
     out(token);
   }
-  void finish(const TextSink& out) override {
+  void finish(TextSink out) override {
     if (run_.empty()) return;
     if (find_invalid_utf8(run_) == std::string_view::npos) {
       out(run_);
@@ -128,7 +130,7 @@ class ByteFallbackStage final : public DecoderStage {
 
 class FuseStream final : public DecoderStream {
  public:
-  void push(std::string_view token, const TextSink& out) override {
+  void push(std::string_view token, TextSink out) override {
     if (!token.empty()) out(token);
   }
 };
@@ -147,7 +149,7 @@ class ReplaceStream final : public DecoderStream {
  public:
   ReplaceStream(const Matcher& pattern, const std::string& content)
       : pattern_(pattern), content_(content) {}
-  void push(std::string_view token, const TextSink& out) override {
+  void push(std::string_view token, TextSink out) override {
     std::string text;
     pattern_.find(token, [&](std::size_t begin, std::size_t end, bool matched) {
       text += matched ? std::string_view(content_) : token.substr(begin, end - begin);
@@ -166,7 +168,7 @@ class ChunkReplaceStream final : public DecoderStream {
  public:
   ChunkReplaceStream(std::string from, std::string to)
       : from_(std::move(from)), to_(std::move(to)) {}
-  void push(std::string_view chunk, const TextSink& out) override {
+  void push(std::string_view chunk, TextSink out) override {
     held_ += chunk;
     std::string text;
     std::size_t done = 0;
@@ -181,7 +183,7 @@ class ChunkReplaceStream final : public DecoderStream {
     held_.erase(0, held_.size() - keep);
     if (!text.empty()) out(text);
   }
-  void finish(const TextSink& out) override {
+  void finish(TextSink out) override {
     if (!held_.empty()) out(std::exchange(held_, {}));
   }
 
@@ -215,7 +217,7 @@ class StripStream final : public DecoderStream {
  public:
   StripStream(const std::string& content, std::size_t start, std::size_t stop)
       : content_(content), start_(start), stop_(stop) {}
-  void push(std::string_view token, const TextSink& out) override {
+  void push(std::string_view token, TextSink out) override {
     for (std::size_t i = 0; i < start_ && token.starts_with(content_); ++i)
       token.remove_prefix(content_.size());
     for (std::size_t i = 0; i < stop_ && token.ends_with(content_); ++i)
@@ -234,7 +236,7 @@ class ChunkStripStream final : public DecoderStream {
  public:
   ChunkStripStream(const std::string& content, std::size_t start, std::size_t stop)
       : content_(content), start_(start), stop_(stop) {}
-  void push(std::string_view chunk, const TextSink& out) override {
+  void push(std::string_view chunk, TextSink out) override {
     while (start_ > 0 && chunk.starts_with(content_)) {
       chunk.remove_prefix(content_.size());
       --start_;
@@ -292,7 +294,7 @@ class MetaspaceStream final : public DecoderStream {
  public:
   MetaspaceStream(char32_t replacement, bool drop_first, bool fused)
       : replacement_(replacement), drop_(drop_first), fused_(fused) {}
-  void push(std::string_view token, const TextSink& out) override {
+  void push(std::string_view token, TextSink out) override {
     std::string text;
     for (std::size_t i = 0; i < token.size();) {
       const char32_t point = next_code_point(token, i);
@@ -335,11 +337,11 @@ class MetaspaceStage final : public DecoderStage {
 class SuffixStream final : public DecoderStream {
  public:
   explicit SuffixStream(const std::string& suffix) : suffix_(suffix) {}
-  void push(std::string_view token, const TextSink& out) override {
+  void push(std::string_view token, TextSink out) override {
     if (waiting_) out(replaced(" "));
     waiting_ = std::string(token);
   }
-  void finish(const TextSink& out) override {
+  void finish(TextSink out) override {
     if (waiting_) out(replaced(""));
   }
 
@@ -375,7 +377,7 @@ class SuffixStage final : public DecoderStage {
 
 class JoinStream final : public DecoderStream {
  public:
-  void push(std::string_view token, const TextSink& out) override {
+  void push(std::string_view token, TextSink out) override {
     if (!std::exchange(first_, false)) out(" ");
     out(token);
   }

@@ -7,20 +7,20 @@
 #include <string_view>
 #include <vector>
 
+#include "text/function_ref.hpp"
 #include "text/json_node.hpp"
-#include "text/regex.hpp"
 
 namespace xlstm::text {
 
 /// Takes tokens, or the chunks of one long token, and appends what they come to.
-using TextSink = std::function<void(std::string_view)>;
+using TextSink = FunctionRef<void(std::string_view)>;
 
 /// One decoder at work on one stream.
 class DecoderStream {
  public:
   virtual ~DecoderStream() = default;
-  virtual void push(std::string_view token, const TextSink& out) = 0;
-  virtual void finish(const TextSink& /*out*/) {}
+  virtual void push(std::string_view token, TextSink out) = 0;
+  virtual void finish(TextSink /*out*/) {}
 };
 
 /// One decoder as the file describes it.

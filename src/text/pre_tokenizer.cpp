@@ -1,6 +1,5 @@
 #include "text/pre_tokenizer.hpp"
 
-#include <functional>
 #include <utility>
 
 #include "text/byte_level.hpp"

@@ -31,7 +31,7 @@ using Range = std::pair<std::size_t, std::size_t>;
 /// Walks over the matches as Oniguruma's find_iter does: after an empty match one character is
 /// passed over, and an empty match right behind another match does not count.
 template <class Search>
-void find_all(std::string_view text, const Search& search, const Matcher::Sink& sink) {
+void find_all(std::string_view text, const Search& search, Matcher::Sink sink) {
   if (text.empty()) {
     sink(0, 0, false);
     return;
@@ -60,7 +60,7 @@ class LiteralMatcher final : public Matcher {
  public:
   explicit LiteralMatcher(std::string text) : text_(std::move(text)) {}
   const std::string* literal() const override { return &text_; }
-  void find(std::string_view text, const Sink& sink) const override {
+  void find(std::string_view text, Sink sink) const override {
     const auto search = [&](std::size_t from) -> std::optional<Range> {
       const std::size_t begin = text.find(text_, from);
       if (begin == std::string_view::npos) return std::nullopt;
@@ -75,7 +75,7 @@ class LiteralMatcher final : public Matcher {
 
 class Gpt2Matcher final : public Matcher {
  public:
-  void find(std::string_view text, const Sink& sink) const override {
+  void find(std::string_view text, Sink sink) const override {
     split_gpt2(text, [&](std::size_t begin, std::size_t end) { sink(begin, end, true); });
   }
 };
@@ -117,7 +117,7 @@ class RegexMatcher final : public Matcher {
     pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);
   }
 
-  void find(std::string_view text, const Sink& sink) const override {
+  void find(std::string_view text, Sink sink) const override {
     const MatchData data(pcre2_match_data_create_from_pattern(code_.get(), nullptr));
     const MatchContext context(pcre2_match_context_create(nullptr));
     XLSTM_CHECK(data && context, out_of_memory, "tokenizer: no memory to match {}", pattern_);

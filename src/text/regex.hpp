@@ -2,11 +2,11 @@
 // What Split and Replace search for: a fixed text or a regular expression.
 
 #include <cstddef>
-#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 
+#include "text/function_ref.hpp"
 #include "text/json_node.hpp"
 
 namespace xlstm::text {
@@ -15,10 +15,10 @@ namespace xlstm::text {
 class Matcher {
  public:
   /// `matched` is false for what lies between two matches. Matches may be empty.
-  using Sink = std::function<void(std::size_t begin, std::size_t end, bool matched)>;
+  using Sink = FunctionRef<void(std::size_t begin, std::size_t end, bool matched)>;
 
   virtual ~Matcher() = default;
-  virtual void find(std::string_view text, const Sink& sink) const = 0;
+  virtual void find(std::string_view text, Sink sink) const = 0;
   /// The fixed text that is searched for, or null.
   virtual const std::string* literal() const { return nullptr; }
 };
