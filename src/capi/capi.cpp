@@ -10,10 +10,6 @@
 #include "xlstm/generate.hpp"
 #include "xlstm/xlstm.h"
 
-#ifndef XLSTM_VERSION
-#define XLSTM_VERSION "0.1.0"
-#endif
-
 struct xlstm_model {
   xlstm::Model value;
 };

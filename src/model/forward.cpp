@@ -1,6 +1,7 @@
 // How a batch is cut into passes through the network.
 
 #include <algorithm>
+#include <atomic>
 
 #include "core/check.hpp"
 #include "core/hash.hpp"
@@ -23,7 +24,10 @@ std::int64_t length(const SequenceInput& s) { return static_cast<std::int64_t>(s
 }  // namespace
 
 void Model::Impl::check_batch(std::span<const SequenceInput> batch) {
-  ++pass_;
+  // Numbers of passes, to find a state that appears twice; of all models, because a state may go
+  // from one to another that holds the same weights.
+  static std::atomic<std::uint64_t> passes{0};
+  const std::uint64_t pass = ++passes;
   for (std::size_t i = 0; i < batch.size(); ++i) {
     const SequenceInput& s = batch[i];
     XLSTM_CHECK(s.state != nullptr, invalid_argument, "forward: sequence {} has no state", i);
@@ -33,9 +37,9 @@ void Model::Impl::check_batch(std::span<const SequenceInput> batch) {
     XLSTM_CHECK(state.model_hash == hash && state.layout == network.state, invalid_argument,
                 "forward: the state of sequence {} belongs to model {:016x}, not to {:016x}", i,
                 state.model_hash, hash);
-    XLSTM_CHECK(state.last_pass != pass_, invalid_argument,
+    XLSTM_CHECK(state.last_pass != pass, invalid_argument,
                 "forward: the state of sequence {} appears twice in the batch", i);
-    state.last_pass = pass_;
+    state.last_pass = pass;
     for (std::size_t t = 0; t < s.ids.size(); ++t)
       XLSTM_CHECK(s.ids[t] >= 0 && s.ids[t] < config.vocab_size, invalid_argument,
                   "forward: sequence {}, token {}: expected an id in [0, {}), found {}", i, t,

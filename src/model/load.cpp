@@ -106,6 +106,7 @@ void load_weights(Model::Impl& impl, Dialect dialect) {
       impl.parameters.push_back(std::move(p));
     }
   }
+  if (impl.options.progress && done < total) impl.options.progress(total, total);
   impl.unexpected = loader.unused();
   for (const std::string& name : impl.unexpected)
     log(LogLevel::warning,

@@ -47,7 +47,6 @@ struct Model::Impl {
 
   std::array<std::uint64_t, 64> prepared_{};  ///< shapes whose scratch is known to fit
   std::size_t next_prepared_ = 0;
-  std::uint64_t pass_ = 0;  ///< counts batches, to find a state that appears twice
 };
 
 namespace model {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "core/check.hpp"
 #include "core/float_bits.hpp"
@@ -24,9 +25,10 @@ void draw_tile(std::uint64_t key, std::int64_t tile, float a, float* values) {
   const std::uint64_t counter = key + static_cast<std::uint64_t>(tile) * bits.size();
   for (std::size_t i = 0; i < bits.size(); ++i)
     bits[i] = mix64((counter + i) * 0x9e3779b97f4a7c15ULL);
-  const auto* draws = reinterpret_cast<const std::int16_t*>(bits.data());
+  std::array<std::int16_t, kTile> draws;  // NOLINT: filled below
+  std::memcpy(draws.data(), bits.data(), sizeof(draws));
   for (std::int64_t i = 0; i < kTile; ++i)
-    values[i] = (static_cast<float>(draws[i]) + 0.5F) * (a * 0x1p-15F);
+    values[i] = (static_cast<float>(draws[static_cast<std::size_t>(i)]) + 0.5F) * (a * 0x1p-15F);
 }
 
 void store(const float* values, std::int64_t n, DType dtype, void* to) {
@@ -47,12 +49,15 @@ void store(const float* values, std::int64_t n, DType dtype, void* to) {
 void fill_uniform(const Tensor& t, std::uint64_t key, double deviation, int threads) {
   const auto a = static_cast<float>(deviation * 1.7320508075688772);  // sqrt(3): uniform's bound
   const std::int64_t n = t.count();
-  parallel_for(threads, (n + kTile - 1) / kTile, [&](std::int64_t tile) {
+  // Each thread has pages of its own: two that touch one first would both clear it.
+  parallel_ranges(threads, (n + kTile - 1) / kTile, 1, [&](Range tiles) {
     std::array<float, kTile> values;  // NOLINT: filled below
-    draw_tile(key, tile, a, values.data());
-    store(values.data(), std::min(kTile, n - tile * kTile), t.dtype,
-          static_cast<std::byte*>(t.data) +
-              static_cast<std::size_t>(tile * kTile) * size_of(t.dtype));
+    for (std::int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
+      draw_tile(key, tile, a, values.data());
+      store(values.data(), std::min(kTile, n - tile * kTile), t.dtype,
+            static_cast<std::byte*>(t.data) +
+                static_cast<std::size_t>(tile * kTile) * size_of(t.dtype));
+    }
   });
 }
 

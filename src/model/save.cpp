@@ -117,6 +117,9 @@ void Model::save(const fs::path& directory, DType dtype, std::uint64_t max_shard
 
   Config config = impl.config;
   config.weight_mode = "single";
+  // NX-AI's default is "train", in which transformers wants lengths that the chunk divides.
+  config.mode = "inference";
+  config.return_last_states = true;
   const char* torch_dtype =
       dtype == DType::f32 ? "float32" : (dtype == DType::bf16 ? "bfloat16" : "float16");
   write_text(directory / "config.json", formats::write_hf_config(config, torch_dtype));

@@ -98,6 +98,18 @@ TEST(StateTest, ALoadedStateSurvivesItsModel) {
   EXPECT_EQ(logits_after(again, state, 1), expected);
 }
 
+TEST(StateTest, GoesFromModelToModelOfTheSameWeights) {
+  Model a = small_model(), b = small_model();
+  State state = a.make_state(), alone = a.make_state();
+  for (int i = 0; i < 5; ++i) {
+    a.eval(state, some_ids(1));
+    EXPECT_NO_THROW(b.eval(state, some_ids(1)));
+    a.eval(alone, some_ids(1));
+    a.eval(alone, some_ids(1));
+  }
+  EXPECT_EQ(record_of(state), record_of(alone));
+}
+
 class StateFileTest : public ::testing::Test {
  protected:
   StateFileTest() {
