@@ -79,6 +79,19 @@ TEST_F(DefaultModelTest, StopStringsEndTheTextBeforeThem) {
   }
 }
 
+TEST_F(DefaultModelTest, TextAllocatesOnlyAsItGrows) {
+  const auto allocations = [&](std::int64_t n) {
+    GenerateOptions options = greedy(n);
+    options.ignore_eos = true;
+    options.stop = {"never there"};
+    const AllocationCounter counter;
+    one(model(), prompt(), options);
+    return counter.count();
+  };
+  allocations(200);
+  EXPECT_LE(allocations(200) - allocations(20), 6) << "180 tokens: the text doubles 4 times";
+}
+
 TEST_F(DefaultModelTest, SamplesAreReproducible) {
   GenerateOptions options;
   options.max_tokens = 40;
