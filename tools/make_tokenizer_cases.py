@@ -17,7 +17,7 @@ TEXTS = [
     "--a-b--c---", "-", "a.b.c", "...", "xxxxxxxxxxyx", "▁under▁score _", "é", "\u0301a\u0323\u0301",
     "\u07fd\u0301 \u1133b", "the the the", "New York NEW YORK", "abababab", "a\nb", "\ufffd\ufeff",
     "don''t ''s", "1a2b33c", "#$%&'()*+,/:;<=>?@[\\]^_`{|}~", "word" * 30, "  lead", "trail  ",
-    "q\u0303\u0302 \u1e69 s\u0323\u0307 s\u0307\u0323", "ſs 'ſ 'S", "¡¿«» – — … ‚",
+    "a  - -c  x   -x  -   -", "  - -   c   c  - ", "a b  b c  bca   ", "q\u0303\u0302 \u1e69 s\u0323\u0307 s\u0307\u0323", "ſs 'ſ 'S", "¡¿«» – — … ‚",
 ]
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,-'!<>/_=+;"
 
@@ -209,6 +209,13 @@ def cases():
     yield "added, overlapping", byte_level(added_tokens=[
         added("the", 300), added("the the", 301), added(" the", 302, normalized=True),
         added("ab", 303), added("aba", 304), added("  ", 305, lstrip=True), added("-", 306, rstrip=True)])
+    yield "added, within taken space", byte_level(added_tokens=[
+        added("a", 300, rstrip=True), added("  ", 301), added(" -", 302, lstrip=True),
+        added("- ", 303, lstrip=True), added(" b", 304), added("c", 305, lstrip=True, rstrip=True)])
+    yield "added, all space", byte_level(added_tokens=[added("  ", 300, lstrip=True, rstrip=True)])
+    yield "added, single words", byte_level(added_tokens=[
+        added("the", 300, single_word=True), added("he", 301), added("keeper", 302),
+        added("keep", 303, single_word=True, rstrip=True)])
     yield "added, normalised by bytes", byte_level(
         normalizer={"type": "ByteLevel"}, pre_tokenizer=None,
         added_tokens=[added("é the", 300, normalized=True, special=True), added("北", 301)])

@@ -43,7 +43,7 @@ AddedTokens::AddedTokens(const JsonNode& node, const Bpe& model, const Normalize
     }
     token.form = token.content;
     if (token.normalized && normalizer != nullptr && !normalizer->leaves(token.content)) {
-      NormalizedText text{token.content, true};
+      NormalizedText text(token.content, true);
       normalizer->apply(text);
       token.form = text.text;
     }
@@ -98,8 +98,8 @@ const AddedToken* AddedTokens::find(std::int32_t id) const {
   return place == by_id_.end() ? nullptr : &tokens_[place->second];
 }
 
-bool AddedTokens::next(std::string_view text, bool normalized, std::size_t& from, std::size_t done,
-                       Match& match) const {
+bool AddedTokens::next(std::string_view text, bool normalized, Cursor& cursor, Match& match) const {
+  std::size_t& from = cursor.from;
   const Tree& tree = trees_[normalized ? 1 : 0];
   if (tree.nodes.empty()) return false;
   while (from < text.size()) {
@@ -133,12 +133,20 @@ bool AddedTokens::next(std::string_view text, bool normalized, std::size_t& from
                               (end < text.size() && has(text, end, kWord))))
       continue;
     match = {&token, begin, end};
-    if (token.lstrip)
-      while (match.begin > done && has(text, previous_border(text, match.begin), kSpace))
+    if (token.lstrip) {
+      while (match.begin > cursor.done && has(text, previous_border(text, match.begin), kSpace))
         match.begin = previous_border(text, match.begin);
-    if (token.rstrip)
+      match.begin = std::max(match.begin, cursor.done);
+    }
+    if (token.rstrip) {
+      // The white space may hold further tokens that take it: it is walked through once.
+      if (end >= cursor.space_begin && end < cursor.space_end) match.end = cursor.space_end;
       while (match.end < text.size() && has(text, match.end, kSpace))
         match.end += code_point_size(text[match.end]);
+      cursor.space_begin = end;
+      cursor.space_end = match.end;
+    }
+    cursor.done = match.end;
     return true;
   }
   return false;

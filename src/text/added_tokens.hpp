@@ -51,12 +51,13 @@ class AddedTokens {
   /// Calls on_text(begin, end) and on_token(match) in order; `normalized` picks the tokens.
   template <class OnText, class OnToken>
   void split(std::string_view text, bool normalized, OnText&& on_text, OnToken&& on_token) const {
-    std::size_t done = 0;
+    Cursor cursor;
     Match match{};
-    std::size_t from = 0;
-    while (next(text, normalized, from, done, match)) {
+    std::size_t done = 0;
+    while (next(text, normalized, cursor, match)) {
       if (done < match.begin) on_text(done, match.begin);
-      on_token(*match.token);
+      // A token within white space that another one took may have nothing left.
+      if (match.begin < match.end) on_token(*match.token);
       done = match.end;
     }
     if (done < text.size()) on_text(done, text.size());
@@ -74,9 +75,14 @@ class AddedTokens {
   };
 
   void insert(Tree& tree, const std::string& text, std::size_t token, const JsonNode& node);
-  /// The next match from `from` on, which it moves; `done` is where the last one ended.
-  bool next(std::string_view text, bool normalized, std::size_t& from, std::size_t done,
-            Match& match) const;
+  /// How far a search has come.
+  struct Cursor {
+    std::size_t from = 0;         // where the next token may start
+    std::size_t done = 0;         // where the last match ended, with its white space
+    std::size_t space_begin = 0;  // white space behind a token
+    std::size_t space_end = 0;
+  };
+  bool next(std::string_view text, bool normalized, Cursor& cursor, Match& match) const;
 
   std::vector<AddedToken> tokens_;
   std::unordered_map<std::string, std::size_t> by_content_;

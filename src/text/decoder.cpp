@@ -4,6 +4,7 @@
 #include <optional>
 #include <utility>
 
+#include "core/check.hpp"
 #include "text/byte_level.hpp"
 #include "text/regex.hpp"
 #include "text/utf8.hpp"
@@ -145,6 +146,13 @@ class FuseStage final : public DecoderStage {
 
 // --- Replace ---
 
+/// Many stages that each replace by something longer could grow a token without end.
+void check_size(std::size_t size, std::size_t token_size) {
+  constexpr std::size_t kLongestGrown = std::size_t{16} << 20U;
+  XLSTM_CHECK(size <= std::max(kLongestGrown, token_size), unsupported,
+              "tokenizer: the decoder makes more than {} bytes of a shorter token", kLongestGrown);
+}
+
 class ReplaceStream final : public DecoderStream {
  public:
   ReplaceStream(const Matcher& pattern, const std::string& content)
@@ -153,6 +161,7 @@ class ReplaceStream final : public DecoderStream {
     std::string text;
     pattern_.find(token, [&](std::size_t begin, std::size_t end, bool matched) {
       text += matched ? std::string_view(content_) : token.substr(begin, end - begin);
+      check_size(text.size(), token.size());
     });
     out(text);
   }
@@ -174,6 +183,7 @@ class ChunkReplaceStream final : public DecoderStream {
     std::size_t done = 0;
     for (std::size_t at = 0; (at = held_.find(from_, done)) != std::string::npos;) {
       text.append(held_, done, at - done).append(to_);
+      check_size(text.size(), held_.size());
       done = at + from_.size();
     }
     std::size_t keep = std::min(from_.size() - 1, held_.size() - done);

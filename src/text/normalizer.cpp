@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/check.hpp"
 #include "text/byte_level.hpp"
 #include "text/regex.hpp"
 #include "text/unicode.hpp"
@@ -20,8 +21,10 @@ class NormalizerSequence final : public Normalizer {
       parts_.push_back(read_normalizer(element));
   }
   void apply(NormalizedText& text) const override {
-    for (const auto& part : parts_)
+    for (const auto& part : parts_) {
       if (!part->leaves(text.text)) part->apply(text);
+      text.check_size(text.text.size());
+    }
   }
   bool leaves(std::string_view text) const override {
     for (const auto& part : parts_)
@@ -142,6 +145,7 @@ class Replace final : public Normalizer {
     pattern_->find(text.text, [&](std::size_t begin, std::size_t end, bool matched) {
       if (matched) {
         out += content_;
+        text.check_size(out.size());
         // What replaces a match lies where its last character was.
         const bool longer_than_one = begin < end && begin + code_point_size(text.text[begin]) < end;
         if (begin == 0 && (content_.empty() ? end > 0 : longer_than_one)) text.at_start = false;
@@ -171,6 +175,14 @@ class ByteLevelNormalizer final : public Normalizer {
 };
 
 }  // namespace
+
+NormalizedText::NormalizedText(std::string_view input, bool is_at_start)
+    : text(input), at_start(is_at_start), limit_(growth_limit(input.size())) {}
+
+void NormalizedText::check_size(std::size_t size) const {
+  XLSTM_CHECK(size <= limit_, unsupported,
+              "tokenizer: the normalizer makes more than {} bytes of a much shorter text", limit_);
+}
 
 std::unique_ptr<Normalizer> read_normalizer(const JsonNode& node) {
   const std::string& type = node.type();

@@ -11,9 +11,16 @@ namespace xlstm::text {
 
 /// A stretch of text on its way through the normalizer.
 struct NormalizedText {
+  NormalizedText(std::string_view input, bool is_at_start);
+  /// @throws Error(unsupported) if `size` is far more than the bytes of the input
+  void check_size(std::size_t size) const;
+
   std::string text;
   /// Its first character comes from the first character of the input (Metaspace asks).
   bool at_start = false;
+
+ private:
+  std::size_t limit_;
 };
 
 class Normalizer {

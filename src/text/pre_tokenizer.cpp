@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "core/check.hpp"
 #include "text/byte_level.hpp"
 #include "text/gpt2_split.hpp"
 #include "text/regex.hpp"
@@ -314,12 +315,21 @@ void flatten(const JsonNode& node, std::vector<JsonNode>& stages) {
 /// Hands every piece to the stage behind.
 class StageSink final : public PieceSink {
  public:
-  StageSink(const PreTokenizer& stage, PieceSink& next) : stage_(stage), next_(next) {}
-  void take(const Piece& piece) override { stage_.split(piece, next_); }
+  StageSink(const PreTokenizer& stage, PieceSink& next, std::size_t limit)
+      : stage_(stage), next_(next), limit_(limit) {}
+  void take(const Piece& piece) override {
+    taken_ += piece.text.size();
+    XLSTM_CHECK(taken_ <= limit_, unsupported,
+                "tokenizer: the pre-tokenizer makes more than {} bytes of a much shorter text",
+                limit_);
+    stage_.split(piece, next_);
+  }
 
  private:
   const PreTokenizer& stage_;
   PieceSink& next_;
+  std::size_t limit_;
+  std::size_t taken_ = 0;
 };
 
 }  // namespace
@@ -338,7 +348,7 @@ void PreTokenizerChain::split(const Piece& piece, PieceSink& sink) const {
   sinks.reserve(stages_.size());  // elements refer to one another: they must not move
   PieceSink* next = &sink;
   for (std::size_t i = stages_.size(); i-- > 1;) {
-    sinks.emplace_back(*stages_[i], *next);
+    sinks.emplace_back(*stages_[i], *next, growth_limit(piece.text.size()));
     next = &sinks.back();
   }
   if (stages_.empty()) {

@@ -197,7 +197,7 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text,
       encode_normalized(stretch, begin == 0);
       return;
     }
-    text::NormalizedText normalized{std::string(stretch), begin == 0};
+    text::NormalizedText normalized(stretch, begin == 0);
     impl.normalizer->apply(normalized);
     encode_normalized(normalized.text, normalized.at_start);
   };

@@ -8,6 +8,10 @@
 
 namespace xlstm::text {
 
+/// What the stages of a tokenizer may make of a text of `size` bytes. Real ones stay far below (the
+/// most that normalisation does is elevenfold); a file with many stages could grow it without end.
+constexpr std::size_t growth_limit(std::size_t size) { return (std::size_t{1} << 20U) + 64 * size; }
+
 constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+FFFD
 
 /// Code point at `text[i]`; moves `i` behind it. `text` must be valid UTF-8 and `i` a border.

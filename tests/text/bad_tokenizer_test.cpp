@@ -222,6 +222,25 @@ TEST(BadTokenizer, MutilatedFilesGiveErrors) {
   EXPECT_GT(refused, 1000);
 }
 
+TEST(BadTokenizer, StagesThatGrowTheTextWithoutEndAreAnError) {
+  const json doubling =
+      json::parse(R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"})");
+  const json bytes = json::parse(R"({"type": "ByteLevel", "add_prefix_space": false,
+                                     "trim_offsets": true, "use_regex": false})");
+  json file = good();
+  file["normalizer"] = {{"type", "Sequence"}, {"normalizers", std::vector<json>(60, doubling)}};
+  expect_error(ErrorCode::unsupported, {"normalizer", "more than"},
+               [&] { Tokenizer::parse(file.dump()).encode("a"); });
+  file = good();
+  file["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", std::vector<json>(60, bytes)}};
+  expect_error(ErrorCode::unsupported, {"pre-tokenizer", "more than"},
+               [&] { Tokenizer::parse(file.dump()).encode("\u00e9"); });
+  file = good();
+  file["decoder"] = {{"type", "Sequence"}, {"decoders", std::vector<json>(60, doubling)}};
+  expect_error(ErrorCode::unsupported, {"decoder", "more than"},
+               [&] { Tokenizer::parse(file.dump()).decode(std::vector<std::int32_t>{0}); });
+}
+
 TEST(BadTokenizer, LongRunsTakeLinearTime) {
   // Quadratic time would be minutes.
   json file = good();
@@ -233,6 +252,14 @@ TEST(BadTokenizer, LongRunsTakeLinearTime) {
   const std::vector<std::int32_t> ids = tokenizer.encode(std::string(1 << 20, 'a'));
   EXPECT_EQ(ids, std::vector<std::int32_t>((1 << 20) / 4, 9));
   EXPECT_EQ(tokenizer.encode(std::string(1 << 20, ' ')).size(), 0U);
+
+  json spaces = good();
+  spaces["added_tokens"][0]["content"] = "  ";
+  spaces["added_tokens"][0]["rstrip"] = true;
+  spaces["added_tokens"][0]["lstrip"] = true;
+  const std::vector<std::int32_t> all =
+      Tokenizer::parse(spaces.dump()).encode(std::string(1 << 20, ' '));
+  EXPECT_EQ(all, std::vector<std::int32_t>{7});  // it takes all the white space there is
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
 }
 
