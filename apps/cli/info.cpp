@@ -71,8 +71,10 @@ Json info_json(const LoadedModel& loaded) {
                {"unexpected_tensors", model.unexpected_tensors()}};
   if (const Tokenizer* tokenizer = model.tokenizer())
     json["tokenizer"] = {{"size", tokenizer->size()}, {"description", tokenizer->description()}};
-  for (const auto& [key, value] : model.config().unknown)
-    json["unknown_config_keys"][key] = Json::parse(value, nullptr, false);
+  for (const auto& [key, text] : model.config().unknown) {
+    const Json value = Json::parse(text, nullptr, false);
+    json["unknown_config_keys"][key] = value.is_discarded() ? Json(text) : value;
+  }
   return json;
 }
 

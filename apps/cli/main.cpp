@@ -100,7 +100,9 @@ int guarded_main(const std::vector<std::string>& args) {
   } catch (const Error& error) {
     fmt::print(stderr, "xlstm: error: {}\n", error.what());
     if (error.code() == ErrorCode::internal)
-      fmt::print(stderr, "This is a bug in xlstm: please report it.\n");
+      fmt::print(
+          stderr,
+          "If the model's files are sound (--check-tensors), this is a bug: please report it.\n");
   } catch (const std::bad_alloc&) {
     fmt::print(stderr, "xlstm: error: out of memory\n");
   } catch (const std::exception& error) {

@@ -140,6 +140,22 @@ TEST(CliErrors, DamagedModelFiles) {
   expect_failure(damaged("tokenizer.json", "[]"), 1, "tokenizer.json");
 }
 
+TEST(CliErrors, WeightsThatAreNotNumbers) {
+  const TemporaryFolder folder;
+  copy_model(folder);
+  std::fstream file(folder.path() / "model.safetensors",
+                    std::ios::binary | std::ios::in | std::ios::out);
+  file.seekp(-2, std::ios::end);
+  file.write("\xc0\x7f", 2);  // NaN as bfloat16
+  file.close();
+  const std::string model = folder.path().string();
+  expect_failure(run({"info", "-m", model, "--check-tensors"}), 1, "NaN");
+  const Outcome unchecked = run({"generate", "-m", model, "-p", "A", "--json"});
+  EXPECT_EQ(unchecked.status, 1) << "an error, never silently wrong text";
+  EXPECT_EQ(unchecked.out, "");
+  EXPECT_NE(unchecked.err.find("nan"), std::string::npos) << unchecked.err;
+}
+
 TEST(CliErrors, WithoutTokenizerOnlyIds) {
   const TemporaryFolder folder;
   copy_model(folder);
