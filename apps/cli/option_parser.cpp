@@ -89,6 +89,7 @@ std::vector<std::int64_t> parse_integers(std::string_view text, std::int64_t min
 
 std::string nearest(std::string_view word, std::span<const std::string> candidates) {
   std::string best;
+  if (word.size() < 3) return best;  // every one-letter flag is one edit from every other
   std::size_t best_distance = std::max<std::size_t>(2, word.size() / 3) + 1;
   for (const std::string& candidate : candidates) {
     const std::size_t distance = edit_distance(word, candidate);

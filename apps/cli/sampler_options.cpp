@@ -35,7 +35,8 @@ void take_logit_bias(const std::string& text, SamplerOptions& sampler) {
 void add_sampling_options(OptionParser& parser, SamplingOptions& options) {
   SamplerOptions& sampler = options.generate.sampler;
   parser.group("Generation");
-  parser.integer("-n,--predict", options.predict, -1, std::numeric_limits<std::int64_t>::max(),
+  parser.integer("-n,--predict,--n-predict", options.predict, -1,
+                 std::numeric_limits<std::int64_t>::max(),
                  "Tokens to generate; -1: until end of text (128)");
   parser.texts("--stop", "TEXT", options.generate.stop,
                "End before this text; may be given several times");
@@ -43,7 +44,7 @@ void add_sampling_options(OptionParser& parser, SamplingOptions& options) {
   parser.group("Sampling");
   parser.integer("-s,--seed", options.seed, -1, std::numeric_limits<std::int64_t>::max(),
                  "Random seed; -1: a new one, shown on stderr (-1)");
-  parser.number("--temp", sampler.temperature, 0, kMaxFloat,
+  parser.number("--temp,--temperature", sampler.temperature, 0, kMaxFloat,
                 "Temperature; 0: always the likeliest token");
   parser.integer("--top-k", options.top_k, 0, std::numeric_limits<std::int32_t>::max(),
                  "Only the K likeliest tokens; 0: off (40)");

@@ -66,6 +66,7 @@ TEST(CliUsage, WrongCommandLinesEndWithStatus2) {
       {{"generate", "--promt", "x"}, "did you mean --prompt?"},
       {{"generate", "--topk=5"}, "did you mean --top-k?"},
       {{"bench", "--jsno"}, "did you mean --json?"},
+      {{"generate", "-x"}, "unknown option '-x'\n"},
       {{"generate", "a prompt"}, "-p"},
       {{"generate", "-p"}, "--prompt"},
       {{"generate", "-n", "abc"}, "'abc'"},
