@@ -14,7 +14,7 @@ namespace {
 constexpr std::int64_t kMaxWidth = std::numeric_limits<std::int32_t>::max();
 constexpr double kMaxParameters = 1e18;
 // A model allocates by these, whatever its file holds.
-constexpr std::int64_t kMaxBlocks = 65536;
+constexpr std::int64_t kMaxBlocks = 4096;
 constexpr std::int64_t kMaxChunk = 65536;
 
 /// Python's int(x), for what a size may be; 0 for what it may not.

@@ -255,6 +255,9 @@ std::string write_hf_config(const Config& config, std::string_view dtype) {
   object["num_hidden_layers"] = object["num_blocks"] = config.num_blocks;
   visit_fields(config, FieldWriter{object});
   if (!config.force_bos_token_insert) object.erase("force_bos_token_insert");
+  // transformers generates in this mode only, and with these kernels without further packages.
+  object["mode"] = "inference";
+  object["return_last_states"] = true;
   if (config.chunkwise_kernel != "parallel--native_autograd")
     object["chunkwise_kernel"] = "chunkwise--native_autograd";
   object["sequence_kernel"] = "native_sequence__native";

@@ -19,9 +19,9 @@ Config parse_hf_config(std::string_view json, const std::string& name);
 /// Parses the text of an NX-AI xlstm_large config.yaml; absent keys have that package's defaults.
 Config parse_nxai_config(std::string_view yaml, const std::string& name);
 
-/// The text of a config.json that transformers reads, unknown keys included. `dtype` is that of
-/// the weights. Kernels that transformers has only with further packages are written as its native
-/// ones: they choose an implementation, not a result.
+/// The text of a config.json that transformers reads and generates with, unknown keys included.
+/// `dtype` is that of the weights. What chooses an implementation and not a result (kernels, mode)
+/// is written as transformers needs it without further packages.
 std::string write_hf_config(const Config& config, std::string_view dtype);
 
 /// What generation_config.json says; every field may be absent.

@@ -20,6 +20,8 @@ namespace {
 
 using nlohmann::json;
 
+constexpr std::size_t kMaxYamlBytes = std::size_t{1} << 20;  // yaml-cpp takes a second for 2 MB
+
 bool is_utf8(const std::string& text) {
   try {
     json(text).dump();
@@ -128,6 +130,8 @@ class Builder final : public YAML::EventHandler {
 }  // namespace
 
 json parse_yaml(std::string_view text, const std::string& name) {
+  XLSTM_CHECK(text.size() <= kMaxYamlBytes, invalid_file,
+              "{}: expected at most {} bytes of YAML, found {}", name, kMaxYamlBytes, text.size());
   std::istringstream stream{std::string(text)};
   Builder builder(name);
   try {

@@ -105,7 +105,7 @@ TEST(ConfigTest, ValidateNamesTheField) {
   expect_bad("num_heads", "found 0", [](Config& c) { c.num_heads = 0; });
   expect_bad("num_heads (3)", "found 64", [](Config& c) { c.num_heads = 3; });
   expect_bad("num_blocks", "found 0", [](Config& c) { c.num_blocks = 0; });
-  expect_bad("num_blocks", "found 65537", [](Config& c) { c.num_blocks = 65537; });
+  expect_bad("num_blocks", "found 4097", [](Config& c) { c.num_blocks = 4097; });
   expect_bad("vocab_size", "found -1", [](Config& c) { c.vocab_size = -1; });
   expect_bad("vocab_size", "found 2147483648", [](Config& c) { c.vocab_size = 1LL << 31; });
   expect_bad("hidden_size", "found 0", [](Config& c) { c.hidden_size = 0; });
@@ -136,7 +136,7 @@ TEST(ConfigTest, ValidateRefusesSizesThatOverflow) {
   config.hidden_size = 2'000'000'000;
   config.num_heads = 1;
   config.ffn_proj_factor = 1;
-  config.num_blocks = 65536;
+  config.num_blocks = 4096;
   expect_error(ErrorCode::invalid_argument, {"weights", "hidden_size 2000000000"},
                [&] { config.validate(); });
 }
@@ -328,6 +328,17 @@ TEST(HfConfigTest, WritesWholeNumbersAsFloats) {  // transformers checks the typ
   EXPECT_NE(write_hf_config(Config(), "f32").find("\"gate_soft_cap\": 15.0"), std::string::npos);
 }
 
+TEST(HfConfigTest, WritesAnNxaiConfigAsTransformersCanGenerateWithIt) {
+  const Config back = parse(write_hf_config(
+      parse_nxai_config("{embedding_dim: 64, num_heads: 2, num_blocks: 2, vocab_size: 131}", "y"),
+      "f32"));
+  EXPECT_EQ(back.mode, "inference");
+  EXPECT_TRUE(back.return_last_states);
+  EXPECT_EQ(back.step_kernel, "native");
+  EXPECT_EQ(back.ffn_proj_factor, 2.6667);
+  EXPECT_EQ(back.bos_token_id, std::nullopt);
+}
+
 TEST(HfConfigTest, RefusesToWriteABadConfig) {
   expect_error(ErrorCode::invalid_argument, {"dtype", "found 'int4'"},
                [] { write_hf_config(Config(), "int4"); });
@@ -404,6 +415,7 @@ TEST(NxaiConfigTest, BadInput) {
   expect_bad(kSmallYaml + "a: x\xff\n", "line 5, column 4: expected UTF-8, found 'x\\xff'");
   expect_bad(kSmallYaml + "? [1]\n: 2\n", "expected a key, found a container");
   expect_bad(kSmallYaml + "a: " + std::string(100'000, '['), "config.yaml");
+  expect_bad(kSmallYaml + std::string(1 << 20, '\n'), "expected at most 1048576 bytes");
   expect_bad(kSmallYaml + "a: " + std::string(65, '[') + std::string(65, ']'), "nested containers");
 }
 
