@@ -62,12 +62,12 @@ void run(Shape shape, std::int64_t t, DType x_dtype, DType w_dtype, int threads)
   product(0);
 
   std::vector<double> seconds, bandwidths, peaks;
-  for (int round = 0; round < 5; ++round) {
-    bandwidths.push_back(measure_read_bandwidth(threads, 0.06));
+  for (int round = 0; round < 2; ++round) {
+    bandwidths.push_back(measure_read_bandwidth(threads, 0.1));
     peaks.push_back(x_dtype == DType::bf16 && w_dtype == DType::bf16
                         ? measure_bf16_peak(threads, 0.02)
                         : measure_f32_peak(threads, 0.02));
-    const double end = now() + 0.15;
+    const double end = now() + 0.2;
     for (std::size_t i = 0; i < 2 || now() < end; ++i) {
       const double start = now();
       product(i % copies);

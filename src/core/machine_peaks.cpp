@@ -19,21 +19,42 @@
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
+#ifndef XLSTM_CORE_MACHINE_PEAKS_BLOCK
+#define XLSTM_CORE_MACHINE_PEAKS_BLOCK
+namespace xlstm {
+constexpr std::int64_t kBlockWords = 8192;  // 64 KiB
+}
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace xlstm {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Sum of all words, so that nothing of the reading can be left out.
+// Reads `count` words, a multiple of kBlockWords, and returns their sum, so that nothing of the
+// reading can be left out. Eight streams at once, with the next block on its way into the
+// second-level cache, are faster than one long stream on every machine tried.
 std::uint64_t read_words(const std::uint64_t* words, std::int64_t count) {
   const hn::ScalableTag<std::uint64_t> d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  constexpr std::int64_t kStream = kBlockWords / 8;
   auto a = hn::Zero(d), b = a, c = a, e = a;
-  for (std::int64_t i = 0; i + 4 * lanes <= count; i += 4 * lanes) {
-    a = hn::Add(a, hn::Load(d, words + i));
-    b = hn::Add(b, hn::Load(d, words + i + lanes));
-    c = hn::Add(c, hn::Load(d, words + i + 2 * lanes));
-    e = hn::Add(e, hn::Load(d, words + i + 3 * lanes));
+  for (std::int64_t block = 0; block < count; block += kBlockWords) {
+    const std::uint64_t* from = words + block;
+    const std::int64_t next = block + kBlockWords < count ? kBlockWords : 0;
+    for (std::int64_t i = 0; i < kStream; i += 8) {
+      HWY_UNROLL(8)
+      for (int s = 0; s < 8; ++s) __builtin_prefetch(from + next + s * kStream + i, 0, 2);
+      for (std::int64_t j = i; j < i + 8; j += lanes) {
+        HWY_UNROLL(2)
+        for (int s = 0; s < 8; s += 4) {
+          a = hn::Add(a, hn::Load(d, from + s * kStream + j));
+          b = hn::Add(b, hn::Load(d, from + (s + 1) * kStream + j));
+          c = hn::Add(c, hn::Load(d, from + (s + 2) * kStream + j));
+          e = hn::Add(e, hn::Load(d, from + (s + 3) * kStream + j));
+        }
+      }
+    }
   }
   return hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(a, b), hn::Add(c, e))));
 }
@@ -167,7 +188,7 @@ double measure_read_bandwidth(int threads, double seconds) {
     const double start = now();
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : sum)
     for (int i = 0; i < threads; ++i) {
-      const Range range = split_range(count, threads, i, 4096);
+      const Range range = split_range(count, threads, i, kBlockWords);
       sum += HWY_DYNAMIC_DISPATCH(read_words)(words + range.begin, range.end - range.begin);
     }
     rates.push_back(static_cast<double>(bytes) / (now() - start) / 1e9);

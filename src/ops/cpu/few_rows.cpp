@@ -9,7 +9,6 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/few_rows.cpp"
-#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "ops/cpu/load-inl.hpp"
@@ -23,8 +22,10 @@ using D = hn::ScalableTag<float>;
 using V = hn::Vec<D>;
 
 // Sums of a tile, vectors of x and one of W stay in registers: AVX-512 and NEON have 32, others 16.
-constexpr int kColumns = HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON ? 6 : 2;
-static_assert(kColumns <= kMaxTileColumns);
+constexpr bool kManyRegisters = HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON;
+constexpr int kRows = kManyRegisters ? 8 : 4;
+constexpr int kColumns = kManyRegisters ? 3 : 2;
+static_assert(kRows <= kMaxTileRows && kColumns <= kMaxTileColumns);
 
 // One vector of the last n < Lanes weights, zero beyond.
 template <class W>
@@ -89,18 +90,20 @@ void tile(const TileArgs& a) {
   std::int64_t next = a.next_begin;
   for (; i + lanes <= a.k; i += lanes) {
     if (next < a.next_end) {
-      HWY_UNROLL(8)
-      for (int r = 0; r < R; ++r) hwy::Prefetch(a.next + r * a.next_stride + next);
+      if (next % kCacheLine == 0) {
+        HWY_UNROLL(8)
+        for (int r = 0; r < R; ++r) __builtin_prefetch(a.next + r * a.next_stride + next, 0, 2);
+      }
       next += lanes * static_cast<std::int64_t>(sizeof(W));
     }
-    V wv[R];
+    V xv[C];
     HWY_UNROLL(8)
-    for (int r = 0; r < R; ++r) wv[r] = load_as_f32(d, w[r] + i);
+    for (int c = 0; c < C; ++c) xv[c] = hn::LoadU(d, x[c] + i);
     HWY_UNROLL(8)
-    for (int c = 0; c < C; ++c) {
-      const V xv = hn::LoadU(d, x[c] + i);
+    for (int r = 0; r < R; ++r) {
+      const V wv = load_as_f32(d, w[r] + i);
       HWY_UNROLL(8)
-      for (int r = 0; r < R; ++r) sum[c * R + r] = hn::MulAdd(wv[r], xv, sum[c * R + r]);
+      for (int c = 0; c < C; ++c) sum[c * R + r] = hn::MulAdd(wv, xv[c], sum[c * R + r]);
     }
   }
   if (i < a.k) {
@@ -113,7 +116,9 @@ void tile(const TileArgs& a) {
   }
   if (a.last) {
     HWY_UNROLL(8)
-    for (int c = 0; c < C; ++c) store_sums<R>(sum + c * R, a.accumulate, a.y + c * a.y_stride);
+    for (int c = 0; c < C; ++c) HWY_UNROLL(8)
+    for (int r = 0; r < R; r += 4)
+      store_sums<R == 1 ? 1 : 4>(sum + c * R + r, a.accumulate, a.y + c * a.y_stride + r);
   } else {
     HWY_UNROLL(24)
     for (int j = 0; j < C * R; ++j) hn::StoreU(sum[j], d, a.sums + j * kMaxLanes);
@@ -122,17 +127,15 @@ void tile(const TileArgs& a) {
 
 template <class W, int R>
 constexpr std::array<Tile, kMaxTileColumns> tiles() {
-  if constexpr (kColumns == 2) {
+  if constexpr (kColumns == 2)
     return {tile<R, 1, W>, tile<R, 2, W>};
-  } else {
-    return {tile<R, 1, W>, tile<R, 2, W>, tile<R, 3, W>,
-            tile<R, 4, W>, tile<R, 5, W>, tile<R, 6, W>};
-  }
+  else
+    return {tile<R, 1, W>, tile<R, 2, W>, tile<R, 3, W>};
 }
 
 template <class W>
 const TileTable* table() {
-  static const TileTable tiles_of_w{kColumns, {tiles<W, kTileRows>(), tiles<W, 1>()}};
+  static const TileTable tiles_of_w{kRows, kColumns, {tiles<W, kRows>(), tiles<W, 1>()}};
   return &tiles_of_w;
 }
 
@@ -184,9 +187,9 @@ void few_rows(const FewRowsArgs& args) {
   const std::int64_t tiles = (t + table.columns - 1) / table.columns;
   const std::int64_t piece = tiles == 1 ? k : kPieceBytes / w_size;
 
-  HWY_ALIGN float sums[kFewRows * kTileRows * kMaxLanes];
+  HWY_ALIGN float sums[kFewRows * kMaxTileRows * kMaxLanes];
   for (std::int64_t row = 0; row < n;) {
-    const int rows = row + kTileRows <= n ? kTileRows : 1;
+    const int rows = row + table.rows <= n ? table.rows : 1;
     const auto& row_tiles = table.tiles[rows == 1 ? 1 : 0];
     for (std::int64_t at = 0; at < k; at += piece) {
       const std::int64_t length = std::min(piece, k - at);
@@ -195,8 +198,8 @@ void few_rows(const FewRowsArgs& args) {
       const bool more = at + piece < k;
       const bool fetch = more || row + 2 * rows <= n;
       const char* next = more ? w_piece + piece * w_size : w + (row + rows) * w_row_bytes;
-      const std::int64_t next_bytes =
-          fetch ? std::min(piece, more ? k - at - piece : k) * w_size : 0;
+      const std::int64_t next_lines =
+          fetch ? std::min(piece, more ? k - at - piece : k) * w_size / kCacheLine : 0;
       for (std::int64_t i = 0; i < tiles; ++i) {
         const std::int64_t begin = t * i / tiles;
         const std::int64_t columns = t * (i + 1) / tiles - begin;
@@ -206,7 +209,7 @@ void few_rows(const FewRowsArgs& args) {
              .x = x + (begin * args.x.row_stride() + at) * x_size,
              .x_stride = args.x.row_stride(),
              .k = length,
-             .sums = sums + begin * kTileRows * kMaxLanes,
+             .sums = sums + begin * kMaxTileRows * kMaxLanes,
              .first = at == 0,
              .last = !more,
              .y = args.y.row<float>(begin) + row,
@@ -214,8 +217,8 @@ void few_rows(const FewRowsArgs& args) {
              .accumulate = args.accumulate,
              .next = next,
              .next_stride = w_row_bytes,
-             .next_begin = next_bytes * i / tiles,
-             .next_end = next_bytes * (i + 1) / tiles});
+             .next_begin = next_lines * i / tiles * kCacheLine,
+             .next_end = next_lines * (i + 1) / tiles * kCacheLine});
       }
     }
     row += rows;

@@ -62,28 +62,26 @@ XLSTM_BF16_TARGET void tile(const TileArgs& a) {
   for (std::int64_t i = 0; i < a.k; i += 32) {
     if (next < a.next_end) {
       XLSTM_UNROLL
-      for (int r = 0; r < R; ++r) _mm_prefetch(a.next + r * a.next_stride + next, _MM_HINT_T0);
-      next += 64;
+      for (int r = 0; r < R; ++r) _mm_prefetch(a.next + r * a.next_stride + next, _MM_HINT_T1);
+      next += kCacheLine;
     }
-    __m512bh wv[R];
-    if (i + 32 <= a.k) {
-      XLSTM_UNROLL
-      for (int r = 0; r < R; ++r) wv[r] = (__m512bh)_mm512_loadu_si512(w[r] + i);
-    } else {
-      const auto mask = static_cast<__mmask32>((1U << (a.k - i)) - 1U);
-      XLSTM_UNROLL
-      for (int r = 0; r < R; ++r) wv[r] = (__m512bh)_mm512_maskz_loadu_epi16(mask, w[r] + i);
-    }
+    const auto mask =
+        i + 32 <= a.k ? ~__mmask32{0} : static_cast<__mmask32>((1U << (a.k - i)) - 1U);
+    __m512bh xv[C];
     XLSTM_UNROLL
-    for (int c = 0; c < C; ++c) {
-      const auto xv = (__m512bh)_mm512_loadu_si512(x[c] + i);
+    for (int c = 0; c < C; ++c) xv[c] = (__m512bh)_mm512_loadu_si512(x[c] + i);
+    XLSTM_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const auto wv = (__m512bh)_mm512_maskz_loadu_epi16(mask, w[r] + i);
       XLSTM_UNROLL
-      for (int r = 0; r < R; ++r) sum[c * R + r] = _mm512_dpbf16_ps(sum[c * R + r], wv[r], xv);
+      for (int c = 0; c < C; ++c) sum[c * R + r] = _mm512_dpbf16_ps(sum[c * R + r], wv, xv[c]);
     }
   }
   if (a.last) {
     XLSTM_UNROLL
-    for (int c = 0; c < C; ++c) store_sums<R>(sum + c * R, a.accumulate, a.y + c * a.y_stride);
+    for (int c = 0; c < C; ++c) XLSTM_UNROLL
+    for (int r = 0; r < R; r += 4)
+      store_sums<R == 1 ? 1 : 4>(sum + c * R + r, a.accumulate, a.y + c * a.y_stride + r);
   } else {
     XLSTM_UNROLL
     for (int j = 0; j < C * R; ++j) _mm512_storeu_ps(a.sums + j * kMaxLanes, sum[j]);
@@ -92,13 +90,13 @@ XLSTM_BF16_TARGET void tile(const TileArgs& a) {
 
 template <int R>
 constexpr std::array<Tile, kMaxTileColumns> tiles() {
-  return {tile<R, 1>, tile<R, 2>, tile<R, 3>, tile<R, 4>, tile<R, 5>, tile<R, 6>};
+  return {tile<R, 1>, tile<R, 2>, tile<R, 3>};
 }
 
 }  // namespace
 
 const TileTable& bf16_dot_tiles() {
-  static const TileTable table{kMaxTileColumns, {tiles<kTileRows>(), tiles<1>()}};
+  static const TileTable table{kMaxTileRows, kMaxTileColumns, {tiles<kMaxTileRows>(), tiles<1>()}};
   return table;
 }
 

@@ -8,10 +8,11 @@
 
 namespace xlstm::ops::cpu {
 
-/// Rows of W that one tile takes; the last rows of W go one by one.
-inline constexpr int kTileRows = 4;
-/// No tile takes more rows of x.
-inline constexpr int kMaxTileColumns = 6;
+/// No tile takes more rows of W, or more rows of x.
+inline constexpr int kMaxTileRows = 8;
+inline constexpr int kMaxTileColumns = 3;
+/// Bytes that come from memory at once.
+inline constexpr std::int64_t kCacheLine = 64;
 /// Widest vector of sums, in floats.
 inline constexpr int kMaxLanes = 16;
 
@@ -26,14 +27,15 @@ struct TileArgs {
   float* y;               ///< row r of W and row c of x give y[c * y_stride + r]
   std::int64_t y_stride;
   bool accumulate;
-  const char* next;  ///< what to prefetch: bytes [next_begin, next_end) of every row
+  const char* next;  ///< what to prefetch: lines at bytes [next_begin, next_end) of each row
   std::int64_t next_stride;
   std::int64_t next_begin, next_end;
 };
 using Tile = void (*)(const TileArgs&);
-/// Tiles for one dtype of W: [0] takes kTileRows rows, [1] one row; each for 1..columns rows of x.
+/// Tiles for one dtype of W: tiles[0] take `rows` rows of W (the last rows go one by one, through
+/// tiles[1]), each for 1..columns rows of x.
 struct TileTable {
-  int columns;
+  int rows, columns;
   std::array<std::array<Tile, kMaxTileColumns>, 2> tiles;
 };
 
