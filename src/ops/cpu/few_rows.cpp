@@ -48,11 +48,13 @@ HWY_INLINE auto fold(DV dv, VV v) {
 }
 #endif
 
-// The sums over the lanes of R (4 or 1) vectors, stored at y; the same order for any R.
+// The sums over the lanes of R (4 or 1) vectors, stored at y[r * step]; the same order for any R.
 template <int R>
-HWY_INLINE void store_sums(const V* HWY_RESTRICT sum, bool accumulate, float* HWY_RESTRICT y) {
+HWY_INLINE void store_sums(const V* HWY_RESTRICT sum, bool accumulate, float* HWY_RESTRICT y,
+                           std::int64_t step) {
+  HWY_ALIGN float dots[4];
 #if HWY_TARGET == HWY_SCALAR
-  for (int r = 0; r < R; ++r) y[r] = (accumulate ? y[r] : 0.0F) + hn::GetLane(sum[r]);
+  for (int r = 0; r < R; ++r) dots[r] = hn::GetLane(sum[r]);
 #else
   const hn::FixedTag<float, 4> d;
   const auto a = fold(D(), sum[0]);
@@ -61,12 +63,9 @@ HWY_INLINE void store_sums(const V* HWY_RESTRICT sum, bool accumulate, float* HW
   const auto e = R == 1 ? a : fold(D(), sum[R == 1 ? 0 : 3]);
   const auto ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
   const auto ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
-  const auto dots = hn::Add(hn::ConcatLowerLower(d, ce, ab), hn::ConcatUpperUpper(d, ce, ab));
-  if constexpr (R == 1)
-    *y = (accumulate ? *y : 0.0F) + hn::GetLane(dots);
-  else
-    hn::StoreU(accumulate ? hn::Add(hn::LoadU(d, y), dots) : dots, d, y);
+  hn::Store(hn::Add(hn::ConcatLowerLower(d, ce, ab), hn::ConcatUpperUpper(d, ce, ab)), d, dots);
 #endif
+  for (int r = 0; r < R; ++r) y[r * step] = accumulate ? y[r * step] + dots[r] : dots[r];
 }
 
 // R rows of W with C rows of x. Every loop over the arrays of vectors is unrolled completely: only
@@ -87,14 +86,15 @@ void tile(const TileArgs& a) {
   for (int j = 0; j < C * R; ++j)
     sum[j] = a.first ? hn::Zero(d) : hn::LoadU(d, a.sums + j * kMaxLanes);
   std::int64_t i = 0;
-  std::int64_t next = a.next_begin;
+  std::int64_t prefetch = a.prefetch_begin;
   for (; i + lanes <= a.k; i += lanes) {
-    if (next < a.next_end) {
-      if (next % kCacheLine == 0) {
+    if (prefetch < a.prefetch_end) {
+      if (prefetch % kCacheLine == 0) {
         HWY_UNROLL(8)
-        for (int r = 0; r < R; ++r) __builtin_prefetch(a.next + r * a.next_stride + next, 0, 2);
+        for (int r = 0; r < R; ++r)
+          __builtin_prefetch(reinterpret_cast<const char*>(w[r]) + kPrefetchAhead + prefetch, 0, 2);
       }
-      next += lanes * static_cast<std::int64_t>(sizeof(W));
+      prefetch += lanes * static_cast<std::int64_t>(sizeof(W));
     }
     V xv[C];
     HWY_UNROLL(8)
@@ -118,7 +118,8 @@ void tile(const TileArgs& a) {
     HWY_UNROLL(8)
     for (int c = 0; c < C; ++c) HWY_UNROLL(8)
     for (int r = 0; r < R; r += 4)
-      store_sums<R == 1 ? 1 : 4>(sum + c * R + r, a.accumulate, a.y + c * a.y_stride + r);
+      store_sums<R == 1 ? 1 : 4>(sum + c * R + r, a.accumulate, a.y + c * a.y_stride + r * a.y_step,
+                                 a.y_step);
   } else {
     HWY_UNROLL(24)
     for (int j = 0; j < C * R; ++j) hn::StoreU(sum[j], d, a.sums + j * kMaxLanes);
@@ -188,41 +189,38 @@ void few_rows(const FewRowsArgs& args) {
   const std::int64_t piece = tiles == 1 ? k : kPieceBytes / w_size;
 
   HWY_ALIGN float sums[kFewRows * kMaxTileRows * kMaxLanes];
-  for (std::int64_t row = 0; row < n;) {
-    const int rows = row + table.rows <= n ? table.rows : 1;
-    const auto& row_tiles = table.tiles[rows == 1 ? 1 : 0];
+  // Rows first, first + step, ... of W: all that a tile takes, or one.
+  auto multiply = [&](std::int64_t first, std::int64_t step, bool one) {
+    const auto& row_tiles = table.tiles[one ? 1 : 0];
     for (std::int64_t at = 0; at < k; at += piece) {
       const std::int64_t length = std::min(piece, k - at);
-      const char* w_piece = w + row * w_row_bytes + at * w_size;
-      // The next piece: of the same rows, or the first of the next rows if there are as many.
-      const bool more = at + piece < k;
-      const bool fetch = more || row + 2 * rows <= n;
-      const char* next = more ? w_piece + piece * w_size : w + (row + rows) * w_row_bytes;
-      const std::int64_t next_lines =
-          fetch ? std::min(piece, more ? k - at - piece : k) * w_size / kCacheLine : 0;
+      const std::int64_t lines = (length * w_size + kCacheLine - 1) / kCacheLine;
       for (std::int64_t i = 0; i < tiles; ++i) {
         const std::int64_t begin = t * i / tiles;
         const std::int64_t columns = t * (i + 1) / tiles - begin;
         row_tiles[static_cast<std::size_t>(columns - 1)](
-            {.w = w_piece,
-             .w_stride = args.w.row_stride(),
+            {.w = w + first * w_row_bytes + at * w_size,
+             .w_stride = step * args.w.row_stride(),
              .x = x + (begin * args.x.row_stride() + at) * x_size,
              .x_stride = args.x.row_stride(),
              .k = length,
              .sums = sums + begin * kMaxTileRows * kMaxLanes,
              .first = at == 0,
-             .last = !more,
-             .y = args.y.row<float>(begin) + row,
+             .last = at + piece >= k,
+             .y = args.y.row<float>(begin) + first,
              .y_stride = args.y.row_stride(),
+             .y_step = step,
              .accumulate = args.accumulate,
-             .next = next,
-             .next_stride = w_row_bytes,
-             .next_begin = next_lines * i / tiles * kCacheLine,
-             .next_end = next_lines * (i + 1) / tiles * kCacheLine});
+             .prefetch_begin = lines * i / tiles * kCacheLine,
+             .prefetch_end = lines * (i + 1) / tiles * kCacheLine});
       }
     }
-    row += rows;
-  }
+  };
+  // Each row of a tile comes from its own part of W, so that it continues where the tile before
+  // ended: a few long streams from memory instead of many short ones.
+  const std::int64_t part = n / table.rows;
+  for (std::int64_t row = 0; row < part; ++row) multiply(row, part, false);
+  for (std::int64_t row = part * table.rows; row < n; ++row) multiply(row, 1, true);
 }
 
 }  // namespace xlstm::ops::cpu

@@ -27,20 +27,19 @@ XLSTM_BF16_TARGET inline __m128 fold(__m512 v) {
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-// The sums over the lanes of R (4 or 1) vectors, stored at y; the same order for any R.
+// The sums over the lanes of R (4 or 1) vectors, stored at y[r * step]; the same order for any R.
 template <int R>
-XLSTM_BF16_TARGET inline void store_sums(const __m512* sum, bool accumulate, float* y) {
+XLSTM_BF16_TARGET inline void store_sums(const __m512* sum, bool accumulate, float* y,
+                                         std::int64_t step) {
   const __m128 a = fold(sum[0]);
   const __m128 b = R == 1 ? a : fold(sum[R == 1 ? 0 : 1]);
   const __m128 c = R == 1 ? a : fold(sum[R == 1 ? 0 : 2]);
   const __m128 d = R == 1 ? a : fold(sum[R == 1 ? 0 : 3]);
   const __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
   const __m128 cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
-  const __m128 dots = _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
-  if constexpr (R == 1)
-    *y = (accumulate ? *y : 0.0F) + _mm_cvtss_f32(dots);
-  else
-    _mm_storeu_ps(y, accumulate ? _mm_add_ps(_mm_loadu_ps(y), dots) : dots);
+  alignas(16) float dots[4];
+  _mm_store_ps(dots, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
+  for (int r = 0; r < R; ++r) y[r * step] = accumulate ? y[r * step] + dots[r] : dots[r];
 }
 
 // R rows of W with C rows of x. Every loop over the arrays of vectors is unrolled completely: only
@@ -58,12 +57,13 @@ XLSTM_BF16_TARGET void tile(const TileArgs& a) {
   XLSTM_UNROLL
   for (int j = 0; j < C * R; ++j)
     sum[j] = a.first ? _mm512_setzero_ps() : _mm512_loadu_ps(a.sums + j * kMaxLanes);
-  std::int64_t next = a.next_begin;
+  std::int64_t prefetch = a.prefetch_begin;
   for (std::int64_t i = 0; i < a.k; i += 32) {
-    if (next < a.next_end) {
+    if (prefetch < a.prefetch_end) {
       XLSTM_UNROLL
-      for (int r = 0; r < R; ++r) _mm_prefetch(a.next + r * a.next_stride + next, _MM_HINT_T1);
-      next += kCacheLine;
+      for (int r = 0; r < R; ++r)
+        _mm_prefetch(reinterpret_cast<const char*>(w[r]) + kPrefetchAhead + prefetch, _MM_HINT_T1);
+      prefetch += kCacheLine;
     }
     const auto mask =
         i + 32 <= a.k ? ~__mmask32{0} : static_cast<__mmask32>((1U << (a.k - i)) - 1U);
@@ -81,7 +81,8 @@ XLSTM_BF16_TARGET void tile(const TileArgs& a) {
     XLSTM_UNROLL
     for (int c = 0; c < C; ++c) XLSTM_UNROLL
     for (int r = 0; r < R; r += 4)
-      store_sums<R == 1 ? 1 : 4>(sum + c * R + r, a.accumulate, a.y + c * a.y_stride + r);
+      store_sums<R == 1 ? 1 : 4>(sum + c * R + r, a.accumulate, a.y + c * a.y_stride + r * a.y_step,
+                                 a.y_step);
   } else {
     XLSTM_UNROLL
     for (int j = 0; j < C * R; ++j) _mm512_storeu_ps(a.sums + j * kMaxLanes, sum[j]);

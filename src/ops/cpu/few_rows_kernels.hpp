@@ -11,8 +11,9 @@ namespace xlstm::ops::cpu {
 /// No tile takes more rows of W, or more rows of x.
 inline constexpr int kMaxTileRows = 8;
 inline constexpr int kMaxTileColumns = 3;
-/// Bytes that come from memory at once.
+/// Bytes that come from memory at once, and how far ahead in a row of W they are asked for.
 inline constexpr std::int64_t kCacheLine = 64;
+inline constexpr std::int64_t kPrefetchAhead = 4096;
 /// Widest vector of sums, in floats.
 inline constexpr int kMaxLanes = 16;
 
@@ -24,12 +25,11 @@ struct TileArgs {
   std::int64_t k;         ///< elements of this piece
   float* sums;            ///< vectors of sums between pieces, kMaxLanes apart
   bool first, last;       ///< start from zero; reduce the sums and store them in y
-  float* y;               ///< row r of W and row c of x give y[c * y_stride + r]
-  std::int64_t y_stride;
+  float* y;               ///< row r of W and row c of x give y[c * y_stride + r * y_step]
+  std::int64_t y_stride, y_step;
   bool accumulate;
-  const char* next;  ///< what to prefetch: lines at bytes [next_begin, next_end) of each row
-  std::int64_t next_stride;
-  std::int64_t next_begin, next_end;
+  /// Lines at these bytes of each row are prefetched, kPrefetchAhead further on.
+  std::int64_t prefetch_begin, prefetch_end;
 };
 using Tile = void (*)(const TileArgs&);
 /// Tiles for one dtype of W: tiles[0] take `rows` rows of W (the last rows go one by one, through
