@@ -10,6 +10,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/mlstm.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include "ops/cpu/simd-inl.hpp"
 
@@ -26,9 +27,12 @@ struct MlstmTask {
   float* n;  ///< a copy of the normaliser [dqk], updated
   double m;  ///< a float32 value
   float scale;
-  float *q_scaled, *k_scaled;  ///< [chunk, dqk]
-  float* scores;               ///< [chunk, chunk_stride]
-  float* rows;                 ///< [kChunkRows, chunk_stride]
+  float *n_before = nullptr,
+        *n_scratch = nullptr;  ///< [dqk], n as it was before a chunk, and room for another
+  float *q_rows = nullptr, *k_rows = nullptr;      ///< [chunk, qk_stride]
+  float *v_rows = nullptr, *numerators = nullptr;  ///< [chunk, v_stride], one unit of columns
+  float* scores = nullptr;                         ///< [chunk, chunk_stride]
+  float* rows = nullptr;                           ///< [kChunkRows, chunk_stride]
 
   const float* q(std::int64_t t) const { return args.q.row<float>(t) + head * plan.dqk; }
   const float* k(std::int64_t t) const { return args.k.row<float>(t) + head * plan.dqk; }
@@ -62,7 +66,7 @@ HWY_INLINE float dot(const float* a, const float* b, std::size_t count) {
 }
 
 /// kRows rows of C at once: C = F C + I k v^T and num (+)= C^T q.
-template <int kRows>
+template <std::size_t kRows>
 HWY_INLINE void step_rows(float* HWY_RESTRICT c, std::size_t c_stride, VF forget, const VF* k,
                           const VF* q, const float* HWY_RESTRICT v, float* HWY_RESTRICT num,
                           bool first, std::size_t width) {
@@ -70,8 +74,8 @@ HWY_INLINE void step_rows(float* HWY_RESTRICT c, std::size_t c_stride, VF forget
     const std::size_t count = width - x;
     const VF value = load_up_to(v + x, count);
     VF sum = first ? hn::Zero(DF()) : load_up_to(num + x, count);
-    for (int r = 0; r < kRows; ++r) {
-      float* at = c + static_cast<std::size_t>(r) * c_stride + x;
+    for (std::size_t r = 0; r < kRows; ++r) {
+      float* at = c + r * c_stride + x;
       const VF state = hn::MulAdd(k[r], value, hn::Mul(forget, load_up_to(at, count)));
       store_up_to(state, at, count);
       sum = hn::MulAdd(q[r], state, sum);
@@ -80,63 +84,110 @@ HWY_INLINE void step_rows(float* HWY_RESTRICT c, std::size_t c_stride, VF forget
   }
 }
 
-/// Specification A.4 (1): one token, one pass over C. Memory bound.
-void step(MlstmTask& task, std::int64_t t) {
-  constexpr int kRows = 4;
-  const auto dqk = static_cast<std::size_t>(task.plan.dqk);
-  const auto dv = static_cast<std::size_t>(task.plan.dv);
-  const auto width = static_cast<std::size_t>(task.x1 - task.x0);
-  const DF d;
+/// What one token does to every column of C, and the factor of its read-out.
+struct Step {
+  float forget, input, out;
+};
 
+/// Moves n and m over token t.
+Step advance(const MlstmTask& task, std::int64_t t, float* n, double& m) {
+  const auto dqk = static_cast<std::size_t>(task.plan.dqk);
   // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
   // collects no rounding errors.
-  const double decayed = task.log_f(t) + task.m, i = task.i(t);
-  const double m = i > decayed ? i : decayed;
-  task.m = static_cast<float>(m);
-  const auto f_weight = static_cast<float>(std::exp(decayed - m));
-  const auto i_weight = static_cast<float>(std::exp(i - m));
+  const double decayed = task.log_f(t) + m, i = task.i(t);
+  const double m_new = i > decayed ? i : decayed;
+  const auto forget = static_cast<float>(std::exp(decayed - m_new));
+  const auto input = static_cast<float>(std::exp(i - m_new));
+  m = static_cast<float>(m_new);
 
-  const float *q = task.q(t), *k = task.k(t), *v = task.v(t) + task.x0;
-  const VF forget = hn::Set(d, f_weight), input = hn::Set(d, i_weight);
-  VF l = hn::Zero(d);
+  const float *q = task.q(t), *k = task.k(t);
+  const VF by_forget = hn::Set(DF(), forget), by_input = hn::Set(DF(), input);
+  VF l = hn::Zero(DF());
   for (std::size_t a = 0; a < dqk; a += lanes()) {
     const std::size_t count = dqk - a;
-    const VF n =
-        hn::MulAdd(input, load_up_to(k + a, count), hn::Mul(forget, load_up_to(task.n + a, count)));
-    store_up_to(n, task.n + a, count);
-    l = hn::MulAdd(n, load_up_to(q + a, count), l);
+    const VF value = hn::MulAdd(by_input, load_up_to(k + a, count),
+                                hn::Mul(by_forget, load_up_to(n + a, count)));
+    store_up_to(value, n + a, count);
+    l = hn::MulAdd(value, load_up_to(q + a, count), l);
   }
+  const double reciprocal = task.reciprocal(task.scale * sum_of_lanes(l), std::exp(-m_new));
+  return {forget, input, static_cast<float>(task.scale * reciprocal)};
+}
 
-  float* h = task.h(t) + task.x0;
+/// Columns [x0, x1) of C and h for token t, in one pass over C. Memory bound.
+void step_columns(const MlstmTask& task, std::int64_t t, const Step& step, std::int64_t x0,
+                  std::int64_t x1) {
+  constexpr std::size_t kRows = 4;
+  const DF d;
+  const auto dqk = static_cast<std::size_t>(task.plan.dqk);
+  const auto dv = static_cast<std::size_t>(task.plan.dv);
+  const auto width = static_cast<std::size_t>(x1 - x0);
+  const float *q = task.q(t), *k = task.k(t), *v = task.v(t) + x0;
+  float *c = task.c + x0, *h = task.h(t) + x0;
+  const VF forget = hn::Set(d, step.forget);
   std::size_t a = 0;
   for (; a + kRows <= dqk; a += kRows) {
     VF ks[kRows], qs[kRows];
     for (std::size_t r = 0; r < kRows; ++r) {
-      ks[r] = hn::Set(d, i_weight * k[a + r]);
+      ks[r] = hn::Set(d, step.input * k[a + r]);
       qs[r] = hn::Set(d, q[a + r]);
     }
-    step_rows<kRows>(task.c + a * dv + task.x0, dv, forget, ks, qs, v, h, a == 0, width);
+    step_rows<kRows>(c + a * dv, dv, forget, ks, qs, v, h, a == 0, width);
   }
   for (; a < dqk; ++a) {
-    const VF ks = hn::Set(d, i_weight * k[a]), qs = hn::Set(d, q[a]);
-    step_rows<1>(task.c + a * dv + task.x0, dv, forget, &ks, &qs, v, h, a == 0, width);
+    const VF ks = hn::Set(d, step.input * k[a]), qs = hn::Set(d, q[a]);
+    step_rows<1>(c + a * dv, dv, forget, &ks, &qs, v, h, a == 0, width);
   }
-  const double reciprocal = task.reciprocal(task.scale * sum_of_lanes(l), std::exp(-m));
-  const VF out = hn::Set(d, static_cast<float>(task.scale * reciprocal));
+  const VF out = hn::Set(d, step.out);
   for (std::size_t x = 0; x < width; x += lanes())
     store_up_to(hn::Mul(out, load_up_to(h + x, width - x)), h + x, width - x);
 }
 
-/// to = factor * from, and sum += the same.
-HWY_INLINE void scale_row(const float* from, float factor, float* to, std::size_t count,
-                          float* sum) {
+/// Specification A.4 (1): one token after the other.
+void steps(MlstmTask& task, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t t = begin; t < end; ++t) {
+    const Step step = advance(task, t, task.n, task.m);
+    step_columns(task, t, step, task.x0, task.x1);
+  }
+}
+
+/// to = factor * from
+HWY_INLINE void scale_row(const float* from, float factor, float* to, std::size_t count) {
+  const VF by = hn::Set(DF(), factor);
+  for (std::size_t i = 0; i < count; i += lanes())
+    store_up_to(hn::Mul(by, load_up_to(from + i, count - i)), to + i, count - i);
+}
+
+/// row *= factor, and sum += the same.
+HWY_INLINE void scale_and_add(float* row, float factor, float* sum, std::size_t count) {
   const VF by = hn::Set(DF(), factor);
   for (std::size_t i = 0; i < count; i += lanes()) {
-    const VF value = hn::Mul(by, load_up_to(from + i, count - i));
-    store_up_to(value, to + i, count - i);
-    if (sum != nullptr)
-      store_up_to(hn::Add(value, load_up_to(sum + i, count - i)), sum + i, count - i);
+    const VF value = hn::Mul(by, load_up_to(row + i, count - i));
+    store_up_to(value, row + i, count - i);
+    store_up_to(hn::Add(value, load_up_to(sum + i, count - i)), sum + i, count - i);
   }
+}
+
+/// Copies rows; false if any value is NaN or infinite.
+bool copy_rows(const float* from, std::int64_t from_stride, float* to, std::int64_t to_stride,
+               std::int64_t rows, std::int64_t columns) {
+  constexpr std::int64_t kAhead = 6;  // rows to prefetch: each lies in a page of its own
+  VF sum = hn::Zero(DF());
+  const auto count = static_cast<std::size_t>(columns);
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::size_t i = 0; i < count; i += lanes()) {
+      hwy::Prefetch(from + std::min(r + kAhead, rows - 1) * from_stride + i);
+      const VF value = load_up_to(from + r * from_stride + i, count - i);
+      store_up_to(value, to + r * to_stride + i, count - i);
+      sum = hn::MulAdd(value, hn::Zero(DF()), sum);  // 0 x NaN and 0 x Inf are NaN
+    }
+  return sum_of_lanes(sum) == 0.0F;
+}
+
+bool finite_gates(const MlstmTask& task, std::int64_t t0, std::int64_t length) {
+  for (std::int64_t t = t0; t < t0 + length; ++t)
+    if (!std::isfinite(task.i(t)) || !std::isfinite(task.log_f(t))) return false;
+  return true;
 }
 
 /// Row t of the scores times its decays, zero after the diagonal; returns the sum. Exponents are
@@ -162,16 +213,26 @@ HWY_INLINE float weigh_scores(float* scores, const float* beta_hi, const float* 
 
 /// Specification A.4 (3) for tokens [t0, t0 + length). With b the sums of log f, beta_j = i_j - b_j
 /// and mu_t = max(m_prev, max_{j<=t} beta_j), the stabiliser is m_t = b_t + mu_t: a scan of the
-/// gates. No exponent below is positive (but by rounding), so nothing overflows in any regime.
+/// gates. No exponent below is positive, so nothing overflows in any regime.
+///
+/// Products with masked scores would carry a NaN backwards in time (0 x NaN): where one enters, the
+/// tokens (by q, k or a gate) or the columns (by v) take the recurrent form.
 void chunk(MlstmTask& task, std::int64_t t0, std::int64_t length) {
   const MlstmPlan& plan = task.plan;
-  const std::int64_t stride = plan.chunk_stride;
+  const MlstmArgs& args = task.args;
+  constexpr std::int64_t kRowBlock = 32;
+  const std::int64_t stride = plan.chunk_stride, qk_stride = plan.qk_stride();
   const auto count = static_cast<std::size_t>(length);
   const auto dqk = static_cast<std::size_t>(plan.dqk);
-  float *beta_hi = task.rows, *beta_lo = beta_hi + stride, *q_weight = beta_lo + stride;
-  float *k_weight = q_weight + stride, *floor = k_weight + stride;
-  auto* mu = reinterpret_cast<double*>(floor + stride);  // two rows of floats
+  const bool finite =
+      copy_rows(task.q(t0), args.q.row_stride(), task.q_rows, qk_stride, length, plan.dqk) &
+      copy_rows(task.k(t0), args.k.row_stride(), task.k_rows, qk_stride, length, plan.dqk);
+  if (!finite || !finite_gates(task, t0, length)) return steps(task, t0, t0 + length);
 
+  float *beta_hi = task.rows, *beta_lo = beta_hi + stride, *q_weight = beta_lo + stride;
+  float *k_weight = q_weight + stride, *out = k_weight + stride;
+  auto* mu = reinterpret_cast<double*>(out + stride);  // two rows of floats
+  const double m_before = task.m;
   double b = 0, high = task.m;
   for (std::size_t j = 0; j < count; ++j) {
     const std::int64_t t = t0 + static_cast<std::int64_t>(j);
@@ -181,81 +242,73 @@ void chunk(MlstmTask& task, std::int64_t t0, std::int64_t length) {
     mu[j] = high;
     beta_hi[j] = static_cast<float>(beta);
     beta_lo[j] = static_cast<float>(beta - beta_hi[j]);
-    q_weight[j] = static_cast<float>(task.m - high);
-    floor[j] = static_cast<float>(-(b + high));
+    q_weight[j] = static_cast<float>(m_before - high);
+    out[j] = static_cast<float>(-(b + high));
   }
   for (std::size_t j = 0; j < count; ++j)  // k_j enters the state with e^(beta_j - mu_L)
     k_weight[j] = static_cast<float>(static_cast<double>(beta_hi[j]) + beta_lo[j] - high);
-  const auto decay = static_cast<float>(std::exp(task.m - high));
+  const auto decay = static_cast<float>(std::exp(m_before - high));
   task.m = static_cast<float>(b + high);
   for (std::size_t j = 0; j < count; j += lanes()) {
-    store(exp(load(q_weight + j)), q_weight + j);
+    store(hn::Mul(hn::Set(DF(), task.scale), exp(load(q_weight + j))), q_weight + j);
     store(exp(load(k_weight + j)), k_weight + j);
-    store(exp(load(floor + j)), floor + j);
+    store(exp(load(out + j)), out + j);
   }
 
-  sgemm(false, true, length, length, plan.dqk, task.scale, task.q(t0), task.args.q.row_stride(),
-        task.k(t0), task.args.k.row_stride(), 0.0F, task.scores, stride);
-  const auto padded_dqk = static_cast<std::size_t>(MlstmPlan::padded(plan.dqk));
+  // Products with scores go by blocks of rows, leaving out the blocks above the diagonal.
+  for (std::int64_t r = 0; r < length; r += kRowBlock) {
+    const std::int64_t rows = std::min(kRowBlock, length - r);
+    sgemm(false, true, rows, r + rows, plan.dqk, task.scale, task.q_rows + r * qk_stride, qk_stride,
+          task.k_rows, qk_stride, 0.0F, task.scores + r * stride, stride);
+  }
   for (std::size_t j = 0; j < count; ++j) {
-    float* q = task.q_scaled + j * padded_dqk;
-    scale_row(task.q(t0 + static_cast<std::int64_t>(j)), task.scale * q_weight[j], q, dqk, nullptr);
-    const float inside = weigh_scores(task.scores + j * static_cast<std::size_t>(stride), beta_hi,
-                                      beta_lo, mu[j], j, count);
-    const double l = static_cast<double>(dot(q, task.n, dqk)) + inside;
-    q_weight[j] = static_cast<float>(task.reciprocal(l, floor[j]));  // q is scaled: reuse its row
+    const auto row = static_cast<std::int64_t>(j);
+    const float before = dot(task.q_rows + row * qk_stride, task.n, dqk);
+    const float inside =
+        weigh_scores(task.scores + row * stride, beta_hi, beta_lo, mu[j], j, count);
+    const double l = static_cast<double>(q_weight[j]) * before + inside;
+    out[j] = static_cast<float>(task.reciprocal(l, out[j]));
   }
-  scale_row(task.n, decay, task.n, dqk, nullptr);
-  for (std::size_t j = 0; j < count; ++j)
-    scale_row(task.k(t0 + static_cast<std::int64_t>(j)), k_weight[j],
-              task.k_scaled + j * padded_dqk, dqk, task.n);
+  std::copy_n(task.n, dqk, task.n_before);
+  scale_row(task.n, decay, task.n, dqk);
+  for (std::int64_t j = 0; j < length; ++j)
+    scale_and_add(task.k_rows + j * qk_stride, k_weight[j], task.n, dqk);
 
-  const std::int64_t h_stride = task.args.h.row_stride(), v_stride = task.args.v.row_stride();
-  const auto q_stride = static_cast<std::int64_t>(padded_dqk);
+  const std::int64_t v_stride = plan.v_stride();
   for (std::int64_t x = task.x0; x < task.x1; x += MlstmPlan::kUnit) {
     const std::int64_t width = std::min(MlstmPlan::kUnit, task.x1 - x);
-    float *c = task.c + x, *h = task.h(t0) + x;
-    const float* v = task.v(t0) + x;
-    sgemm(false, false, length, width, plan.dqk, 1.0F, task.q_scaled, q_stride, c, plan.dv, 0.0F, h,
-          h_stride);
-    sgemm(false, false, length, width, length, 1.0F, task.scores, stride, v, v_stride, 1.0F, h,
-          h_stride);
-    sgemm(true, false, plan.dqk, width, length, 1.0F, task.k_scaled, q_stride, v, v_stride, decay,
-          c, plan.dv);
+    float *c = task.c + x, *num = task.numerators;
+    if (!copy_rows(task.v(t0) + x, args.v.row_stride(), task.v_rows, v_stride, length, width)) {
+      double m = m_before;
+      std::copy_n(task.n_before, dqk, task.n_scratch);
+      for (std::int64_t t = t0; t < t0 + length; ++t)
+        step_columns(task, t, advance(task, t, task.n_scratch, m), x, x + width);
+      continue;
+    }
+    sgemm(false, false, length, width, plan.dqk, 1.0F, task.q_rows, qk_stride, c, plan.dv, 0.0F,
+          num, v_stride);
+    for (std::int64_t j = 0; j < length; ++j)
+      scale_row(num + j * v_stride, q_weight[j], num + j * v_stride,
+                static_cast<std::size_t>(width));
+    for (std::int64_t r = 0; r < length; r += kRowBlock) {
+      const std::int64_t rows = std::min(kRowBlock, length - r);
+      sgemm(false, false, rows, width, r + rows, 1.0F, task.scores + r * stride, stride,
+            task.v_rows, v_stride, 1.0F, num + r * v_stride, v_stride);
+    }
+    for (std::int64_t j = 0; j < length; ++j)
+      scale_row(num + j * v_stride, out[j], task.h(t0 + j) + x, static_cast<std::size_t>(width));
+    sgemm(true, false, plan.dqk, width, length, 1.0F, task.k_rows, qk_stride, task.v_rows, v_stride,
+          decay, c, plan.dv);
   }
-  for (std::size_t j = 0; j < count; ++j) {
-    float* h = task.h(t0 + static_cast<std::int64_t>(j)) + task.x0;
-    scale_row(h, q_weight[j], h, static_cast<std::size_t>(task.x1 - task.x0), nullptr);
-  }
-}
-
-HWY_INLINE bool all_finite(const float* x, std::size_t count) {
-  VF sum = hn::Zero(DF());
-  for (std::size_t i = 0; i < count; i += lanes())
-    sum = hn::MulAdd(load_up_to(x + i, count - i), hn::Zero(DF()), sum);  // 0 x NaN, 0 x Inf = NaN
-  return sum_of_lanes(sum) == 0.0F;
-}
-
-/// True if no NaN or infinity enters in tokens [t0, t0 + length).
-bool finite_inputs(const MlstmTask& task, std::int64_t t0, std::int64_t length) {
-  for (std::int64_t t = t0; t < t0 + length; ++t) {
-    if (!std::isfinite(task.i(t)) || !std::isfinite(task.log_f(t)) ||
-        !all_finite(task.q(t), static_cast<std::size_t>(task.plan.dqk)) ||
-        !all_finite(task.k(t), static_cast<std::size_t>(task.plan.dqk)) ||
-        !all_finite(task.v(t), static_cast<std::size_t>(task.plan.dv)))
-      return false;
-  }
-  return true;
 }
 
 void run_mlstm_task(MlstmTask& task, std::int64_t begin, std::int64_t end) {
   for (std::int64_t t = begin; t < end; t += task.plan.chunk) {
     const std::int64_t length = std::min(task.plan.chunk, end - t);
-    if (length > 1 && finite_inputs(task, t, length)) {
+    if (length > 1)
       chunk(task, t, length);
-    } else {  // products over masked scores would carry a NaN backwards in time: 0 x NaN
-      for (std::int64_t s = t; s < t + length; ++s) step(task, s);
-    }
+    else
+      steps(task, t, t + length);
   }
 }
 
@@ -285,10 +338,12 @@ void run_task(const MlstmArgs& a, const MlstmPlan& plan, std::int64_t index, flo
   float* n = at<float>(slot, a.state.n) + head * plan.dqk;
   float* m = at<float>(slot, a.state.m) + head;
 
-  float* local_n = scratch;
-  float* q_scaled = local_n + MlstmPlan::padded(plan.dqk);
-  float* k_scaled = q_scaled + plan.chunk * MlstmPlan::padded(plan.dqk);
-  float* scores = k_scaled + plan.chunk * MlstmPlan::padded(plan.dqk);
+  const auto take = [&scratch](std::int64_t floats) {
+    float* begin = scratch;
+    scratch += floats;
+    return begin;
+  };
+  float* local_n = take(MlstmPlan::padded(plan.dqk));
   std::copy_n(n, plan.dqk, local_n);
   MlstmTask task{.args = a,
                  .plan = plan,
@@ -298,11 +353,17 @@ void run_task(const MlstmArgs& a, const MlstmPlan& plan, std::int64_t index, flo
                  .c = at<float>(slot, a.state.c) + head * plan.dqk * plan.dv,
                  .n = local_n,
                  .m = *m,
-                 .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk)),
-                 .q_scaled = q_scaled,
-                 .k_scaled = k_scaled,
-                 .scores = scores,
-                 .rows = scores + plan.chunk * plan.chunk_stride};
+                 .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk))};
+  if (plan.chunk > 1) {
+    task.n_before = take(MlstmPlan::padded(plan.dqk));
+    task.n_scratch = take(MlstmPlan::padded(plan.dqk));
+    task.q_rows = take(plan.chunk * plan.qk_stride());
+    task.k_rows = take(plan.chunk * plan.qk_stride());
+    task.v_rows = take(plan.chunk * plan.v_stride());
+    task.numerators = take(plan.chunk * plan.v_stride());
+    task.scores = take(plan.chunk * plan.chunk_stride);
+    task.rows = take(MlstmPlan::kChunkRows * plan.chunk_stride);
+  }
   HWY_DYNAMIC_DISPATCH(run_mlstm_task)
   (task, a.batch.offsets[sequence], a.batch.offsets[sequence + 1]);
   if (group != 0) return;

@@ -33,12 +33,15 @@ struct MlstmPlan {
   /// Value columns [begin, end) of group g.
   std::int64_t column(std::int64_t g) const { return std::min(dv, units * g / groups * kUnit); }
 
-  // Scratch of one worker, in floats: n, q and k scaled, scores, and kChunkRows rows of gates.
-  static constexpr std::int64_t kChunkRows = 7;
+  // Scratch of one worker, in floats. Rows of q, k, v and num are copied to strides that are no
+  // multiple of 4 KiB: the rows of activations often are, and then fall on each other in the cache.
+  static constexpr std::int64_t kChunkRows = 7;  ///< of numbers per token: gates and factors
+  std::int64_t qk_stride() const { return padded(dqk) + 16; }
+  std::int64_t v_stride() const { return padded(std::min(kUnit, dv)) + 16; }
   std::int64_t worker_floats() const {
-    const std::int64_t per_chunk =
-        chunk > 1 ? 2 * chunk * padded(dqk) + chunk * chunk_stride + kChunkRows * chunk_stride : 0;
-    return padded(dqk) + per_chunk;
+    const std::int64_t per_token = 2 * qk_stride() + 2 * v_stride() + chunk_stride;
+    return padded(dqk) +
+           (chunk > 1 ? 2 * padded(dqk) + chunk * per_token + kChunkRows * chunk_stride : 0);
   }
   /// n and m of every sequence and head wait here until no task reads the old ones any more.
   std::int64_t result_floats() const { return groups > 1 ? sequences * heads * (dqk + 1) : 0; }

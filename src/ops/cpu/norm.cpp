@@ -50,8 +50,11 @@ struct NormedRow {
   WeightRow w, b;
 
   HWY_INLINE VF at(std::size_t d, std::size_t n) const {
-    const VF u = hn::Mul(hn::Mul(load_up_to(x + d, n), scale), w.at(d, n));
-    return b ? hn::Add(u, b.at(d, n)) : u;
+    return at(d, n, w.at(d, n), b ? b.at(d, n) : hn::Zero(DF()));
+  }
+  /// The same with the weights already loaded, for rows that share them.
+  HWY_INLINE VF at(std::size_t d, std::size_t n, VF weight, VF bias) const {
+    return hn::Add(hn::Mul(hn::Mul(load_up_to(x + d, n), scale), weight), bias);
   }
 };
 
@@ -65,67 +68,100 @@ void rms_norm_rows(const RmsNormArgs& a, std::int64_t begin, std::int64_t end) {
   }
 }
 
-/// Dot products of a normed row with rows [first, first + count) of w, count <= 8: the row is
-/// normed again for every group of 8, which is cheaper than keeping it.
-template <class T, int kCount>
-HWY_INLINE void dot_rows(const NormedRow& u, std::size_t width, const Tensor& w, std::int64_t first,
-                         float* result) {
-  VF sum[kCount];
-  const T* row[kCount];
-  for (int r = 0; r < kCount; ++r) {
-    sum[r] = hn::Zero(DF());
-    row[r] = static_cast<const T*>(w.data) + (first + r) * w.row_stride();
+/// Dot products of kTokens normed rows with kHeads rows of w, from row `first` on. The rows are
+/// normed again for every group of heads, which is cheaper than keeping them. Every product sums in
+/// the same order whatever the two counts.
+template <class T, int kTokens, int kHeads>
+HWY_INLINE void dot_block(const NormedRow* u, std::size_t width, const Tensor& w,
+                          std::int64_t first, float* const* result) {
+  VF sum[kTokens][kHeads];
+  const T* row[kHeads];
+  for (int h = 0; h < kHeads; ++h) {
+    row[h] = static_cast<const T*>(w.data) + (first + h) * w.row_stride();
+    for (int t = 0; t < kTokens; ++t) sum[t][h] = hn::Zero(DF());
   }
-  for (std::size_t d = 0; d < width; d += lanes()) {
-    const std::size_t n = width - d;
-    const VF v = u.at(d, n);
-    for (int r = 0; r < kCount; ++r) sum[r] = hn::MulAdd(v, load_up_to(row[r] + d, n), sum[r]);
-  }
-  for (int r = 0; r < kCount; ++r) result[r] = sum_of_lanes(sum[r]);
+  const WeightRow norm_w = u->w, norm_b = u->b;
+  const auto add = [&](std::size_t d, std::size_t n) HWY_ATTR {
+    const VF w_d = norm_w.at(d, n), b_d = norm_b ? norm_b.at(d, n) : hn::Zero(DF());
+    VF value[kTokens];
+    for (int t = 0; t < kTokens; ++t) value[t] = u[t].at(d, n, w_d, b_d);
+    for (int h = 0; h < kHeads; ++h) {
+      const VF weight = load_up_to(row[h] + d, n);
+      for (int t = 0; t < kTokens; ++t) sum[t][h] = hn::MulAdd(value[t], weight, sum[t][h]);
+    }
+  };
+  const std::size_t step = lanes(), whole = width / step * step;
+  for (std::size_t d = 0; d < whole; d += step) add(d, step);
+  if (whole < width) add(whole, width - whole);
+  for (int t = 0; t < kTokens; ++t)
+    for (int h = 0; h < kHeads; ++h) result[t][first + h] = sum_of_lanes(sum[t][h]);
 }
 
+constexpr int kTokenBlock = 4;
+
+/// All heads' dot products of one token or of kTokenBlock.
 template <class T>
-void dots(const NormedRow& u, std::size_t width, const Tensor& w, float* result) {
-  const std::int64_t rows = w.dim(0);
-  std::int64_t r = 0;
-  for (; r + 8 <= rows; r += 8) dot_rows<T, 8>(u, width, w, r, result + r);
-  for (; r + 4 <= rows; r += 4) dot_rows<T, 4>(u, width, w, r, result + r);
-  for (; r < rows; ++r) dot_rows<T, 1>(u, width, w, r, result + r);
+void dots(const NormedRow* u, bool block, std::size_t width, const Tensor& w,
+          float* const* result) {
+  const std::int64_t heads = w.dim(0);
+  std::int64_t h = 0;
+  if (block) {
+    for (; h + 4 <= heads; h += 4) dot_block<T, kTokenBlock, 4>(u, width, w, h, result);
+    for (; h < heads; ++h) dot_block<T, kTokenBlock, 1>(u, width, w, h, result);
+  } else {
+    for (; h + 8 <= heads; h += 8) dot_block<T, 1, 8>(u, width, w, h, result);
+    for (; h + 4 <= heads; h += 4) dot_block<T, 1, 4>(u, width, w, h, result);
+    for (; h < heads; ++h) dot_block<T, 1, 1>(u, width, w, h, result);
+  }
 }
 
 HWY_INLINE float weight_at(const Tensor& w, std::int64_t i) {
   return hn::GetLane(WeightRow(w, i).at(0, 1));
 }
 
-/// result[h] = cap(W u + b), the caps in double: they are few, and exact near the limits.
-void gates(const NormedRow& u, std::size_t width, const Tensor& w, const Tensor& b, float cap,
-           float* result) {
+/// result = cap(W u + b), the caps in double: they are few, and exact near the limits.
+void gates(const NormedRow* u, int tokens, std::size_t width, const Tensor& w, const Tensor& b,
+           float cap, float* const* result) {
+  const bool block = tokens == kTokenBlock;
   if (w.dtype == DType::f32)
-    dots<float>(u, width, w, result);
+    dots<float>(u, block, width, w, result);
   else if (w.dtype == DType::bf16)
-    dots<bfloat16_t>(u, width, w, result);
+    dots<bfloat16_t>(u, block, width, w, result);
   else
-    dots<float16_t>(u, width, w, result);
+    dots<float16_t>(u, block, width, w, result);
   for (std::int64_t h = 0; h < w.dim(0); ++h) {
-    const double z = static_cast<double>(result[h]) + weight_at(b, h);
-    result[h] = static_cast<float>(cap == 0.0F ? z : cap * std::tanh(z / cap));
+    const double bias = weight_at(b, h);
+    for (int t = 0; t < tokens; ++t) {
+      const double z = static_cast<double>(result[t][h]) + bias;
+      result[t][h] = static_cast<float>(cap == 0.0F ? z : cap * std::tanh(z / cap));
+    }
   }
 }
 
 void rms_norm_gates_rows(const RmsNormGatesArgs& a, std::int64_t begin, std::int64_t end) {
   const auto width = static_cast<std::size_t>(a.x.dim(1));
-  for (std::int64_t t = begin; t < end; ++t) {
-    const float* x = a.x.row<float>(t);
-    const NormedRow u{x, hn::Set(DF(), rms_scale(x, width, a.eps)), {a.w, 0}, {a.b, 0}};
-    float* log_f = a.log_f.row<float>(t);
-    gates(u, width, a.w_i, a.b_i, a.cap, a.i.row<float>(t));
-    gates(u, width, a.w_f, a.b_f, a.cap, log_f);
-    for (std::int64_t h = 0; h < a.w_f.dim(0); ++h) {  // log sigmoid z = min(z, 0) - log(1+e^-|z|)
-      const double z = log_f[h];
-      log_f[h] = static_cast<float>((z > 0 ? 0.0 : z) - std::log1p(std::exp(-std::abs(z))));
+  const NormedRow none{nullptr, hn::Zero(DF()), {a.w, 0}, {a.b, 0}};
+  for (std::int64_t t = begin; t < end;) {
+    const int tokens = end - t >= kTokenBlock ? kTokenBlock : 1;
+    NormedRow u[kTokenBlock] = {none, none, none, none};
+    float *i[kTokenBlock], *log_f[kTokenBlock];
+    for (int k = 0; k < tokens; ++k) {
+      u[k].x = a.x.row<float>(t + k);
+      u[k].scale = hn::Set(DF(), rms_scale(u[k].x, width, a.eps));
+      i[k] = a.i.row<float>(t + k);
+      log_f[k] = a.log_f.row<float>(t + k);
     }
-    const ResultRow y(a.u, t);
-    for (std::size_t d = 0; d < width; d += lanes()) y.put(u.at(d, width - d), d, width - d);
+    gates(u, tokens, width, a.w_i, a.b_i, a.cap, i);
+    gates(u, tokens, width, a.w_f, a.b_f, a.cap, log_f);
+    for (int k = 0; k < tokens; ++k) {
+      for (std::int64_t h = 0; h < a.w_f.dim(0); ++h) {  // min(z, 0) - log(1 + e^-|z|)
+        const double z = log_f[k][h];
+        log_f[k][h] = static_cast<float>((z > 0 ? 0.0 : z) - std::log1p(std::exp(-std::abs(z))));
+      }
+      const ResultRow y(a.u, t + k);
+      for (std::size_t d = 0; d < width; d += lanes()) y.put(u[k].at(d, width - d), d, width - d);
+    }
+    t += tokens;
   }
 }
 
