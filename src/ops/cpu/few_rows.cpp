@@ -38,7 +38,7 @@ HWY_INLINE V load_last_weights(const W* w, std::int64_t n) {
 #if HWY_TARGET != HWY_SCALAR
 // Adds the upper half of a vector to its lower half until 4 lanes are left.
 template <class DV, class VV>
-HWY_INLINE auto fold(DV dv, VV v) {
+HWY_INLINE auto fold([[maybe_unused]] DV dv, VV v) {
   if constexpr (hn::MaxLanes(DV()) > 4) {
     const hn::Half<DV> half;
     return fold(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
