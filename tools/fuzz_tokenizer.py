@@ -9,14 +9,21 @@ prose from files, long runs, and the tokenizer's own special tokens.
 usage:
   tools/fuzz_tokenizer.py [--count N] [--seed N] [--program tokenize_lines] [TOKENIZER.json]
   tools/fuzz_tokenizer.py --train TOKENIZER.json TEXT...   a GPT-NeoX-like tokenizer, vocabulary 50k
+  tools/fuzz_tokenizer.py --speed TOKENIZER.json TEXT...   both encode 10 MB on one thread
   tools/fuzz_tokenizer.py --sample N > tests/golden/tokenizer/sample.json
 """
 import argparse
 import json
+import os
 import pathlib
 import random
 import subprocess
 import sys
+import tempfile
+import time
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["RAYON_NUM_THREADS"] = "1"
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers import processors, trainers
@@ -181,6 +188,23 @@ def train(out, files):
     print(f"{out}: {tokenizer.get_vocab_size()} tokens", file=sys.stderr)
 
 
+def speed(program, file, prose):
+    """Seconds to encode 10 MB, the best of five."""
+    text = (prose * (10_000_000 // max(1, len(prose.encode())) + 1)).encode()[:10_000_000]
+    text = text.decode(errors="ignore")
+    tokenizer, best = Tokenizer.from_file(file), float("inf")
+    with tempfile.NamedTemporaryFile(suffix=".txt") as copy:
+        copy.write(text.encode())
+        copy.flush()
+        found = float(subprocess.check_output([program, file, "--time", copy.name]))
+    for _ in range(5):
+        start = time.perf_counter()
+        tokenizer.encode_batch_fast([text], add_special_tokens=False)  # without offsets
+        best = min(best, time.perf_counter() - start)
+    size = len(text.encode()) / 1e6
+    print(f"{file}: {size / found:.1f} MB/s, the package {size / best:.1f} MB/s")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -192,9 +216,13 @@ def main():
     parser.add_argument("--program", default=str(ROOT / "build/release/bin/tokenize_lines"))
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--sample", type=int)
+    parser.add_argument("--speed", action="store_true")
     options = parser.parse_args()
     if options.train:
         train(options.tokenizer, options.text)
+        return 0
+    if options.speed:
+        speed(options.program, options.tokenizer, prose_of(options.text))
         return 0
 
     tokenizer = Tokenizer.from_file(options.tokenizer)
