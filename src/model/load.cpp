@@ -30,7 +30,7 @@ class Loader {
   explicit Loader(Model::Impl& impl) : impl_(impl), files_(impl.checkpoint) {}
 
   // The tensor that holds `p`, checked; empty if there is none and there need not be one.
-  Tensor find(const Parameter& p) {
+  Tensor find(Parameter& p) {
     const bool fused = impl_.config.weight_mode == "fused" && !p.fused_name.empty();
     std::vector<std::int64_t> shape = p.shape;
     if (fused) shape[0] = p.fused_rows;
@@ -55,6 +55,7 @@ class Loader {
                 "{}: tensor '{}': expected f32, bf16 or f16, found {}", file, name,
                 to_string(t.dtype));
     used_.insert(name);
+    p.stored_name = name;
     return fused ? t.rows(p.fused_row, p.shape[0]) : t;
   }
 
@@ -128,7 +129,7 @@ void check_finite(const Model::Impl& impl) {
       bad = first_not_finite<std::uint16_t>(t.as<std::uint16_t>(), n, 0x7c00U, threads);
     XLSTM_CHECK(bad == n, invalid_file,
                 "{}: tensor '{}': expected finite numbers, found NaN or infinity at element {}",
-                impl.directory.string(), p.name, bad);
+                impl.checkpoint.file_of(p.stored_name), p.stored_name, bad);
   }
 }
 
@@ -140,7 +141,11 @@ void load_vocabulary(Model::Impl& impl) {
       defaults = formats::parse_generation_config(formats::read_text_file(generation_config),
                                                   generation_config.string());
     const auto tokenizer_json = impl.directory / "tokenizer.json";
-    if (std::filesystem::exists(tokenizer_json)) impl.tokenizer = Tokenizer::load(tokenizer_json);
+    if (std::filesystem::exists(tokenizer_json)) {
+      impl.tokenizer = Tokenizer::load(tokenizer_json);
+      XLSTM_CHECK(impl.tokenizer->size() > 0, invalid_file, "{}: expected tokens, found none",
+                  tokenizer_json.string());
+    }
   }
   const auto add_eos = [&](std::int64_t id) {
     if (id >= 0 && id < impl.config.vocab_size) impl.eos.push_back(static_cast<std::int32_t>(id));
@@ -158,7 +163,12 @@ void load_vocabulary(Model::Impl& impl) {
   if (impl.eos.empty())
     for (const std::int64_t id : impl.config.eos_token_id) add_eos(id);
 
-  if (bos >= 0 && bos < impl.config.vocab_size) impl.bos = static_cast<std::int32_t>(bos);
+  if (bos >= 0 && bos < impl.config.vocab_size)
+    impl.bos = static_cast<std::int32_t>(bos);
+  else if (bos >= 0)
+    log(LogLevel::warning,
+        fmt::format("{}: the BOS id {} is outside the vocabulary of {}: no BOS is put before text",
+                    impl.directory.string(), bos, impl.config.vocab_size));
   impl.adds_bos = impl.bos >= 0 &&
                   (impl.config.force_bos_token_insert.value_or(false) || add_bos.value_or(true));
 }

@@ -31,6 +31,7 @@ struct Parameter {
   std::string fused_name;  ///< the tensor that holds it under weight_mode "fused"; empty: itself
   std::int64_t fused_row = 0;   ///< its first row there
   std::int64_t fused_rows = 0;  ///< rows of that tensor
+  std::string stored_name;      ///< the tensor it was loaded from; empty for random weights
   Init init = Init::linear;
   bool decay = false;        ///< takes weight decay
   bool quantisable = false;  ///< may be stored in a block format

@@ -111,8 +111,10 @@ void State::load(const std::filesystem::path& file) {
   const auto vocab = static_cast<std::int64_t>(s.logits.size());
   XLSTM_CHECK(header.logits == 0 || header.logits == vocab, invalid_file,
               "{}: expected 0 or {} logits, found {}", name, vocab, header.logits);
-  XLSTM_CHECK(header.tokens >= 0, invalid_file, "{}: expected a token count, found {}", name,
-              header.tokens);
+  // Far more than anybody reads, and far from where counting on would overflow.
+  constexpr std::int64_t kMaxTokens = std::int64_t{1} << 60;
+  XLSTM_CHECK(header.tokens >= 0 && header.tokens <= kMaxTokens, invalid_file,
+              "{}: expected a token count, found {}", name, header.tokens);
   const std::size_t expected =
       sizeof(Header) + static_cast<std::size_t>(s.layout.count() + header.logits) * sizeof(float);
   XLSTM_CHECK(bytes.size() == expected, invalid_file, "{}: expected {} bytes, found {}", name,

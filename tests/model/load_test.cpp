@@ -1,5 +1,6 @@
 // Directories that are not models, or not quite: every error names file, tensor, expected, found.
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -134,7 +135,9 @@ TEST_F(LoadTest, NanWeightsAreFoundWhenAskedFor) {
   for (const float bad : {std::nanf(""), -HUGE_VALF}) {
     tensors_["backbone.blocks.1.ffn.proj_up.weight"].as<float>()[4321] = bad;
     refuse(ErrorCode::invalid_file,
-           {"'backbone.blocks.1.ffn.proj_up.weight'", "NaN or infinity", "element 4321"}, options);
+           {"model.safetensors", "'backbone.blocks.1.ffn.proj_up.weight'", "NaN or infinity",
+            "element 4321"},
+           options);
   }
   EXPECT_NO_THROW(Model::load(dir_.path()));
 }
@@ -165,6 +168,27 @@ TEST_F(LoadTest, DirectoriesThatAreNoModels) {
                [&] { Model::load(dir_ / "config.json"); });
   fs::remove(dir_ / "model.safetensors");
   expect_error(ErrorCode::not_found, {"safetensors"}, [&] { Model::load(dir_.path()); });
+}
+
+TEST_F(LoadTest, ATokenizerWithoutTokens) {
+  dir_.write("tokenizer.json", R"({"model": {"type": "BPE", "vocab": {}, "merges": []}})");
+  refuse(ErrorCode::invalid_file, {"tokenizer.json", "expected tokens, found none"});
+}
+
+TEST_F(LoadTest, ABosOutsideTheVocabularyIsLeftOutAndSaidSo) {
+  const std::int64_t outside = small_model().config().vocab_size;
+  dir_.write("tokenizer.json",
+             fmt::format(R"({{"model": {{"type": "BPE", "vocab": {{"a": 0, "<s>": {}}},
+                                         "merges": []}}}})",
+                         outside));
+  dir_.write("tokenizer_config.json", R"({"bos_token": "<s>"})");
+  std::string heard;
+  set_log_callback([&](LogLevel, std::string_view message) { heard += message; });
+  const Model model = Model::load(dir_.path());
+  set_log_callback({});
+  EXPECT_EQ(model.bos_id(), -1);
+  EXPECT_FALSE(model.adds_bos());
+  EXPECT_NE(heard.find(fmt::format("BOS id {}", outside)), std::string::npos) << heard;
 }
 
 TEST_F(LoadTest, OptionsOutOfRange) {
