@@ -31,33 +31,6 @@ bool few_rows_as_bf16(const LinearArgs& args) {
                      [](const Tensor& w) { return few_rows_takes_bf16(w.dtype); });
 }
 
-// With many rows: whether a weight is multiplied as it is stored, by x as it is or by x in f32.
-bool multiplied_as_stored(const Tensor& x, const Tensor& w) {
-  return w.dtype == DType::f32 ||
-         (w.dtype == DType::bf16 && x.dtype == DType::bf16 && matmul_takes_bf16());
-}
-
-// Other weights are widened to f32 in panels of this many rows.
-std::int64_t panel_rows(const Tensor& w) {
-  constexpr std::int64_t kPanelBytes = std::int64_t{4} << 20;
-  const std::int64_t rows = kPanelBytes / (std::max<std::int64_t>(w.dim(1), 1) * 4) / 64 * 64;
-  return std::min(std::max<std::int64_t>(rows, 64), w.dim(0));
-}
-
-bool needs_f32_x(const LinearArgs& args) {
-  return args.x.dtype != DType::f32 &&
-         !std::all_of(args.w.begin(), args.w.end(), [&](const Tensor& w) {
-           return w.dtype == DType::bf16 && multiplied_as_stored(args.x, w);
-         });
-}
-
-std::int64_t panel_count(const LinearArgs& args) {
-  std::int64_t count = 0;
-  for (const Tensor& w : args.w)
-    if (!multiplied_as_stored(args.x, w)) count = std::max(count, panel_rows(w) * w.dim(1));
-  return count;
-}
-
 void add_bias(const Tensor& b, std::int64_t begin, const Tensor& y) {
   for (std::int64_t t = 0; t < y.dim(0); ++t)
     for (std::int64_t j = 0; j < y.dim(1); ++j) y.row<float>(t)[j] += load_f32(b, begin + j);
@@ -103,41 +76,18 @@ void linear_few_rows(Context& context, const LinearArgs& args) {
 void linear_many_rows(Context& context, const LinearArgs& args) {
   const int threads = context.threads();
   const std::int64_t rows = args.x.dim(0);
-  const std::int64_t k = args.x.dim(1);
-  Tensor x32 = args.x;
-  if (needs_f32_x(args)) {
-    x32 =
-        Tensor::dense(context.arena().take(bytes_of(rows * k, DType::f32)), DType::f32, {rows, k});
-    parallel_ranges(threads, rows, 1, [&](Range range) {
-      const std::int64_t n = range.end - range.begin;
-      widen(args.x.rows(range.begin, n), x32.rows(range.begin, n));
-    });
-  }
-  std::byte* panel = nullptr;
-  if (const std::int64_t count = panel_count(args); count > 0)
-    panel = context.arena().take(bytes_of(count, DType::f32));
-
+  std::byte* workspace = nullptr;
   std::int64_t first = 0;
   for (std::size_t i = 0; i < args.w.size(); ++i) {
     const Tensor& w = args.w[i];
     const Tensor y = args.y.cols(first, w.dim(0));
-    if (multiplied_as_stored(args.x, w)) {
-      matmul({.x = w.dtype == DType::f32 ? x32 : args.x,
-              .w = w,
-              .y = y,
-              .accumulate = args.accumulate},
-             threads);
+    const MatmulArgs product{.x = args.x, .w = w, .y = y, .accumulate = args.accumulate};
+    if (library_has(args.x.dtype, w.dtype)) {
+      library_matmul(product, threads);
     } else {
-      const std::int64_t most = panel_rows(w);
-      for (std::int64_t begin = 0; begin < w.dim(0); begin += most) {
-        const std::int64_t n = std::min(most, w.dim(0) - begin);
-        const Tensor w32 = Tensor::dense(panel, DType::f32, {n, k});
-        parallel_ranges(threads, n, 8, [&](Range range) {
-          const std::int64_t m = range.end - range.begin;
-          widen(w.rows(begin + range.begin, m), w32.rows(range.begin, m));
-        });
-        matmul({.x = x32, .w = w32, .y = y.cols(begin, n), .accumulate = args.accumulate}, threads);
-      }
+      if (workspace == nullptr)
+        workspace = context.arena().take(packed_matmul_workspace(rows, args.x.dim(1)));
+      packed_matmul(product, threads, workspace);
     }
     if (!args.b.empty()) {
       parallel_ranges(threads, rows, 1, [&](Range range) {
@@ -157,8 +107,10 @@ std::size_t linear_workspace_bytes(const LinearArgs& args) {
   const DType dtype = few_rows_as_bf16(args) ? DType::bf16 : DType::f32;
   const std::size_t few = bytes_of(std::min(rows, kFewRows) * few_rows_stride(k, dtype), dtype);
   if (rows <= kFewRows) return few;
-  const std::size_t many = (needs_f32_x(args) ? bytes_of(rows * k, DType::f32) + kAlignment : 0) +
-                           bytes_of(panel_count(args), DType::f32);
+  const bool packs = std::any_of(args.w.begin(), args.w.end(), [&](const Tensor& w) {
+    return !library_has(args.x.dtype, w.dtype);
+  });
+  const std::size_t many = packs ? packed_matmul_workspace(rows, k) : 0;
   return std::max(few, many);
 }
 

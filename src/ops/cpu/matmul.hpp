@@ -1,8 +1,8 @@
 #pragma once
-// Matrix products of the CPU backend. sgemm() is ours (sgemm.cpp): the small products of the cells.
-// matmul() is oneDNN's (matmul_onednn.cpp), or made of sgemm() for platforms and sanitizers without
-// it (matmul_fallback.cpp). Nothing else includes oneDNN.
+// Matrix products of the CPU backend: ours (sgemm.cpp), and oneDNN's (matmul_onednn.cpp), which
+// nothing else includes.
 
+#include <cstddef>
 #include <cstdint>
 
 #include "xlstm/tensor.hpp"
@@ -18,19 +18,22 @@ void sgemm(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, flo
            std::int64_t ldc);
 
 struct MatmulArgs {
-  Tensor x;         ///< [M, K] f32, or bf16 where matmul_takes_bf16()
-  Tensor w;         ///< [N, K] of x's dtype
+  Tensor x;         ///< [M, K] f32 or bf16
+  Tensor w;         ///< [N, K] f32, bf16 or f16
   Tensor y;         ///< [M, N] f32
   bool accumulate;  ///< y += instead of y =
 };
 
-/// y = x W^T (+ y) for many rows of x, on `threads` threads.
-void matmul(const MatmulArgs& args, int threads);
+/// Whether library_matmul() can multiply these dtypes with the active instruction set.
+bool library_has(DType x, DType w);
 
-/// Whether bf16 operands are multiplied as they are; otherwise they have to be widened to f32.
-bool matmul_takes_bf16();
+/// y = x W^T (+ y) for many rows of x on `threads` threads, by oneDNN (matmul_onednn.cpp). A build
+/// without it (matmul_fallback.cpp) has nothing here: library_has() is always false.
+void library_matmul(const MatmulArgs& args, int threads);
 
-/// matmul() by sgemm(), whatever the build.
-void matmul_by_sgemm(const MatmulArgs& args, int threads);
+/// The same for any dtypes, by our own kernels (sgemm.cpp). x is packed into `workspace`.
+void packed_matmul(const MatmulArgs& args, int threads, std::byte* workspace);
+/// Bytes of its workspace for m rows of k.
+std::size_t packed_matmul_workspace(std::int64_t m, std::int64_t k);
 
 }  // namespace xlstm::ops::cpu

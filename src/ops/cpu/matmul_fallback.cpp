@@ -1,11 +1,14 @@
-// matmul() of a build without oneDNN.
+// A build without oneDNN: all products are ours.
 
+#include "core/check.hpp"
 #include "ops/cpu/matmul.hpp"
 
 namespace xlstm::ops::cpu {
 
-void matmul(const MatmulArgs& args, int threads) { matmul_by_sgemm(args, threads); }
+bool library_has(DType, DType) { return false; }
 
-bool matmul_takes_bf16() { return false; }
+void library_matmul(const MatmulArgs&, int) {
+  fail(ErrorCode::internal, "internal error: library_matmul without a library");
+}
 
 }  // namespace xlstm::ops::cpu

@@ -1,6 +1,6 @@
-// matmul() by oneDNN, on the weights as they are stored: row-major [N, K] is K x N with strides
-// (1, K), which oneDNN's blocked kernels copy piece by piece as they go. Keeping packed copies
-// would gain a few percent (docs/performance.md) and double the memory.
+// library_matmul() by oneDNN, on the weights as they are stored: row-major [N, K] is K x N with
+// strides (1, K), which oneDNN's blocked kernels copy piece by piece as they go. Keeping packed
+// copies would gain a few percent (docs/performance.md) and double the memory.
 
 #include <omp.h>
 
@@ -91,11 +91,8 @@ class ThreadCount {
 
 }  // namespace
 
-void matmul(const MatmulArgs& args, int threads) {
-  if (!onednn_serves_active_isa()) {
-    matmul_by_sgemm(args, threads);
-    return;
-  }
+void library_matmul(const MatmulArgs& args, int threads) {
+  XLSTM_ASSERT(library_has(args.x.dtype, args.w.dtype));
   const ThreadCount thread_count(threads);
   try {
     thread_local dnnl::stream stream(engine());
@@ -118,6 +115,9 @@ void matmul(const MatmulArgs& args, int threads) {
   }
 }
 
-bool matmul_takes_bf16() { return active_isa() == Isa::avx512_bf16 && onednn_serves_active_isa(); }
+bool library_has(DType x, DType w) {
+  if (x != w || !onednn_serves_active_isa()) return false;
+  return x == DType::f32 || (x == DType::bf16 && active_isa() == Isa::avx512_bf16);
+}
 
 }  // namespace xlstm::ops::cpu

@@ -1,5 +1,6 @@
-// Products of float32 matrices of any size, best for the small ones of the mLSTM cell: no packing
-// of A at all, and of B only where its columns are not vectors already.
+// Products in float32 arithmetic. sgemm(): any size, best for the small ones of the mLSTM cell: no
+// packing of A at all, and of B only where its columns are not vectors already. packed_matmul():
+// linear layers of many rows, whatever the dtype of W; widening W is a part of packing it.
 
 #include <algorithm>
 #include <array>
@@ -7,12 +8,14 @@
 #include <cstdint>
 
 #include "core/threads.hpp"
+#include "ops/cpu/convert.hpp"
 #include "ops/cpu/matmul.hpp"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/sgemm.cpp"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "ops/cpu/load-inl.hpp"
 
 namespace xlstm::ops::cpu {
 #ifndef XLSTM_OPS_CPU_SGEMM_ARGS
@@ -33,8 +36,17 @@ struct SgemmArgs {
   std::int64_t ldc;
 };
 
-// Depth of the panel of B that stays in the first-level cache while all rows of A pass it.
+// Depth of the panel of B that stays in the first-level cache while all rows of A pass it, and rows
+// of A so deep that stay in the second-level cache while all panels pass them.
 constexpr std::int64_t kDepth = 256;
+constexpr std::int64_t kBlockRows = 512;
+
+// packed_matmul() between its two phases: x in tiles of rows, each [K][rows of a tile].
+struct PackedArgs {
+  Tensor x, w, y;
+  bool accumulate;
+  float* packed;
+};
 
 }  // namespace
 #endif
@@ -99,6 +111,14 @@ void tile(const TileArgs& t) {
   }
 }
 
+HWY_INLINE float load_one(const float* from) { return *from; }
+HWY_INLINE float load_one(const hwy::bfloat16_t* from) {
+  return bf16_to_f32(*reinterpret_cast<const std::uint16_t*>(from));
+}
+HWY_INLINE float load_one(const hwy::float16_t* from) {
+  return f16_to_f32(*reinterpret_cast<const std::uint16_t*>(from));
+}
+
 using Tile = void (*)(const TileArgs&);
 constexpr Tile kTiles[12] = {
     tile<1>, tile<2>, tile<3>, tile<4>,  tile<5>,  tile<6>,
@@ -107,48 +127,91 @@ constexpr Tile kTiles[12] = {
 #endif
 };
 
-// k rows of `columns` columns of B, rows `width` apart and zero past `columns`.
-void pack(const Operand& b, std::int64_t k, std::int64_t columns, std::int64_t width,
-          float* HWY_RESTRICT out) {
+// k rows of as many columns as `from` has rows, `width` apart and zero past them: the transpose of
+// rows `stride` apart.
+template <class From>
+void pack_rows(const From* from, std::int64_t stride, std::int64_t rows, std::int64_t k,
+               std::int64_t width, float* HWY_RESTRICT out) {
   std::int64_t j = 0;
 #if HWY_TARGET != HWY_SCALAR
-  if (b.row == 1) {  // columns are contiguous: transpose blocks of 4 x 4
-    const hn::FixedTag<float, 4> d;
-    for (; j + 4 <= columns; j += 4) {
-      const float* HWY_RESTRICT from = b.data + j * b.column;
-      std::int64_t p = 0;
-      for (; p + 4 <= k; p += 4) {
-        const auto c0 = hn::LoadU(d, from + p);
-        const auto c1 = hn::LoadU(d, from + b.column + p);
-        const auto c2 = hn::LoadU(d, from + 2 * b.column + p);
-        const auto c3 = hn::LoadU(d, from + 3 * b.column + p);
-        const auto lower01 = hn::InterleaveLower(d, c0, c1);
-        const auto lower23 = hn::InterleaveLower(d, c2, c3);
-        const auto upper01 = hn::InterleaveUpper(d, c0, c1);
-        const auto upper23 = hn::InterleaveUpper(d, c2, c3);
-        float* to = out + p * width + j;
-        hn::StoreU(hn::ConcatLowerLower(d, lower23, lower01), d, to);
-        hn::StoreU(hn::ConcatUpperUpper(d, lower23, lower01), d, to + width);
-        hn::StoreU(hn::ConcatLowerLower(d, upper23, upper01), d, to + 2 * width);
-        hn::StoreU(hn::ConcatUpperUpper(d, upper23, upper01), d, to + 3 * width);
-      }
-      for (; p < k; ++p)
-        for (std::int64_t i = 0; i < 4; ++i) out[p * width + j + i] = from[i * b.column + p];
+  const hn::FixedTag<float, 4> d;
+  for (; j + 4 <= rows; j += 4) {
+    const From* HWY_RESTRICT row = from + j * stride;
+    std::int64_t p = 0;
+    for (; p + 4 <= k; p += 4) {
+      const auto r0 = load_as_f32(d, row + p);
+      const auto r1 = load_as_f32(d, row + stride + p);
+      const auto r2 = load_as_f32(d, row + 2 * stride + p);
+      const auto r3 = load_as_f32(d, row + 3 * stride + p);
+      const auto lower01 = hn::InterleaveLower(d, r0, r1);
+      const auto lower23 = hn::InterleaveLower(d, r2, r3);
+      const auto upper01 = hn::InterleaveUpper(d, r0, r1);
+      const auto upper23 = hn::InterleaveUpper(d, r2, r3);
+      float* to = out + p * width + j;
+      hn::StoreU(hn::ConcatLowerLower(d, lower23, lower01), d, to);
+      hn::StoreU(hn::ConcatUpperUpper(d, lower23, lower01), d, to + width);
+      hn::StoreU(hn::ConcatLowerLower(d, upper23, upper01), d, to + 2 * width);
+      hn::StoreU(hn::ConcatUpperUpper(d, upper23, upper01), d, to + 3 * width);
     }
+    for (; p < k; ++p)
+      for (std::int64_t i = 0; i < 4; ++i) out[p * width + j + i] = load_one(row + i * stride + p);
   }
 #endif
   for (std::int64_t p = 0; p < k; ++p) {
+    for (std::int64_t i = j; i < rows; ++i) out[p * width + i] = load_one(from + i * stride + p);
+    for (std::int64_t i = rows; i < width; ++i) out[p * width + i] = 0.0F;
+  }
+}
+
+void pack_rows(const Tensor& t, std::int64_t row, std::int64_t rows, std::int64_t column,
+               std::int64_t k, std::int64_t width, float* out) {
+  const std::int64_t at = row * t.row_stride() + column;
+  if (t.dtype == DType::f32)
+    pack_rows(t.as<float>() + at, t.row_stride(), rows, k, width, out);
+  else if (t.dtype == DType::bf16)
+    pack_rows(t.as<hwy::bfloat16_t>() + at, t.row_stride(), rows, k, width, out);
+  else
+    pack_rows(t.as<hwy::float16_t>() + at, t.row_stride(), rows, k, width, out);
+}
+
+// A panel of B: k rows, `width` apart and zero past `columns`.
+void pack(const Operand& b, std::int64_t k, std::int64_t columns, std::int64_t width,
+          float* HWY_RESTRICT out) {
+  if (b.row == 1) {
+    pack_rows(b.data, b.column, columns, k, width, out);
+    return;
+  }
+  for (std::int64_t p = 0; p < k; ++p) {
     const float* from = b.data + p * b.row;
-    for (std::int64_t i = j; i < columns; ++i) out[p * width + i] = from[i * b.column];
+    for (std::int64_t i = 0; i < columns; ++i) out[p * width + i] = from[i * b.column];
     for (std::int64_t i = columns; i < width; ++i) out[p * width + i] = 0.0F;
   }
+}
+
+// One tile, through a buffer if it sticks out of C on the right.
+void bordered_tile(TileArgs t, std::int64_t rows, std::int64_t columns, std::int64_t width) {
+  if (columns == width) {
+    kTiles[rows - 1](t);
+    return;
+  }
+  HWY_ALIGN float border[kRows * kMaxColumns];
+  float* c = t.c;
+  const std::int64_t ldc = t.ldc;
+  if (t.beta != 0.0F)
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t q = 0; q < width; ++q)
+        border[r * width + q] = q < columns ? c[r * ldc + q] : 0.0F;
+  t.c = border;
+  t.ldc = width;
+  kTiles[rows - 1](t);
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t q = 0; q < columns; ++q) c[r * ldc + q] = border[r * width + q];
 }
 
 void sgemm_body(const SgemmArgs& g) {
   const auto width = static_cast<std::int64_t>(2 * hn::Lanes(D()));
   const std::int64_t tiles = (g.m + kRows - 1) / kRows;
   HWY_ALIGN float panel[kDepth * kMaxColumns];
-  HWY_ALIGN float border[kRows * kMaxColumns];
   for (std::int64_t j = 0; j < g.n; j += width) {
     const std::int64_t columns = std::min(width, g.n - j);
     for (std::int64_t p = 0; p < g.k; p += kDepth) {
@@ -156,33 +219,57 @@ void sgemm_body(const SgemmArgs& g) {
       const Operand b{g.b.data + p * g.b.row + j * g.b.column, g.b.row, g.b.column};
       const bool packed = b.column != 1 || columns < width;
       if (packed) pack(b, depth, columns, width, panel);
-      const float beta = p == 0 ? g.beta : 1.0F;
       for (std::int64_t i = 0; i < tiles; ++i) {
         const std::int64_t row = g.m * i / tiles;
-        const std::int64_t rows = g.m * (i + 1) / tiles - row;
-        TileArgs t{.a = {g.a.data + row * g.a.row + p * g.a.column, g.a.row, g.a.column},
-                   .b = packed ? panel : b.data,
-                   .b_row = packed ? width : b.row,
-                   .k = depth,
-                   .alpha = g.alpha,
-                   .beta = beta,
-                   .c = g.c + row * g.ldc + j,
-                   .ldc = g.ldc};
-        if (columns == width) {
-          kTiles[rows - 1](t);
-          continue;
+        bordered_tile({.a = {g.a.data + row * g.a.row + p * g.a.column, g.a.row, g.a.column},
+                       .b = packed ? panel : b.data,
+                       .b_row = packed ? width : b.row,
+                       .k = depth,
+                       .alpha = g.alpha,
+                       .beta = p == 0 ? g.beta : 1.0F,
+                       .c = g.c + row * g.ldc + j,
+                       .ldc = g.ldc},
+                      g.m * (i + 1) / tiles - row, columns, width);
+      }
+    }
+  }
+}
+
+std::int64_t tile_rows() { return kRows; }
+
+// Phase 1 of packed_matmul(): tile `i` of `tiles`.
+void pack_x(const PackedArgs& a, std::int64_t i, std::int64_t tiles) {
+  const std::int64_t k = a.x.dim(1);
+  const std::int64_t row = a.x.dim(0) * i / tiles;
+  pack_rows(a.x, row, a.x.dim(0) * (i + 1) / tiles - row, 0, k, kRows, a.packed + i * k * kRows);
+}
+
+// Phase 2: columns [begin, end) of y.
+void multiply_packed(const PackedArgs& a, std::int64_t tiles, std::int64_t begin,
+                     std::int64_t end) {
+  const auto width = static_cast<std::int64_t>(2 * hn::Lanes(D()));
+  const std::int64_t m = a.x.dim(0);
+  const std::int64_t k = a.x.dim(1);
+  constexpr std::int64_t kBlockTiles = kBlockRows / kRows;
+  HWY_ALIGN float panel[kDepth * kMaxColumns];
+  for (std::int64_t block = 0; block < tiles; block += kBlockTiles) {
+    for (std::int64_t p = 0; p < k; p += kDepth) {
+      const std::int64_t depth = std::min(kDepth, k - p);
+      for (std::int64_t j = begin; j < end; j += width) {
+        const std::int64_t columns = std::min(width, end - j);
+        pack_rows(a.w, j, columns, p, depth, width, panel);
+        for (std::int64_t i = block; i < std::min(block + kBlockTiles, tiles); ++i) {
+          const std::int64_t row = m * i / tiles;
+          bordered_tile({.a = {a.packed + (i * k + p) * kRows, 1, kRows},
+                         .b = panel,
+                         .b_row = width,
+                         .k = depth,
+                         .alpha = 1.0F,
+                         .beta = p > 0 || a.accumulate ? 1.0F : 0.0F,
+                         .c = a.y.row<float>(row) + j,
+                         .ldc = a.y.row_stride()},
+                        m * (i + 1) / tiles - row, columns, width);
         }
-        // The right border: through a tile of full width.
-        float* c = t.c;
-        if (beta != 0.0F)
-          for (std::int64_t r = 0; r < rows; ++r)
-            for (std::int64_t q = 0; q < width; ++q)
-              border[r * width + q] = q < columns ? c[r * g.ldc + q] : 0.0F;
-        t.c = border;
-        t.ldc = width;
-        kTiles[rows - 1](t);
-        for (std::int64_t r = 0; r < rows; ++r)
-          for (std::int64_t q = 0; q < columns; ++q) c[r * g.ldc + q] = border[r * width + q];
       }
     }
   }
@@ -196,7 +283,10 @@ HWY_AFTER_NAMESPACE();
 namespace xlstm::ops::cpu {
 namespace {
 HWY_EXPORT(sgemm_body);
-}
+HWY_EXPORT(tile_rows);
+HWY_EXPORT(pack_x);
+HWY_EXPORT(multiply_packed);
+}  // namespace
 
 void sgemm(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
            const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
@@ -219,17 +309,21 @@ void sgemm(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, flo
     .ldc = ldc});
 }
 
-void matmul_by_sgemm(const MatmulArgs& args, int threads) {
-  const Tensor& x = args.x;
-  const Tensor& w = args.w;
-  // Blocks of rows of W small enough to spread evenly, large enough to stay in step with x.
-  constexpr std::int64_t kBlock = 64;
-  const std::int64_t n = w.dim(0);
-  parallel_for(threads, (n + kBlock - 1) / kBlock, [&](std::int64_t i) {
-    const std::int64_t begin = i * kBlock;
-    sgemm(false, true, x.dim(0), std::min(kBlock, n - begin), x.dim(1), 1.0F, x.as<float>(),
-          x.row_stride(), w.row<float>(begin), w.row_stride(), args.accumulate ? 1.0F : 0.0F,
-          args.y.as<float>() + begin, args.y.row_stride());
+std::size_t packed_matmul_workspace(std::int64_t m, std::int64_t k) {
+  const std::int64_t most = HWY_DYNAMIC_DISPATCH(tile_rows)();
+  return static_cast<std::size_t>((m + most - 1) / most * most * k) * sizeof(float);
+}
+
+void packed_matmul(const MatmulArgs& args, int threads, std::byte* workspace) {
+  const std::int64_t most = HWY_DYNAMIC_DISPATCH(tile_rows)();
+  const std::int64_t tiles = (args.x.dim(0) + most - 1) / most;
+  const PackedArgs packed{args.x, args.w, args.y, args.accumulate,
+                          reinterpret_cast<float*>(workspace)};
+  parallel_for(threads, tiles, [&](std::int64_t i) {
+    HWY_DYNAMIC_DISPATCH(pack_x)(packed, i, tiles);
+  });
+  parallel_ranges(threads, args.w.dim(0), 32, [&](Range range) {
+    HWY_DYNAMIC_DISPATCH(multiply_packed)(packed, tiles, range.begin, range.end);
   });
 }
 
