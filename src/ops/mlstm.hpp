@@ -7,7 +7,7 @@
 namespace xlstm::ops {
 
 /// Tokens per chunk that the engine takes by itself: the fastest on the CPU (docs/performance.md).
-inline constexpr std::int64_t kDefaultChunk = 64;
+inline constexpr std::int64_t kDefaultChunk = 32;
 
 /// h = mLSTM(q, k, v, i, log f) for every sequence of a ragged batch, from and into its state.
 /// Sequences of one token take the recurrent form, longer ones the chunkwise form; there is no rule

@@ -76,6 +76,7 @@ HWY_INLINE void step_rows(float* HWY_RESTRICT c, std::size_t c_stride, VF forget
     VF sum = first ? hn::Zero(DF()) : load_up_to(num + x, count);
     for (std::size_t r = 0; r < kRows; ++r) {
       float* at = c + r * c_stride + x;
+      hwy::Prefetch(at + kRows * c_stride);  // the next rows; the hardware sees short streams only
       const VF state = hn::MulAdd(k[r], value, hn::Mul(forget, load_up_to(at, count)));
       store_up_to(state, at, count);
       sum = hn::MulAdd(q[r], state, sum);
@@ -117,7 +118,7 @@ Step advance(const MlstmTask& task, std::int64_t t, float* n, double& m) {
 /// Columns [x0, x1) of C and h for token t, in one pass over C. Memory bound.
 void step_columns(const MlstmTask& task, std::int64_t t, const Step& step, std::int64_t x0,
                   std::int64_t x1) {
-  constexpr std::size_t kRows = 4;
+  constexpr std::size_t kRows = 8;
   const DF d;
   const auto dqk = static_cast<std::size_t>(task.plan.dqk);
   const auto dv = static_cast<std::size_t>(task.plan.dv);
