@@ -16,6 +16,7 @@ import argparse
 import json
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -128,6 +129,8 @@ def compare(a, weights, directory):
     for _ in range(a.rounds):
         for engine in engines:
             speeds[engine.name].append(engine.measure(a.prompt, a.tokens))
+            print("{}: read {:.1f}, write {:.2f} tok/s".format(engine.name, *speeds[engine.name][-1]),
+                  file=sys.stderr)
             if isinstance(engine, Ours):
                 limits[engine.name].append(engine.percent)
                 machines.append(engine.machine["read_gb_s"])
