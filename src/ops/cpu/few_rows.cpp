@@ -180,8 +180,8 @@ void few_rows(const FewRowsArgs& args) {
   XLSTM_ASSERT(t >= 1 && t <= kFewRows);
   const auto x_size = static_cast<std::int64_t>(size_of(args.x.dtype));
   const auto w_size = static_cast<std::int64_t>(size_of(args.w.dtype));
-  const auto* x = args.x.as<char>();
-  const auto* w = args.w.as<char>();
+  const auto* x = static_cast<const char*>(args.x.data);
+  const auto* w = static_cast<const char*>(args.w.data);
   const std::int64_t w_row_bytes = args.w.row_stride() * w_size;
 
   const TileTable& table = tiles_for(args);

@@ -36,10 +36,12 @@ struct SgemmArgs {
   std::int64_t ldc;
 };
 
-// Depth of the panel of B that stays in the first-level cache while all rows of A pass it, and rows
-// of A so deep that stay in the second-level cache while all panels pass them.
+// sgemm() cuts K so that a panel of B stays in the first-level cache while all rows of A pass it.
 constexpr std::int64_t kDepth = 256;
-constexpr std::int64_t kBlockRows = 512;
+// packed_matmul() cuts K and the rows of x so that this much of x stays in the second-level cache
+// while all panels of W pass it; deeper than kDepth because every cut reads and writes y once more.
+constexpr std::int64_t kPackedDepth = 512;
+constexpr std::int64_t kPackedRows = 384;
 
 // packed_matmul() between its two phases: x in tiles of rows, each [K][rows of a tile].
 struct PackedArgs {
@@ -83,6 +85,11 @@ void tile(const TileArgs& t) {
   for (int j = 0; j < 2 * R; ++j) sum[j] = hn::Zero(d);
   const float* HWY_RESTRICT b = t.b;
   const float* HWY_RESTRICT a = t.a.data;
+  HWY_UNROLL(12)
+  for (int r = 0; r < R; ++r) {  // C is needed last, but comes from furthest away
+    __builtin_prefetch(t.c + r * t.ldc, 1);
+    __builtin_prefetch(t.c + r * t.ldc + lanes, 1);
+  }
   for (std::int64_t p = 0; p < t.k; ++p) {
     const V b0 = hn::LoadU(d, b);
     const V b1 = hn::LoadU(d, b + lanes);
@@ -244,23 +251,39 @@ void pack_x(const PackedArgs& a, std::int64_t i, std::int64_t tiles) {
   pack_rows(a.x, row, a.x.dim(0) * (i + 1) / tiles - row, 0, k, kRows, a.packed + i * k * kRows);
 }
 
+// Asks for the `part`th of `parts` shares of `rows` rows of `bytes` bytes.
+void prefetch_share(const char* from, std::int64_t stride, std::int64_t rows, std::int64_t bytes,
+                    std::int64_t part, std::int64_t parts) {
+  constexpr std::int64_t kLine = 64;
+  const std::int64_t lines = (bytes + kLine - 1) / kLine;
+  for (std::int64_t i = rows * lines * part / parts; i < rows * lines * (part + 1) / parts; ++i)
+    __builtin_prefetch(from + i / lines * stride + i % lines * kLine, 0, 2);
+}
+
 // Phase 2: columns [begin, end) of y.
 void multiply_packed(const PackedArgs& a, std::int64_t tiles, std::int64_t begin,
                      std::int64_t end) {
   const auto width = static_cast<std::int64_t>(2 * hn::Lanes(D()));
   const std::int64_t m = a.x.dim(0);
   const std::int64_t k = a.x.dim(1);
-  constexpr std::int64_t kBlockTiles = kBlockRows / kRows;
-  HWY_ALIGN float panel[kDepth * kMaxColumns];
+  const auto w_size = static_cast<std::int64_t>(size_of(a.w.dtype));
+  constexpr std::int64_t kBlockTiles = kPackedRows / kRows;
+  HWY_ALIGN float panel[kPackedDepth * kMaxColumns];
   for (std::int64_t block = 0; block < tiles; block += kBlockTiles) {
-    for (std::int64_t p = 0; p < k; p += kDepth) {
-      const std::int64_t depth = std::min(kDepth, k - p);
+    const std::int64_t block_tiles = std::min(kBlockTiles, tiles - block);
+    for (std::int64_t p = 0; p < k; p += kPackedDepth) {
+      const std::int64_t depth = std::min(kPackedDepth, k - p);
       for (std::int64_t j = begin; j < end; j += width) {
         const std::int64_t columns = std::min(width, end - j);
         pack_rows(a.w, j, columns, p, depth, width, panel);
-        for (std::int64_t i = block; i < std::min(block + kBlockTiles, tiles); ++i) {
-          const std::int64_t row = m * i / tiles;
-          bordered_tile({.a = {a.packed + (i * k + p) * kRows, 1, kRows},
+        // The next panel of W comes from memory while this one is multiplied.
+        const std::int64_t next = std::min(j + width, end);
+        const Tensor next_w = a.w.rows(next, std::min(width, end - next)).cols(p, depth);
+        for (std::int64_t i = 0; i < block_tiles; ++i) {
+          prefetch_share(static_cast<const char*>(next_w.data), next_w.row_stride() * w_size,
+                         next_w.dim(0), depth * w_size, i, block_tiles);
+          const std::int64_t row = m * (block + i) / tiles;
+          bordered_tile({.a = {a.packed + ((block + i) * k + p) * kRows, 1, kRows},
                          .b = panel,
                          .b_row = width,
                          .k = depth,
@@ -268,7 +291,7 @@ void multiply_packed(const PackedArgs& a, std::int64_t tiles, std::int64_t begin
                          .beta = p > 0 || a.accumulate ? 1.0F : 0.0F,
                          .c = a.y.row<float>(row) + j,
                          .ldc = a.y.row_stride()},
-                        m * (i + 1) / tiles - row, columns, width);
+                        m * (block + i + 1) / tiles - row, columns, width);
         }
       }
     }
