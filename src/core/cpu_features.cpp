@@ -29,14 +29,12 @@ std::int64_t highway_targets(Isa isa) {
   return scalar;
 }
 
-bool cpu_has_bf16_dot_products() {
 #if defined(__x86_64__)
+bool cpu_has_bf16_dot_products() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
-#endif
 }
+#endif
 
 Isa detect() {
   const std::int64_t targets = hwy::SupportedTargets();  // asked before any cap is set
