@@ -226,7 +226,7 @@ void chunk(MlstmTask& task, std::int64_t t0, std::int64_t length) {
   const auto count = static_cast<std::size_t>(length);
   const auto dqk = static_cast<std::size_t>(plan.dqk);
   const bool finite =
-      copy_rows(task.q(t0), args.q.row_stride(), task.q_rows, qk_stride, length, plan.dqk) &
+      copy_rows(task.q(t0), args.q.row_stride(), task.q_rows, qk_stride, length, plan.dqk) &&
       copy_rows(task.k(t0), args.k.row_stride(), task.k_rows, qk_stride, length, plan.dqk);
   if (!finite || !finite_gates(task, t0, length)) return steps(task, t0, t0 + length);
 
