@@ -385,7 +385,7 @@ void mlstm(Context& context, const MlstmArgs& a) {
   float* results = scratch + plan.workers * plan.worker_floats();
   std::atomic<std::int64_t> next{0};
   // A call that touches little state runs faster on one thread than a second one wakes up.
-  constexpr std::int64_t kWorthThreads = 1 << 15;
+  constexpr std::int64_t kWorthThreads = 1 << 17;
   const bool small = a.batch.tokens() * plan.heads * plan.dqk * plan.dv < kWorthThreads;
   const int workers = small ? 1 : static_cast<int>(plan.workers);
   parallel_ranges(workers, workers, 1, [&](Range worker) {
