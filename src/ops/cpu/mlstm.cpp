@@ -76,7 +76,8 @@ HWY_INLINE void step_rows(float* HWY_RESTRICT c, std::size_t c_stride, VF forget
     VF sum = first ? hn::Zero(DF()) : load_up_to(num + x, count);
     for (std::size_t r = 0; r < kRows; ++r) {
       float* at = c + r * c_stride + x;
-      hwy::Prefetch(at + kRows * c_stride);  // the next rows; the hardware sees short streams only
+      // The next rows, to the second level: the hardware sees streams of one row only.
+      __builtin_prefetch(at + kRows * c_stride, 0, 2);
       const VF state = hn::MulAdd(k[r], value, hn::Mul(forget, load_up_to(at, count)));
       store_up_to(state, at, count);
       sum = hn::MulAdd(q[r], state, sum);
