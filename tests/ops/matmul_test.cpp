@@ -119,6 +119,32 @@ TEST_P(SgemmOnIsa, NanStaysInItsRowAndColumn) {
 INSTANTIATE_TEST_SUITE_P(AllIsas, SgemmOnIsa, testing::ValuesIn(available_isas()),
                          [](const auto& isa) { return std::string(to_string(isa.param)); });
 
+TEST(PackedBf16, NanStaysInItsRowAndColumn) {
+  if (!packed_bf16_is_fastest(DType::bf16, DType::bf16)) return;  // nothing of it runs here
+  const std::int64_t m = 29, n = 37, k = 21;
+  std::vector<std::uint16_t> x(static_cast<std::size_t>(m * k), f32_to_bf16(1.0F));
+  std::vector<std::uint16_t> w(static_cast<std::size_t>(n * k), f32_to_bf16(1.0F));
+  x[static_cast<std::size_t>(6 * k + 20)] = f32_to_bf16(kNaN);
+  w[static_cast<std::size_t>(35 * k + 20)] = f32_to_bf16(kNaN);
+  std::vector<float> y(static_cast<std::size_t>(m * n));
+  std::vector<std::byte> workspace(packed_bf16_workspace(m, k));
+  const MatmulArgs args{.x = Tensor::dense(x.data(), DType::bf16, {m, k}),
+                        .w = Tensor::dense(w.data(), DType::bf16, {n, k}),
+                        .y = Tensor::dense(y.data(), DType::f32, {m, n}),
+                        .accumulate = false};
+  pack_bf16(args.x, 2, workspace.data());
+  packed_bf16_matmul(args, 2, workspace.data());
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; ++j) {
+      const float value = y[static_cast<std::size_t>(i * n + j)];
+      if (i == 6 || j == 35)
+        EXPECT_TRUE(std::isnan(value)) << i << ", " << j;
+      else
+        EXPECT_EQ(value, static_cast<float>(k)) << i << ", " << j;
+    }
+  }
+}
+
 TEST(Sgemm, AnEmptySumIsZero) {
   std::vector<float> c = {kNaN, 3.0F};
   sgemm(false, false, 1, 1, 0, 1.0F, nullptr, 1, nullptr, 1, 0.0F, c.data(), 1);
@@ -145,7 +171,13 @@ TEST(Sgemm, TasksOfOneRegionMayCallIt) {
 // The library's products and ours are both as exact as a plain loop.
 TEST(Matmul, LibraryAndOwnKernelsAgreeWithDouble) {
   std::mt19937 random(4);
-  for (const Size s : {Size{17, 5, 33}, {64, 200, 128}, {33, 64, 1000}, {100, 1, 7}, {530, 3, 9}}) {
+  for (const Size s : {Size{17, 5, 33},
+                       {64, 200, 128},
+                       {33, 64, 1000},
+                       {100, 1, 7},
+                       {530, 3, 9},
+                       {37, 163, 1055},
+                       {781, 35, 65}}) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
       auto x = normal_numbers(s.m * s.k, random);
       auto w = normal_numbers(s.n * s.k, random);
@@ -194,6 +226,14 @@ TEST(Matmul, LibraryAndOwnKernelsAgreeWithDouble) {
         });
         EXPECT_LE(own, 2 * naive_error)
             << to_string(dtype) << " " << s.m << " x " << s.n << " x " << s.k;
+        if (packed_bf16_is_fastest(dtype, dtype)) {
+          const double bf16 = error([&](const MatmulArgs& args) {
+            std::vector<std::byte> workspace(packed_bf16_workspace(s.m, s.k), std::byte{0xFF});
+            pack_bf16(args.x, 2, workspace.data());
+            packed_bf16_matmul(args, 2, workspace.data());
+          });
+          EXPECT_LE(bf16, 2 * naive_error) << s.m << " x " << s.n << " x " << s.k;
+        }
         if (!library_has(dtype, dtype)) continue;
         const double library = error([&](const MatmulArgs& args) { library_matmul(args, 2); });
         EXPECT_LE(library, 2 * naive_error)

@@ -77,12 +77,19 @@ void linear_many_rows(Context& context, const LinearArgs& args) {
   const int threads = context.threads();
   const std::int64_t rows = args.x.dim(0);
   std::byte* workspace = nullptr;
+  std::byte* packed_x = nullptr;
   std::int64_t first = 0;
   for (std::size_t i = 0; i < args.w.size(); ++i) {
     const Tensor& w = args.w[i];
     const Tensor y = args.y.cols(first, w.dim(0));
     const MatmulArgs product{.x = args.x, .w = w, .y = y, .accumulate = args.accumulate};
-    if (library_has(args.x.dtype, w.dtype)) {
+    if (packed_bf16_is_fastest(args.x.dtype, w.dtype)) {
+      if (packed_x == nullptr) {
+        packed_x = context.arena().take(packed_bf16_workspace(rows, args.x.dim(1)));
+        pack_bf16(args.x, threads, packed_x);
+      }
+      packed_bf16_matmul(product, threads, packed_x);
+    } else if (library_has(args.x.dtype, w.dtype)) {
       library_matmul(product, threads);
     } else {
       if (workspace == nullptr)
@@ -107,11 +114,15 @@ std::size_t linear_workspace_bytes(const LinearArgs& args) {
   const DType dtype = few_rows_as_bf16(args) ? DType::bf16 : DType::f32;
   const std::size_t few = bytes_of(std::min(rows, kFewRows) * few_rows_stride(k, dtype), dtype);
   if (rows <= kFewRows) return few;
-  const bool packs = std::any_of(args.w.begin(), args.w.end(), [&](const Tensor& w) {
-    return !library_has(args.x.dtype, w.dtype);
-  });
-  const std::size_t many = packs ? packed_matmul_workspace(rows, k) : 0;
-  return std::max(few, many);
+  std::size_t packed_bf16 = 0, packed = 0;
+  for (const Tensor& w : args.w) {
+    if (packed_bf16_is_fastest(args.x.dtype, w.dtype))
+      packed_bf16 = packed_bf16_workspace(rows, k);
+    else if (!library_has(args.x.dtype, w.dtype))
+      packed = packed_matmul_workspace(rows, k);
+  }
+  constexpr std::size_t kBetween = 256;  // the arena aligns each
+  return std::max(few, packed_bf16 + kBetween + packed);
 }
 
 void linear(Context& context, const LinearArgs& args) {

@@ -36,4 +36,14 @@ void packed_matmul(const MatmulArgs& args, int threads, std::byte* workspace);
 /// Bytes of its workspace for m rows of k.
 std::size_t packed_matmul_workspace(std::int64_t m, std::int64_t k);
 
+/// Whether packed_bf16_matmul() is the fastest way to multiply these dtypes here: bf16 dot products
+/// and no matrix unit (AMX), which oneDNN uses better (docs/performance.md).
+bool packed_bf16_is_fastest(DType x, DType w);
+/// bf16 x bf16 by our own kernel (packed_bf16.cpp), in two steps, so that several W share one
+/// copy of x: pack_bf16() writes it, packed_bf16_matmul() reads it beside args.w.
+void pack_bf16(const Tensor& x, int threads, std::byte* workspace);
+void packed_bf16_matmul(const MatmulArgs& args, int threads, const std::byte* packed_x);
+/// Bytes of the copy for m rows of k.
+std::size_t packed_bf16_workspace(std::int64_t m, std::int64_t k);
+
 }  // namespace xlstm::ops::cpu
