@@ -2,10 +2,15 @@
 
 #include "core/check.hpp"
 #include "ops/activation.hpp"
+#include "ops/conv.hpp"
 #include "ops/embed.hpp"
+#include "ops/gates.hpp"
+#include "ops/headwise.hpp"
+#include "ops/layer_norm.hpp"
 #include "ops/linear.hpp"
 #include "ops/mlstm.hpp"
 #include "ops/norm.hpp"
+#include "ops/slstm.hpp"
 
 #define XLSTM_CUDA_STUB(name, Args)                                              \
   void name(Context&, const Args&) {                                             \
@@ -22,5 +27,12 @@ XLSTM_CUDA_STUB(linear, LinearArgs)
 XLSTM_CUDA_STUB(swiglu, SwigluArgs)
 XLSTM_CUDA_STUB(soft_cap, SoftCapArgs)
 XLSTM_CUDA_STUB(mlstm, MlstmArgs)
+XLSTM_CUDA_STUB(gates, GatesArgs)
+XLSTM_CUDA_STUB(causal_conv, CausalConvArgs)
+XLSTM_CUDA_STUB(headwise_linear, HeadwiseLinearArgs)
+XLSTM_CUDA_STUB(layer_norm, LayerNormArgs)
+XLSTM_CUDA_STUB(skip_gate, SkipGateArgs)
+XLSTM_CUDA_STUB(gated_activation, GatedActivationArgs)
+XLSTM_CUDA_STUB(slstm, SlstmArgs)
 
 }  // namespace xlstm::ops::cuda

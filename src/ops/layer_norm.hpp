@@ -6,8 +6,8 @@
 
 namespace xlstm::ops {
 
-/// y = (x - mean) rsqrt(var + eps) (w_offset + w) + b with mean and biased variance over each head's
-/// share of a row: one head is LayerNorm, several are GroupNorm of one token.
+/// y = (x - mean) rsqrt(var + eps) (w_offset + w) + b with mean and biased variance over each
+/// head's share of a row: one head is LayerNorm, several are GroupNorm of one token.
 struct LayerNormArgs {
   Tensor x;  ///< [T, D] f32
   Tensor w;  ///< [D], or empty: factor 1
@@ -15,7 +15,8 @@ struct LayerNormArgs {
   std::int64_t heads = 1;
   float eps = 1e-5F;
   float w_offset = 1.0F;
-  Tensor y;  ///< [T, D] f32 or bf16; may be x
+  bool accumulate = false;  ///< y += instead of y =, for f32 alone
+  Tensor y;                 ///< [T, D] f32 or bf16; may be x
 };
 XLSTM_OP(layer_norm, LayerNormArgs)
 
