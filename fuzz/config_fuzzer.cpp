@@ -26,6 +26,8 @@ void try_config(std::string_view text, Parse&& parse) {
   const Config back = parse_hf_config(write_hf_config(config, "f32"), "written");
   if (back.parameter_count() != config.parameter_count() || back.unknown != config.unknown)
     __builtin_trap();
+  if (config.block_stack && back.block_stack->unknown != config.block_stack->unknown)
+    __builtin_trap();
 }
 
 }  // namespace

@@ -93,6 +93,14 @@ Json architecture_json(const Config& config) {
   return json;
 }
 
+// Those of the file and, by their JSON pointers, the nested ones of a stack.
+std::map<std::string, std::string> unknown_settings(const Config& config) {
+  std::map<std::string, std::string> all = config.unknown;
+  if (config.block_stack)
+    all.insert(config.block_stack->unknown.begin(), config.block_stack->unknown.end());
+  return all;
+}
+
 Json info_json(const LoadedModel& loaded) {
   const Model& model = loaded.model;
   const Weights weights = count_weights(model);
@@ -110,7 +118,7 @@ Json info_json(const LoadedModel& loaded) {
                {"unexpected_tensors", model.unexpected_tensors()}};
   if (const Tokenizer* tokenizer = model.tokenizer())
     json["tokenizer"] = {{"size", tokenizer->size()}, {"description", tokenizer->description()}};
-  for (const auto& [key, text] : model.config().unknown) {
+  for (const auto& [key, text] : unknown_settings(model.config())) {
     const Json value = Json::parse(text, nullptr, false);
     json["unknown_config_keys"][key] = value.is_discarded() ? Json(text) : value;
   }
@@ -132,7 +140,7 @@ std::string info_text(const LoadedModel& loaded) {
   for (const auto& [dtype, bytes] : weights.bytes_by_dtype)
     dtypes.push_back(fmt::format("{} {}", format_bytes(bytes), dtype));
   std::vector<std::string> unknown;
-  for (const auto& [key, value] : config.unknown) unknown.push_back(key);
+  for (const auto& [key, value] : unknown_settings(config)) unknown.push_back(key);
 
   row("model", loaded.directory.string());
   if (config.block_stack)

@@ -50,6 +50,9 @@ struct BlockStackConfig {
   bool apply_post_blocks_norm = true;
   bool weight_decay_on_embedding = false;
   bool add_embedding_dropout = false;
+  /// Settings that this program does not know, by their JSON pointer ("/mlstm_block/mlstm/new"),
+  /// with their values as JSON text.
+  std::map<std::string, std::string> unknown;
 
   bool is_slstm(std::int64_t block) const;
   /// Din = r ceil(D factor / r), the width inside an mLSTM block.

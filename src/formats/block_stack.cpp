@@ -95,10 +95,13 @@ const json* find_object(FieldReader& reader, const char* key, const std::string&
   return value;
 }
 
-// Adds what `reader` was never asked for, under its path.
-void keep_unknown(FieldReader& reader, const std::string& path, Config& config) {
+// Adds what `reader` was never asked for to the unknown settings at `path`.
+void keep_unknown(const FieldReader& reader, const json::json_pointer& path, Config& config) {
+  for (const auto& [key, value] : reader.rest())
+    config.block_stack->unknown.emplace((path / key).to_string(), value);
+}
+void ignore_kernel_choices(FieldReader& reader) {
   for (const char* key : kIgnored) reader.find(key);
-  for (const auto& [key, value] : reader.rest()) config.unknown.emplace(path + key, value);
 }
 
 void expect_choice(FieldReader& reader, const char* key, const char* only,
@@ -117,9 +120,11 @@ void read_mlstm_block(const json& block, const std::string& name, Config& config
     const std::string inner = name + ": mlstm";
     FieldReader fields(*settings, inner);
     visit_mlstm(layer, fields);
-    keep_unknown(fields, "mlstm_block.mlstm.", config);
+    ignore_kernel_choices(fields);
+    keep_unknown(fields, json::json_pointer("/mlstm_block/mlstm"), config);
   }
-  keep_unknown(reader, "mlstm_block.", config);
+  ignore_kernel_choices(reader);
+  keep_unknown(reader, json::json_pointer("/mlstm_block"), config);
 }
 
 void read_slstm_block(const json& block, const std::string& name, Config& config) {
@@ -130,7 +135,8 @@ void read_slstm_block(const json& block, const std::string& name, Config& config
     FieldReader fields(*settings, inner);
     expect_choice(fields, "function", "slstm", inner);
     visit_slstm(layer, fields);
-    keep_unknown(fields, "slstm_block.slstm.", config);
+    ignore_kernel_choices(fields);
+    keep_unknown(fields, json::json_pointer("/slstm_block/slstm"), config);
   }
   // Absent: the default layer; null: none.
   layer.has_feed_forward = !block.contains("feedforward") || !block["feedforward"].is_null();
@@ -139,9 +145,11 @@ void read_slstm_block(const json& block, const std::string& name, Config& config
     FieldReader fields(*settings, inner);
     visit_feed_forward(layer, fields);
     expect_choice(fields, "ff_type", "ffn_gated", inner);
-    keep_unknown(fields, "slstm_block.feedforward.", config);
+    ignore_kernel_choices(fields);
+    keep_unknown(fields, json::json_pointer("/slstm_block/feedforward"), config);
   }
-  keep_unknown(reader, "slstm_block.", config);
+  ignore_kernel_choices(reader);
+  keep_unknown(reader, json::json_pointer("/slstm_block"), config);
 }
 
 // slstm_at: a list of indices, or "all".
@@ -176,6 +184,8 @@ void read_stack(FieldReader& reader, const std::string& name, Config& config) {
   if (const json* block = find_object(reader, "slstm_block", name))
     read_slstm_block(*block, name + ": slstm_block", config);
   stack.slstm_at = read_positions(reader, config, name);
+  reader.find("_block_map");  // what slstm_at says
+  keep_unknown(reader, json::json_pointer(), config);
 }
 
 // NX-AI's defaults where they differ from Hugging Face's; what says nothing about such a model is
@@ -208,8 +218,6 @@ Config read_block_stack(const json& object, const std::string& name) {
   Config config = defaults();
   FieldReader reader(object, name);
   read_stack(reader, name, config);
-  config.unknown.merge(reader.rest());
-  std::erase_if(config.unknown, [](const auto& entry) { return entry.first == "_block_map"; });
   return config;
 }
 
@@ -223,8 +231,6 @@ Config read_community_config(const json& object, const std::string& name) {
   FieldReader reader(*nested, inner);
   outer("vocab_size", config.vocab_size);  // what the nested object says counts
   read_stack(reader, inner, config);
-  for (auto& [key, value] : reader.rest())
-    if (key != "_block_map") config.unknown.emplace("_xlstm_config." + key, std::move(value));
   outer("bos_token_id", config.bos_token_id);
   outer("eos_token_id", config.eos_token_id);
   outer("pad_token_id", config.pad_token_id);
@@ -233,7 +239,7 @@ Config read_community_config(const json& object, const std::string& name) {
        {"model_type", "architectures", "dtype", "torch_dtype", "embedding_dim", "context_length",
         "transformers_version", "tie_word_embeddings", "auto_map"})
     outer.find(key);
-  config.unknown.merge(outer.rest());
+  config.unknown = outer.rest();
   return config;
 }
 
@@ -261,11 +267,13 @@ json write_community_config(const Config& config, DType dtype) {
     }
     nested["slstm_block"] = {{"slstm", layer}, {"feedforward", feed_forward}};
   }
+  const auto parse_unknown = [](const std::string& key, const std::string& value) {
+    return parse_json(value, fmt::format("config: unknown key '{}'", excerpt(key)));
+  };
+  for (const auto& [path, value] : stack.unknown)
+    nested[json::json_pointer(path)] = parse_unknown(path, value);
   json object = json::object();
-  // Keys with a path were nested deeper: they are said of reference kernels only.
-  for (const auto& [key, value] : config.unknown)
-    if (key.find('.') == std::string::npos)
-      object[key] = parse_json(value, fmt::format("config: unknown key '{}'", excerpt(key)));
+  for (const auto& [key, value] : config.unknown) object[key] = parse_unknown(key, value);
   object["model_type"] = "xlstm";
   object["architectures"] = {"xLSTMForCausalLM"};
   object["torch_dtype"] = torch_name(dtype);

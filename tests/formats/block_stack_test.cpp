@@ -96,13 +96,21 @@ TEST(BlockStackConfigTest, WhatIsWrittenIsRead) {
   EXPECT_EQ(again.unknown.at("a_note"), "\"kept\"");
 }
 
-TEST(BlockStackConfigTest, UnknownKeysAreKeptWithTheirPath) {
+TEST(BlockStackConfigTest, UnknownKeysAreKeptAtTheirPlace) {
   json object = community();
+  object["a.b/c"] = 3;
   object["_xlstm_config"]["new_idea"] = 1;
-  object["_xlstm_config"]["mlstm_block"]["mlstm"]["num_headz"] = 2;
+  object["_xlstm_config"]["mlstm_block"]["mlstm"]["num_headz/~"] = 2;
   const Config config = parse(object);
-  EXPECT_EQ(config.unknown.at("_xlstm_config.new_idea"), "1");
-  EXPECT_EQ(config.unknown.at("mlstm_block.mlstm.num_headz"), "2");
+  EXPECT_EQ(config.unknown, (std::map<std::string, std::string>{{"a.b/c", "3"}}));
+  const std::map<std::string, std::string> nested = {{"/mlstm_block/mlstm/num_headz~1~0", "2"},
+                                                     {"/new_idea", "1"}};
+  EXPECT_EQ(config.block_stack->unknown, nested);
+  const json written = json::parse(write_hf_config(config, "f32"));
+  EXPECT_EQ(written["_xlstm_config"]["mlstm_block"]["mlstm"]["num_headz/~"], 2);
+  EXPECT_EQ(parse(written).block_stack->unknown, nested);
+  EXPECT_EQ(parse_nxai_config(object["_xlstm_config"].dump(), "config.yaml").block_stack->unknown,
+            nested);
 }
 
 TEST(BlockStackConfigTest, WrongValues) {
