@@ -6,6 +6,7 @@
 #include "ops/linear.hpp"
 #include "ops/mlstm.hpp"
 #include "ops/norm.hpp"
+#include "ops/slstm.hpp"
 
 #define XLSTM_CUDA_STUB(name, Args)                                              \
   void name(Context&, const Args&) {                                             \
@@ -22,5 +23,7 @@ XLSTM_CUDA_STUB(linear, LinearArgs)
 XLSTM_CUDA_STUB(swiglu, SwigluArgs)
 XLSTM_CUDA_STUB(soft_cap, SoftCapArgs)
 XLSTM_CUDA_STUB(mlstm, MlstmArgs)
+XLSTM_CUDA_STUB(slstm, SlstmArgs)
+XLSTM_CUDA_STUB(slstm_backward, SlstmBackwardArgs)
 
 }  // namespace xlstm::ops::cuda

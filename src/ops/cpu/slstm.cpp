@@ -1,0 +1,232 @@
+#include "ops/slstm.hpp"
+
+#include "core/threads.hpp"
+#include "ops/cpu/convert.hpp"
+#include "ops/cpu/slstm_run.hpp"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/slstm.cpp"
+#include <hwy/foreach_target.h>  // must come before highway.h
+#include <hwy/highway.h>
+
+#include "ops/cpu/slstm-inl.hpp"
+
+#ifndef XLSTM_OPS_CPU_SLSTM_FORWARD
+#define XLSTM_OPS_CPU_SLSTM_FORWARD
+namespace xlstm::ops::cpu {
+
+/// One call: scratch memory is [row][head][DH padded], numbers past DH never reach a result.
+struct SlstmForward {
+  const SlstmArgs& a;
+  const SlstmPlan& plan;
+  const SlstmRows& rows;
+  const float* bias;  ///< [4][head][DH padded]
+  float* h[2];        ///< before steps of even and of odd number
+  float *c, *n, *m;
+  float* packed;  ///< [head][unit][4][DH in][unit]
+
+  std::int64_t at(std::int64_t row, std::int64_t head, std::int64_t j) const {
+    return row * plan.stride() + head * plan.padded_dh() + j;
+  }
+};
+
+}  // namespace xlstm::ops::cpu
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace xlstm::ops::cpu {
+namespace HWY_NAMESPACE {
+
+/// Up to one unit of features of a head.
+struct SlstmUnit {
+  std::int64_t head, j, count;
+  float* panels;
+};
+
+SlstmUnit forward_unit(const SlstmForward& f, std::int64_t index, float* panel) {
+  const std::int64_t width = unit_width(), units = (f.plan.dh + width - 1) / width;
+  const std::int64_t head = index / units, j = index % units * width;
+  const std::int64_t at = 4 * f.plan.dh * (head * f.plan.padded_dh() + j);
+  return {head, j, std::min(width, f.plan.dh - j), f.plan.steps == 1 ? panel : f.packed + at};
+}
+
+void pack_forward(const SlstmForward& f, const SlstmUnit& unit) {
+  const Tensor& r = f.a.r;
+  const std::int64_t dh = f.plan.dh, row = r.stride[1];
+  for (std::int64_t g = 0; g < 4; ++g) {
+    const std::int64_t at = unit.head * r.stride[0] + (g * dh + unit.j) * row;
+    float* to = unit.panels + g * dh * unit_width();
+    if (r.dtype == DType::f32)
+      pack_columns(r.as<float>() + at, row, unit.count, dh, to);
+    else
+      pack_columns(r.as<bfloat16_t>() + at, row, unit.count, dh, to);
+  }
+}
+
+void pack_forward_units(const SlstmForward& f, int part, int parts) {
+  const std::int64_t width = unit_width(), units = (f.plan.dh + width - 1) / width;
+  const Range own = split_range(f.plan.heads * units, parts, part);
+  for (std::int64_t u = own.begin; u < own.end; ++u) pack_forward(f, forward_unit(f, u, nullptr));
+}
+
+void load_state(const SlstmForward& f, std::int64_t row, const SlstmUnit& unit) {
+  const std::byte* slot = f.a.batch.slots[f.rows.sequence(row)];
+  const std::int64_t feature = unit.head * f.plan.dh + unit.j;
+  const auto load_one = [&](float* to, std::size_t offset) {
+    to += f.at(row, unit.head, unit.j);
+    std::fill_n(to, unit_width(), 0.0F);
+    if (slot != nullptr)
+      std::copy_n(reinterpret_cast<const float*>(slot + offset) + feature, unit.count, to);
+  };
+  load_one(f.h[0], f.a.state.h);
+  load_one(f.c, f.a.state.c);
+  load_one(f.n, f.a.state.n);
+  load_one(f.m, f.a.state.m);
+}
+
+void store_state(const SlstmForward& f, std::int64_t row, const SlstmUnit& unit) {
+  std::byte* slot = f.a.batch.slots[f.rows.sequence(row)];
+  if (slot == nullptr) return;
+  const std::int64_t feature = unit.head * f.plan.dh + unit.j;
+  const auto store_one = [&](const float* from, std::size_t offset) {
+    from += f.at(row, unit.head, unit.j);
+    std::copy_n(from, unit.count, reinterpret_cast<float*>(slot + offset) + feature);
+  };
+  store_one(f.h[f.rows.length(row) % 2], f.a.state.h);
+  store_one(f.c, f.a.state.c);
+  store_one(f.n, f.a.state.n);
+  store_one(f.m, f.a.state.m);
+}
+
+/// The cell of one vector of features. `pre` holds R h of the four gates, a unit apart.
+void forward_cell(const SlstmForward& f, std::int64_t row, std::int64_t step, const SlstmUnit& unit,
+                  std::int64_t x, const float* pre) {
+  const DF d;
+  const VF one = hn::Set(d, 1.0F);
+  const std::int64_t t = f.rows.begin(row) + step, j = unit.j + x;
+  const std::int64_t feature = unit.head * f.plan.dh + j, width = f.plan.heads * f.plan.dh;
+  const std::int64_t at = f.at(row, unit.head, j);
+  const auto count = static_cast<std::size_t>(unit.count - x);
+  const float* wx = f.a.wx.row<float>(t) + feature;
+  const float* bias = f.bias + unit.head * f.plan.padded_dh() + j;
+  VF raw[4];
+  for (int g = 0; g < 4; ++g)
+    raw[g] = hn::Add(load(pre + g * unit_width()),
+                     hn::Add(load_up_to(wx + g * width, count), load(bias + g * f.plan.width())));
+
+  const VF e_f = exp(hn::Neg(hn::Abs(raw[1])));
+  // min(f~, 0), but a NaN stays one
+  const VF negative = hn::IfThenElse(hn::Gt(raw[1], hn::Zero(d)), hn::Zero(d), raw[1]);
+  const VF decayed = hn::Add(load(f.m + at), hn::Sub(negative, log1p_of_unit(e_f)));
+  const VF n_before = load(f.n + at);
+  const auto first = hn::Eq(n_before, hn::Zero(d));
+  const auto input_wins = hn::Ge(raw[0], decayed);
+  // The larger of the two weights is 1, the other one this.
+  const VF lesser = exp(hn::Neg(hn::Abs(hn::Sub(raw[0], decayed))));
+  const VF m = hn::IfThenElse(hn::Or(first, input_wins), raw[0], decayed);
+  const VF i = hn::IfThenElse(hn::Or(first, input_wins), one, lesser);
+  const VF forget = hn::IfThenElse(hn::Gt(decayed, raw[0]), one, lesser);
+  const VF z = tanh(raw[2]), o = sigmoid(raw[3]);
+  const VF c = hn::MulAdd(forget, load(f.c + at), hn::Mul(i, z));
+  const VF n = hn::MulAdd(forget, n_before, i);
+  const VF h = hn::Mul(o, hn::Div(c, n));
+  store(c, f.c + at);
+  store(n, f.n + at);
+  store(m, f.m + at);
+  store(h, f.h[(step + 1) % 2] + at);
+  store_up_to(h, f.a.h.row<float>(t) + feature, count);
+  if (!f.a.saved) return;
+  float* gates = f.a.saved.gates.row<float>(t) + feature;
+  store_up_to(i, gates, count);
+  store_up_to(forget, gates + width, count);
+  store_up_to(z, gates + 2 * width, count);
+  store_up_to(o, gates + 3 * width, count);
+  const VF by = hn::Div(one, hn::Add(one, e_f));
+  const VF closed = hn::IfThenElse(hn::Gt(raw[1], hn::Zero(d)), hn::Mul(e_f, by), by);
+  store_up_to(closed, f.a.saved.closed.row<float>(t) + feature, count);
+  store_up_to(c, f.a.saved.c.row<float>(t) + feature, count);
+  store_up_to(n, f.a.saved.n.row<float>(t) + feature, count);
+}
+
+void forward_unit_step(const SlstmForward& f, const SlstmShare& share, const SlstmUnit& unit,
+                       std::int64_t step, std::int64_t end) {
+  const std::int64_t width = unit_width(), vector = width / 2;
+  for (std::int64_t row = share.row0; row < end; row += SlstmPlan::kRowBlock) {
+    const std::int64_t count = std::min(SlstmPlan::kRowBlock, end - row);
+    slstm_product<true>(count, f.h[step % 2] + f.at(row, unit.head, 0), f.plan.stride(), 0,
+                        unit.panels, f.plan.dh, share.pre);
+    for (std::int64_t r = 0; r < count; ++r)
+      for (std::int64_t x = 0; x < unit.count; x += vector)
+        forward_cell(f, row + r, step, unit, x, share.pre + r * 4 * width + x);
+  }
+}
+
+void run_forward(const SlstmForward& f, const SlstmShare& share) {
+  const std::int64_t width = unit_width(), units = (f.plan.dh + width - 1) / width;
+  const Range split = split_range((share.head1 - share.head0) * units, share.parts, share.part);
+  const Range own{share.head0 * units + split.begin, share.head0 * units + split.end};
+  for (std::int64_t u = own.begin; u < own.end; ++u)
+    for (std::int64_t row = share.row0; row < share.row1; ++row)
+      load_state(f, row, forward_unit(f, u, nullptr));
+  share.meet();
+  const std::int64_t steps = f.rows.length(share.row0);
+  for (std::int64_t step = 0; step < steps; ++step) {
+    const std::int64_t end = f.rows.end_at(share.row0, share.row1, step);
+    for (std::int64_t u = own.begin; u < own.end; ++u) {
+      const SlstmUnit unit = forward_unit(f, u, share.panel);
+      if (step == 0 && share.pack) pack_forward(f, unit);
+      forward_unit_step(f, share, unit, step, end);
+    }
+    if (step + 1 < steps) share.meet();
+  }
+  for (std::int64_t u = own.begin; u < own.end; ++u)
+    for (std::int64_t row = share.row0; row < share.row1; ++row)
+      store_state(f, row, forward_unit(f, u, nullptr));
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace xlstm::ops::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace xlstm::ops::cpu {
+
+HWY_EXPORT(run_forward);
+HWY_EXPORT(pack_forward_units);
+
+void slstm(Context& context, const SlstmArgs& a) {
+  const SlstmPlan plan(a.batch, a.r, context.threads());
+  ArenaScope scope(context.arena());
+  ScratchFloats scratch(context.arena().take(plan.forward_bytes()));
+  const SlstmRows rows(a.batch, reinterpret_cast<std::int32_t*>(scratch.take(plan.order_floats())));
+  float* bias = scratch.take(4 * plan.width());
+  std::fill_n(bias, 4 * plan.width(), 0.0F);
+  if (a.b)
+    for (std::int64_t i = 0; i < 4 * plan.heads; ++i)  // [gate][head]
+      for (std::int64_t j = 0; j < plan.dh; ++j)
+        bias[i * plan.padded_dh() + j] = load_f32(a.b, i * plan.dh + j);
+  const std::int64_t floats = plan.rows * plan.stride();
+  SlstmForward f{.a = a,
+                 .plan = plan,
+                 .rows = rows,
+                 .bias = bias,
+                 .h = {scratch.take(floats), scratch.take(floats)},
+                 .c = scratch.take(floats),
+                 .n = scratch.take(floats),
+                 .m = scratch.take(floats),
+                 .packed = scratch.take(plan.packed_floats())};
+  run_slstm_shares(
+      plan, plan.steps > 1, scratch.take(plan.most_workers * SlstmPlan::kPreFloats), f.packed,
+      [&f](int workers) {
+        parallel_for(workers, workers, [&](std::int64_t part) {
+          HWY_DYNAMIC_DISPATCH(pack_forward_units)(f, static_cast<int>(part), workers);
+        });
+      },
+      [&f](const SlstmShare& share) {
+        HWY_DYNAMIC_DISPATCH(run_forward)
+        (f, share);
+      });
+}
+
+}  // namespace xlstm::ops::cpu
+#endif  // HWY_ONCE
