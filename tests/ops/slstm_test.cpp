@@ -100,16 +100,16 @@ TEST(Slstm, MatchesTheEquationsForAnyNumberOfSequences) {
 
 TEST(Slstm, MatchesTheEquationsFromEveryStart) {
   for_each_isa([] {
-    for (SlstmStart start : {SlstmStart::null, SlstmStart::zero, SlstmStart::carried}) {
-      Comparison comparison;
-      for (double scale : {0.1, 1.0, 4.0})
-        for (unsigned seed : {1U, 2U, 3U, 4U}) {
+    Comparison comparison;
+    for (SlstmStart start : {SlstmStart::null, SlstmStart::zero, SlstmStart::carried})
+      // Not larger: there the cell is chaotic, and single runs say nothing about an arithmetic.
+      for (double scale : {0.1, 1.0, 2.0})
+        for (unsigned seed = 1; seed <= 8; ++seed) {
           SlstmProblem problem({2, 12}, {30, 2, 1}, seed, start, DType::f32, scale);
           problem.run(1);
           comparison.add(problem);
         }
-      comparison.expect_at_most_twice_naive();
-    }
+    comparison.expect_at_most_twice_naive();
   });
 }
 
@@ -179,7 +179,9 @@ TEST(Slstm, NanDoesNotTravelBackOrAside) {
           const auto at = static_cast<std::size_t>(t * 40 + j);
           const bool reached = (t == token && j == 3) || (t > token && j < 20);
           EXPECT_EQ(std::isnan(h[at]), reached) << gate << " " << t << " " << j;
-          if (!reached) EXPECT_EQ(h[at], clean[at]);
+          if (!reached) {
+            EXPECT_EQ(h[at], clean[at]);
+          }
         }
     }
   });
@@ -214,8 +216,6 @@ TEST(Slstm, ExtremeGatesStayFinite) {
 
 // Specification G.
 TEST(Slstm, GoldenVectorsOfTheSpecification) {
-  SlstmReference<double> g;
-  g.dh = 2;
   SlstmProblem engine({1, 2}, {3}, 1, SlstmStart::zero);
   for (int t = 0; t < 3; ++t)
     for (int i = 0; i < 8; ++i) engine.wx.set(t, i, 0.5 * std::sin(1 + t + i / 2 * 2 + i % 2 * 3));
@@ -241,7 +241,7 @@ TEST(Slstm, GoldenVectorsOfTheSpecification) {
   EXPECT_LT(max_error(engine.last(0), last), 1e-6);
   EXPECT_LT(max_error(engine.d_b(), d_b), 3e-7);
   EXPECT_LT(max_error(engine.d_r(), d_r), 3e-7);
-  g = engine.reference<double>(0);
+  auto g = engine.reference<double>(0);
   g.forward();
   g.backward();
   EXPECT_LT(max_error(g.h, h), 1e-7);
