@@ -1,12 +1,11 @@
 #include "ops/slstm.hpp"
 
 #include <cmath>
-#include <cstring>
-#include <fstream>
 #include <limits>
-#include <nlohmann/json.hpp>
 
+#include "formats/safetensors.hpp"
 #include "ops/slstm_problem.hpp"
+#include "oracle/golden.hpp"
 
 namespace xlstm::ops::test {
 namespace {
@@ -246,6 +245,53 @@ TEST(Slstm, GoldenVectorsOfTheSpecification) {
   g.backward();
   EXPECT_LT(max_error(g.h, h), 1e-7);
   EXPECT_LT(max_error(g.d_r, d_r), 1e-7);
+}
+
+// NX-AI's cell in float32: two sequences of 50 tokens, 4 heads of 8, from the zero state.
+TEST(Slstm, GoldenCell) {
+  const auto file =
+      formats::SafetensorsFile::open(oracle::golden_folder() / "cell_slstm.safetensors");
+  const auto values = [&file](const std::string& name) {
+    const Tensor& t = file.tensors().at(name);
+    return std::vector<double>(t.as<float>(), t.as<float>() + t.count());
+  };
+  constexpr int kBatch = 2, kHeads = 4, kTokens = 50, kDh = 8, kWidth = 32;
+  const auto token_major = [](const std::vector<double>& v) {  // from [B, H, T, DH]
+    std::vector<double> result;
+    for (int b = 0; b < kBatch; ++b)
+      for (int t = 0; t < kTokens; ++t)
+        for (int j = 0; j < kWidth; ++j)
+          result.push_back(
+              v[static_cast<std::size_t>(((b * kHeads + j / kDh) * kTokens + t) * kDh + j % kDh)]);
+    return result;
+  };
+  SlstmProblem problem({kHeads, kDh}, {kTokens, kTokens}, 1, SlstmStart::zero);
+  problem.wx = Array::of(DType::f32, {kBatch * kTokens, 4 * kWidth}, values("in.x"));
+  problem.r = Array::of(DType::f32, {4 * kWidth, kDh}, values("param._recurrent_kernel_"));
+  problem.b = Array::of(DType::f32, {4 * kWidth}, values("param._bias_"));
+  problem.d_h = Array::of(DType::f32, {kBatch * kTokens, kWidth}, token_major(values("dh")));
+  for (auto& d_last : problem.d_last) d_last.assign(4 * kWidth, 0.0F);
+  const auto per_sequence = [](const std::vector<double>& v, std::size_t b) {
+    const auto size = static_cast<std::ptrdiff_t>(v.size() / kBatch);
+    const auto begin = v.begin() + size * static_cast<std::ptrdiff_t>(b);
+    return std::vector<double>(begin, begin + size);
+  };
+  const auto h = token_major(values("h")), last = values("last"), d_x = values("grad.x");
+  for_each_isa([&] {
+    problem.run(2);
+    for (std::size_t b = 0; b < kBatch; ++b) {
+      EXPECT_LT(max_error(problem.h(b), per_sequence(h, b)), 1e-6);
+      std::vector<double> state;
+      for (std::size_t k = 0; k < 4; ++k)
+        for (std::size_t j = 0; j < kWidth; ++j)
+          state.push_back(last[(k * kBatch + b) * kWidth + j]);
+      EXPECT_LT(max_error(problem.last(b), state), 1e-6 * max_abs(state));
+      EXPECT_LT(max_error(problem.d_wx(b), per_sequence(d_x, b)), 2e-6 * max_abs(d_x));
+    }
+    const auto d_r = values("grad._recurrent_kernel_"), d_b = values("grad._bias_");
+    EXPECT_LT(max_error(problem.d_r(), d_r), 2e-6 * max_abs(d_r));
+    EXPECT_LT(max_error(problem.d_b(), d_b), 2e-6 * max_abs(d_b));
+  });
 }
 
 // The reference's backward pass against central differences, states' gradients included.

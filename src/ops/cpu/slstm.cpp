@@ -98,9 +98,29 @@ void store_state(const SlstmForward& f, std::int64_t row, const SlstmUnit& unit)
   store_one(f.m, f.a.state.m);
 }
 
+/// Asks for what the cell of the next unit of this row reads and writes: rows of a step lie far
+/// apart, so the hardware does not foresee them. `t` and `feature` may lie past the end.
+HWY_INLINE void prefetch_forward(const SlstmArgs& a, std::int64_t t, std::int64_t feature) {
+  const std::int64_t width = a.h.dim(1);
+  const float* wx = a.wx.row<float>(t) + feature;
+  for (int g = 0; g < 4; ++g) __builtin_prefetch(wx + g * width);
+  __builtin_prefetch(a.h.row<float>(t) + feature, 1);
+  if (!a.saved) return;
+  const float* gates = a.saved.gates.row<float>(t) + feature;
+  for (int g = 0; g < 4; ++g) __builtin_prefetch(gates + g * width, 1);
+  for (const Tensor* tensor : {&a.saved.closed, &a.saved.c, &a.saved.n})
+    __builtin_prefetch(tensor->row<float>(t) + feature, 1);
+}
+
+/// Where a worker goes from one unit to the next: to the next one, or to its first one a step on.
+struct NextUnit {
+  std::int64_t tokens, features;
+};
+
 /// The cell of one vector of features. `pre` holds R h of the four gates, a unit apart.
-void forward_cell(const SlstmForward& f, std::int64_t row, std::int64_t step, const SlstmUnit& unit,
-                  std::int64_t x, const float* pre) {
+HWY_INLINE void forward_cell(const SlstmForward& f, std::int64_t row, std::int64_t step,
+                             const SlstmUnit& unit, std::int64_t x, const float* pre,
+                             NextUnit next) {
   const DF d;
   const VF one = hn::Set(d, 1.0F);
   const std::int64_t t = f.rows.begin(row) + step, j = unit.j + x;
@@ -109,27 +129,35 @@ void forward_cell(const SlstmForward& f, std::int64_t row, std::int64_t step, co
   const auto count = static_cast<std::size_t>(unit.count - x);
   const float* wx = f.a.wx.row<float>(t) + feature;
   const float* bias = f.bias + unit.head * f.plan.padded_dh() + j;
+  prefetch_forward(f.a, t + next.tokens, feature + next.features);
   VF raw[4];
   for (int g = 0; g < 4; ++g)
     raw[g] = hn::Add(load(pre + g * unit_width()),
                      hn::Add(load_up_to(wx + g * width, count), load(bias + g * f.plan.width())));
 
-  const VF e_f = exp(hn::Neg(hn::Abs(raw[1])));
+  // e^-|x| serves log sigmoid, sigmoid and 1 - sigmoid alike.
+  const VF e_f = exp_of_negative(hn::Neg(hn::Abs(raw[1])));
+  const VF e_o = exp_of_negative(hn::Neg(hn::Abs(raw[3])));
+  const VF z = tanh_of(raw[2]);
   // min(f~, 0), but a NaN stays one
-  const VF negative = hn::IfThenElse(hn::Gt(raw[1], hn::Zero(d)), hn::Zero(d), raw[1]);
+  const auto open = hn::Gt(raw[1], hn::Zero(d));
+  const VF negative = hn::IfThenElse(open, hn::Zero(d), raw[1]);
   const VF decayed = hn::Add(load(f.m + at), hn::Sub(negative, log1p_of_unit(e_f)));
   const VF n_before = load(f.n + at);
-  const auto first = hn::Eq(n_before, hn::Zero(d));
-  const auto input_wins = hn::Ge(raw[0], decayed);
+  const VF apart = hn::Sub(raw[0], decayed);
   // The larger of the two weights is 1, the other one this.
-  const VF lesser = exp(hn::Neg(hn::Abs(hn::Sub(raw[0], decayed))));
-  const VF m = hn::IfThenElse(hn::Or(first, input_wins), raw[0], decayed);
-  const VF i = hn::IfThenElse(hn::Or(first, input_wins), one, lesser);
-  const VF forget = hn::IfThenElse(hn::Gt(decayed, raw[0]), one, lesser);
-  const VF z = tanh(raw[2]), o = sigmoid(raw[3]);
+  const VF lesser = exp_of_negative(hn::Neg(hn::Abs(apart)));
+  const auto first = hn::Eq(n_before, hn::Zero(d));
+  const auto input_wins = hn::Or(first, hn::Ge(apart, hn::Zero(d)));
+  const VF m = hn::IfThenElse(input_wins, raw[0], decayed);
+  const VF i = hn::IfThenElse(input_wins, one, lesser);
+  const VF forget = hn::IfThenElse(hn::Lt(apart, hn::Zero(d)), one, lesser);
   const VF c = hn::MulAdd(forget, load(f.c + at), hn::Mul(i, z));
   const VF n = hn::MulAdd(forget, n_before, i);
-  const VF h = hn::Mul(o, hn::Div(c, n));
+  // sigmoid(o~) c / n with one division
+  const VF over_o = hn::Add(one, e_o);
+  const VF o_part = hn::IfThenElse(hn::Lt(raw[3], hn::Zero(d)), e_o, one);
+  const VF h = hn::Div(hn::Mul(o_part, c), hn::Mul(over_o, n));
   store(c, f.c + at);
   store(n, f.n + at);
   store(m, f.m + at);
@@ -140,16 +168,16 @@ void forward_cell(const SlstmForward& f, std::int64_t row, std::int64_t step, co
   store_up_to(i, gates, count);
   store_up_to(forget, gates + width, count);
   store_up_to(z, gates + 2 * width, count);
-  store_up_to(o, gates + 3 * width, count);
+  store_up_to(hn::Div(o_part, over_o), gates + 3 * width, count);
   const VF by = hn::Div(one, hn::Add(one, e_f));
-  const VF closed = hn::IfThenElse(hn::Gt(raw[1], hn::Zero(d)), hn::Mul(e_f, by), by);
+  const VF closed = hn::IfThenElse(open, hn::Mul(e_f, by), by);
   store_up_to(closed, f.a.saved.closed.row<float>(t) + feature, count);
   store_up_to(c, f.a.saved.c.row<float>(t) + feature, count);
   store_up_to(n, f.a.saved.n.row<float>(t) + feature, count);
 }
 
 void forward_unit_step(const SlstmForward& f, const SlstmShare& share, const SlstmUnit& unit,
-                       std::int64_t step, std::int64_t end) {
+                       std::int64_t step, std::int64_t end, NextUnit next) {
   const std::int64_t width = unit_width(), vector = width / 2;
   for (std::int64_t row = share.row0; row < end; row += SlstmPlan::kRowBlock) {
     const std::int64_t count = std::min(SlstmPlan::kRowBlock, end - row);
@@ -157,7 +185,7 @@ void forward_unit_step(const SlstmForward& f, const SlstmShare& share, const Sls
                         unit.panels, f.plan.dh, share.pre);
     for (std::int64_t r = 0; r < count; ++r)
       for (std::int64_t x = 0; x < unit.count; x += vector)
-        forward_cell(f, row + r, step, unit, x, share.pre + r * 4 * width + x);
+        forward_cell(f, row + r, step, unit, x, share.pre + r * 4 * width + x, next);
   }
 }
 
@@ -175,7 +203,10 @@ void run_forward(const SlstmForward& f, const SlstmShare& share) {
     for (std::int64_t u = own.begin; u < own.end; ++u) {
       const SlstmUnit unit = forward_unit(f, u, share.panel);
       if (step == 0 && share.pack) pack_forward(f, unit);
-      forward_unit_step(f, share, unit, step, end);
+      const SlstmUnit after = forward_unit(f, u + 1 < own.end ? u + 1 : own.begin, nullptr);
+      const NextUnit next{u + 1 < own.end ? 0 : 1,
+                          (after.head - unit.head) * f.plan.dh + after.j - unit.j};
+      forward_unit_step(f, share, unit, step, end, next);
     }
     if (step + 1 < steps) share.meet();
   }

@@ -93,9 +93,31 @@ HWY_INLINE VF recurrent_gradient(const SlstmBackward& b, const float* pre) {
   return hn::IfThenElse(hn::Lt(capped, low), low, capped);
 }
 
+/// Asks for what the cell of the next unit of this row reads and writes, as prefetch_forward().
+HWY_INLINE void prefetch_backward(const SlstmBackwardArgs& a, std::int64_t t,
+                                  std::int64_t feature) {
+  const std::int64_t width = a.h.dim(1);
+  const float* gates = a.saved.gates.row<float>(t) + feature;
+  const float* d_wx = a.d_wx.row<float>(t) + feature;
+  for (int g = 0; g < 4; ++g) {
+    __builtin_prefetch(gates + g * width);
+    __builtin_prefetch(d_wx + g * width, 1);
+  }
+  for (const Tensor* tensor : {&a.saved.closed, &a.h, &a.d_h})
+    __builtin_prefetch(tensor->row<float>(t) + feature);
+  __builtin_prefetch(a.saved.c.row<float>(t - 1) + feature);
+  __builtin_prefetch(a.saved.n.row<float>(t - 1) + feature);
+}
+
+/// Where a worker goes from one unit to the next: to the next one, or to its first one a step back.
+struct NextBackwardUnit {
+  std::int64_t tokens, features;
+};
+
 /// The cell of one vector of features, specification C.5. `pre` is null at a sequence's last token.
 void backward_cell(const SlstmBackward& b, std::int64_t row, std::int64_t step,
-                   const SlstmBackwardUnit& unit, std::int64_t x, const float* pre) {
+                   const SlstmBackwardUnit& unit, std::int64_t x, const float* pre,
+                   NextBackwardUnit next) {
   const DF d;
   const VF one = hn::Set(d, 1.0F), zero = hn::Zero(d);
   const SlstmBackwardArgs& a = b.a;
@@ -104,6 +126,7 @@ void backward_cell(const SlstmBackward& b, std::int64_t row, std::int64_t step,
   const std::int64_t at = b.at(row, unit.head, j);
   const auto count = static_cast<std::size_t>(unit.count - x);
 
+  prefetch_backward(a, t + next.tokens, feature + next.features);
   const VF c = load_up_to(a.saved.c.row<float>(t) + feature, count);
   // Lanes past the head divide by one.
   VF n = one;
@@ -173,7 +196,7 @@ void multiply_back(const SlstmBackward& b, const SlstmShare& share, const SlstmB
 }
 
 void backward_unit_step(const SlstmBackward& b, const SlstmShare& share,
-                        const SlstmBackwardUnit& unit, std::int64_t step) {
+                        const SlstmBackwardUnit& unit, std::int64_t step, NextBackwardUnit next) {
   const std::int64_t width = unit_width(), vector = width / 2;
   const std::int64_t end = b.rows.end_at(share.row0, share.row1, step);
   const std::int64_t begun = b.rows.end_at(share.row0, end, step + 1);
@@ -182,7 +205,7 @@ void backward_unit_step(const SlstmBackward& b, const SlstmShare& share,
     multiply_back(b, share, unit, step + 1, row, std::min(count, begun - row));
     for (std::int64_t r = 0; r < count; ++r)
       for (std::int64_t x = 0; x < unit.count; x += vector)
-        backward_cell(b, row + r, step, unit, x, share.pre + r * 4 * width + x);
+        backward_cell(b, row + r, step, unit, x, share.pre + r * 4 * width + x, next);
   }
 }
 
@@ -224,8 +247,13 @@ void run_backward(const SlstmBackward& b, const SlstmShare& share) {
   if (share.pack && !b.a.recurrent_cut)
     for (std::int64_t u = own.begin; u < own.end; ++u) pack_backward(b, backward_unit(b, u));
   for (std::int64_t step = b.rows.length(share.row0); step-- > 0;) {
-    for (std::int64_t u = own.begin; u < own.end; ++u)
-      backward_unit_step(b, share, backward_unit(b, u), step);
+    for (std::int64_t u = own.begin; u < own.end; ++u) {
+      const SlstmBackwardUnit unit = backward_unit(b, u);
+      const SlstmBackwardUnit after = backward_unit(b, u + 1 < own.end ? u + 1 : own.begin);
+      const NextBackwardUnit next{u + 1 < own.end ? 0 : -1,
+                                  (after.head - unit.head) * b.plan.dh + after.j - unit.j};
+      backward_unit_step(b, share, unit, step, next);
+    }
     share.meet();
   }
   if (b.a.d_slots.empty()) return;
