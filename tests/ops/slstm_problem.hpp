@@ -60,6 +60,7 @@ class SlstmProblem {
   void run_alone(std::size_t s, int threads);
 
   const std::vector<int>& lengths() const { return lengths_; }
+  bool has_records() const { return start_ != SlstmStart::null; }
   /// The same in `Real`, before forward().
   template <class Real>
   SlstmReference<Real> reference(std::size_t s) const;
