@@ -36,9 +36,10 @@ constexpr int kTileRows = HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON ? 12 
 
 /// Rows of A times kPanels panels [k][unit]: each sum in rising order of k, whatever the tile.
 /// `shared`: all panels meet the same columns of A; else panel g meets those at a + g a_panel.
+/// `resume`: the sums go on from what `out` holds.
 template <int kRows, int kPanels, bool shared>
 void slstm_tile(const float* a, std::int64_t a_row, std::int64_t a_panel, const float* b,
-                std::int64_t k, float* out, std::int64_t out_row) {
+                std::int64_t k, bool resume, float* out, std::int64_t out_row) {
   const DF d;
   const auto n = static_cast<std::int64_t>(lanes());
   const std::int64_t width = 2 * n, b_panel = k * width;
@@ -46,6 +47,14 @@ void slstm_tile(const float* a, std::int64_t a_row, std::int64_t a_panel, const 
   VF sum[2 * kSums];
   HWY_UNROLL(24)
   for (int i = 0; i < 2 * kSums; ++i) sum[i] = hn::Zero(d);
+  if (resume) {
+    HWY_UNROLL(4)
+    for (int g = 0; g < kPanels; ++g) HWY_UNROLL(12)
+    for (int r = 0; r < kRows; ++r) {
+      sum[2 * (g * kRows + r)] = load(out + r * out_row + g * width);
+      sum[2 * (g * kRows + r) + 1] = load(out + r * out_row + g * width + n);
+    }
+  }
   constexpr std::int64_t kAhead = 12;  // rows of a panel that come from the outer caches
   for (std::int64_t p = 0; p < k; ++p) {
     HWY_UNROLL(4)
@@ -72,7 +81,7 @@ void slstm_tile(const float* a, std::int64_t a_row, std::int64_t a_panel, const 
 }
 
 using SlstmTile = void (*)(const float*, std::int64_t, std::int64_t, const float*, std::int64_t,
-                           float*, std::int64_t);
+                           bool, float*, std::int64_t);
 
 /// Few rows take several panels at once, so that enough sums are under way.
 constexpr int panels_at_once(int rows) {
@@ -82,7 +91,7 @@ constexpr int panels_at_once(int rows) {
 template <bool shared, int... kRow>
 void slstm_tiles(std::integer_sequence<int, kRow...>, std::int64_t rows, const float* a,
                  std::int64_t a_row, std::int64_t a_panel, const float* panels, std::int64_t k,
-                 float* out) {
+                 bool resume, float* out) {
   static constexpr SlstmTile kFew[] = {slstm_tile<kRow + 1, panels_at_once(kRow + 1), shared>...};
   static constexpr SlstmTile kMany[] = {slstm_tile<kRow + 1, 1, shared>...};
   const std::int64_t width = unit_width(), tiles = (rows + kTileRows - 1) / kTileRows;
@@ -92,28 +101,35 @@ void slstm_tiles(std::integer_sequence<int, kRow...>, std::int64_t rows, const f
       const std::int64_t row = rows * i / tiles, count = rows * (i + 1) / tiles - row;
       const SlstmTile tile = tiles > 1 ? kMany[count - 1] : kFew[count - 1];
       tile(a + row * a_row + (shared ? 0 : g * a_panel), a_row, a_panel, panels + g * k * width, k,
-           out + row * 4 * width + g * width, 4 * width);
+           resume, out + row * 4 * width + g * width, 4 * width);
     }
 }
 
 /// out [rows][4][unit] = rows of A times the four panels of a unit.
 template <bool shared>
 void slstm_product(std::int64_t rows, const float* a, std::int64_t a_row, std::int64_t a_panel,
-                   const float* panels, std::int64_t k, float* out) {
+                   const float* panels, std::int64_t k, bool resume, float* out) {
   slstm_tiles<shared>(std::make_integer_sequence<int, kTileRows>(), rows, a, a_row, a_panel, panels,
-                      k, out);
+                      k, resume, out);
 }
 
-/// `count` rows of `k` numbers become k rows of one unit, zero past `count`.
+/// `count` rows of `k` numbers become k rows of one unit, zero past `count`. Meanwhile the same
+/// rows `ahead` numbers further on are asked for: the hardware does not foresee pieces of many
+/// rows.
 template <class T>
 void pack_columns(const T* from, std::int64_t stride, std::int64_t count, std::int64_t k,
-                  float* HWY_RESTRICT to) {
+                  std::int64_t ahead, float* HWY_RESTRICT to) {
   const std::int64_t width = unit_width();
+  constexpr auto kLine = static_cast<std::int64_t>(64 / sizeof(T));
   std::int64_t j = 0;
 #if HWY_TARGET != HWY_SCALAR
   const hn::FixedTag<float, 4> d;
   for (; j + 4 <= count; j += 4) {
     const T* row = from + j * stride;
+    if (ahead != 0)
+      for (std::int64_t i = 0; i < 4; ++i)
+        for (std::int64_t p = 0; p < k; p += kLine)
+          __builtin_prefetch(row + i * stride + p + ahead);
     std::int64_t p = 0;
     for (; p + 4 <= k; p += 4) {
       const auto r0 = load_as_f32(d, row + p), r1 = load_as_f32(d, row + stride + p);

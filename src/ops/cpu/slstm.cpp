@@ -50,23 +50,27 @@ SlstmUnit forward_unit(const SlstmForward& f, std::int64_t index, float* panel) 
   return {head, j, std::min(width, f.plan.dh - j), f.plan.steps == 1 ? panel : f.packed + at};
 }
 
-void pack_forward(const SlstmForward& f, const SlstmUnit& unit) {
+/// Columns [k0, k0 + k) of the unit's rows of R.
+void pack_forward(const SlstmForward& f, const SlstmUnit& unit, std::int64_t k0, std::int64_t k) {
   const Tensor& r = f.a.r;
-  const std::int64_t dh = f.plan.dh, row = r.stride[1];
+  const std::int64_t row = r.stride[1];
+  // Next come the same rows further on, and after their ends the rows of the next unit.
+  const std::int64_t next = k0 + k < f.plan.dh ? k : k < f.plan.dh ? unit.count * row - k0 : 0;
   for (std::int64_t g = 0; g < 4; ++g) {
-    const std::int64_t at = unit.head * r.stride[0] + (g * dh + unit.j) * row;
-    float* to = unit.panels + g * dh * unit_width();
+    const std::int64_t at = unit.head * r.stride[0] + (g * f.plan.dh + unit.j) * row + k0;
+    float* to = unit.panels + g * k * unit_width();
     if (r.dtype == DType::f32)
-      pack_columns(r.as<float>() + at, row, unit.count, dh, to);
+      pack_columns(r.as<float>() + at, row, unit.count, k, next, to);
     else
-      pack_columns(r.as<bfloat16_t>() + at, row, unit.count, dh, to);
+      pack_columns(r.as<bfloat16_t>() + at, row, unit.count, k, next, to);
   }
 }
 
 void pack_forward_units(const SlstmForward& f, int part, int parts) {
   const std::int64_t width = unit_width(), units = (f.plan.dh + width - 1) / width;
   const Range own = split_range(f.plan.heads * units, parts, part);
-  for (std::int64_t u = own.begin; u < own.end; ++u) pack_forward(f, forward_unit(f, u, nullptr));
+  for (std::int64_t u = own.begin; u < own.end; ++u)
+    pack_forward(f, forward_unit(f, u, nullptr), 0, f.plan.dh);
 }
 
 void load_state(const SlstmForward& f, std::int64_t row, const SlstmUnit& unit) {
@@ -178,11 +182,18 @@ HWY_INLINE void forward_cell(const SlstmForward& f, std::int64_t row, std::int64
 
 void forward_unit_step(const SlstmForward& f, const SlstmShare& share, const SlstmUnit& unit,
                        std::int64_t step, std::int64_t end, NextUnit next) {
+  constexpr std::int64_t kDepth = 32;
   const std::int64_t width = unit_width(), vector = width / 2;
   for (std::int64_t row = share.row0; row < end; row += SlstmPlan::kRowBlock) {
     const std::int64_t count = std::min(SlstmPlan::kRowBlock, end - row);
-    slstm_product<true>(count, f.h[step % 2] + f.at(row, unit.head, 0), f.plan.stride(), 0,
-                        unit.panels, f.plan.dh, share.pre);
+    // What is used once is packed in pieces that stay in the first-level cache.
+    const std::int64_t depth = f.plan.steps == 1 ? kDepth : f.plan.dh;
+    const float* h = f.h[step % 2] + f.at(row, unit.head, 0);
+    for (std::int64_t k = 0; k < f.plan.dh; k += depth) {
+      const std::int64_t part = std::min(depth, f.plan.dh - k);
+      if (f.plan.steps == 1) pack_forward(f, unit, k, part);
+      slstm_product<true>(count, h + k, f.plan.stride(), 0, unit.panels, part, k > 0, share.pre);
+    }
     for (std::int64_t r = 0; r < count; ++r)
       for (std::int64_t x = 0; x < unit.count; x += vector)
         forward_cell(f, row + r, step, unit, x, share.pre + r * 4 * width + x, next);
@@ -202,7 +213,7 @@ void run_forward(const SlstmForward& f, const SlstmShare& share) {
     const std::int64_t end = f.rows.end_at(share.row0, share.row1, step);
     for (std::int64_t u = own.begin; u < own.end; ++u) {
       const SlstmUnit unit = forward_unit(f, u, share.panel);
-      if (step == 0 && share.pack) pack_forward(f, unit);
+      if (step == 0 && share.pack && f.plan.steps > 1) pack_forward(f, unit, 0, f.plan.dh);
       const SlstmUnit after = forward_unit(f, u + 1 < own.end ? u + 1 : own.begin, nullptr);
       const NextUnit next{u + 1 < own.end ? 0 : 1,
                           (after.head - unit.head) * f.plan.dh + after.j - unit.j};

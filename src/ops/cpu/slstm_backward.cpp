@@ -192,7 +192,7 @@ void multiply_back(const SlstmBackward& b, const SlstmShare& share, const SlstmB
   if (b.a.recurrent_cut || count <= 0) return;
   const std::int64_t dh = b.plan.padded_dh(), stride = b.plan.gate_stride();
   slstm_product<false>(count, b.d_raw[step % 2] + row * stride + 4 * unit.head * dh, stride, dh,
-                       unit.panels, b.plan.dh, share.pre);
+                       unit.panels, b.plan.dh, false, share.pre);
 }
 
 void backward_unit_step(const SlstmBackward& b, const SlstmShare& share,
