@@ -102,7 +102,7 @@ void store_state(const SlstmForward& f, std::int64_t row, const SlstmUnit& unit)
   store_one(f.m, f.a.state.m);
 }
 
-/// Asks for what the cell of the next unit of this row reads and writes: rows of a step lie far
+/// Asks for what the cell of another row or unit will read and write: rows of a step lie far
 /// apart, so the hardware does not foresee them. `t` and `feature` may lie past the end.
 HWY_INLINE void prefetch_forward(const SlstmArgs& a, std::int64_t t, std::int64_t feature) {
   const std::int64_t width = a.h.dim(1);
@@ -116,15 +116,9 @@ HWY_INLINE void prefetch_forward(const SlstmArgs& a, std::int64_t t, std::int64_
     __builtin_prefetch(tensor->row<float>(t) + feature, 1);
 }
 
-/// Where a worker goes from one unit to the next: to the next one, or to its first one a step on.
-struct NextUnit {
-  std::int64_t tokens, features;
-};
-
 /// The cell of one vector of features. `pre` holds R h of the four gates, a unit apart.
 HWY_INLINE void forward_cell(const SlstmForward& f, std::int64_t row, std::int64_t step,
-                             const SlstmUnit& unit, std::int64_t x, const float* pre,
-                             NextUnit next) {
+                             const SlstmUnit& unit, std::int64_t x, const float* pre) {
   const DF d;
   const VF one = hn::Set(d, 1.0F);
   const std::int64_t t = f.rows.begin(row) + step, j = unit.j + x;
@@ -133,7 +127,6 @@ HWY_INLINE void forward_cell(const SlstmForward& f, std::int64_t row, std::int64
   const auto count = static_cast<std::size_t>(unit.count - x);
   const float* wx = f.a.wx.row<float>(t) + feature;
   const float* bias = f.bias + unit.head * f.plan.padded_dh() + j;
-  prefetch_forward(f.a, t + next.tokens, feature + next.features);
   VF raw[4];
   for (int g = 0; g < 4; ++g)
     raw[g] = hn::Add(load(pre + g * unit_width()),
@@ -181,7 +174,7 @@ HWY_INLINE void forward_cell(const SlstmForward& f, std::int64_t row, std::int64
 }
 
 void forward_unit_step(const SlstmForward& f, const SlstmShare& share, const SlstmUnit& unit,
-                       std::int64_t step, std::int64_t end, NextUnit next) {
+                       std::int64_t step, std::int64_t end, SlstmNext next) {
   constexpr std::int64_t kDepth = 32;
   const std::int64_t width = unit_width(), vector = width / 2;
   for (std::int64_t row = share.row0; row < end; row += SlstmPlan::kRowBlock) {
@@ -194,9 +187,17 @@ void forward_unit_step(const SlstmForward& f, const SlstmShare& share, const Sls
       if (f.plan.steps == 1) pack_forward(f, unit, k, part);
       slstm_product<true>(count, h + k, f.plan.stride(), 0, unit.panels, part, k > 0, share.pre);
     }
-    for (std::int64_t r = 0; r < count; ++r)
-      for (std::int64_t x = 0; x < unit.count; x += vector)
-        forward_cell(f, row + r, step, unit, x, share.pre + r * 4 * width + x, next);
+    const std::int64_t ahead = std::min(kSlstmRowsAhead, count);
+    for (std::int64_t r = 0; r < count; ++r) {
+      const bool here = r + ahead < count;
+      const std::int64_t t = f.rows.begin(row + r + ahead - (here ? 0 : count)) + step;
+      const std::int64_t feature = unit.head * f.plan.dh + unit.j;
+      for (std::int64_t x = 0; x < unit.count; x += vector) {
+        prefetch_forward(f.a, t + (here ? 0 : next.tokens),
+                         feature + x + (here ? 0 : next.features));
+        forward_cell(f, row + r, step, unit, x, share.pre + r * 4 * width + x);
+      }
+    }
   }
 }
 
@@ -215,8 +216,8 @@ void run_forward(const SlstmForward& f, const SlstmShare& share) {
       const SlstmUnit unit = forward_unit(f, u, share.panel);
       if (step == 0 && share.pack && f.plan.steps > 1) pack_forward(f, unit, 0, f.plan.dh);
       const SlstmUnit after = forward_unit(f, u + 1 < own.end ? u + 1 : own.begin, nullptr);
-      const NextUnit next{u + 1 < own.end ? 0 : 1,
-                          (after.head - unit.head) * f.plan.dh + after.j - unit.j};
+      const SlstmNext next{u + 1 < own.end ? 0 : 1,
+                           (after.head - unit.head) * f.plan.dh + after.j - unit.j};
       forward_unit_step(f, share, unit, step, end, next);
     }
     if (step + 1 < steps) share.meet();

@@ -93,7 +93,7 @@ HWY_INLINE VF recurrent_gradient(const SlstmBackward& b, const float* pre) {
   return hn::IfThenElse(hn::Lt(capped, low), low, capped);
 }
 
-/// Asks for what the cell of the next unit of this row reads and writes, as prefetch_forward().
+/// Asks for what the cell of another row or unit will read and write, as prefetch_forward().
 HWY_INLINE void prefetch_backward(const SlstmBackwardArgs& a, std::int64_t t,
                                   std::int64_t feature) {
   const std::int64_t width = a.h.dim(1);
@@ -109,15 +109,9 @@ HWY_INLINE void prefetch_backward(const SlstmBackwardArgs& a, std::int64_t t,
   __builtin_prefetch(a.saved.n.row<float>(t - 1) + feature);
 }
 
-/// Where a worker goes from one unit to the next: to the next one, or to its first one a step back.
-struct NextBackwardUnit {
-  std::int64_t tokens, features;
-};
-
 /// The cell of one vector of features, specification C.5. `pre` is null at a sequence's last token.
 void backward_cell(const SlstmBackward& b, std::int64_t row, std::int64_t step,
-                   const SlstmBackwardUnit& unit, std::int64_t x, const float* pre,
-                   NextBackwardUnit next) {
+                   const SlstmBackwardUnit& unit, std::int64_t x, const float* pre) {
   const DF d;
   const VF one = hn::Set(d, 1.0F), zero = hn::Zero(d);
   const SlstmBackwardArgs& a = b.a;
@@ -126,7 +120,6 @@ void backward_cell(const SlstmBackward& b, std::int64_t row, std::int64_t step,
   const std::int64_t at = b.at(row, unit.head, j);
   const auto count = static_cast<std::size_t>(unit.count - x);
 
-  prefetch_backward(a, t + next.tokens, feature + next.features);
   const VF c = load_up_to(a.saved.c.row<float>(t) + feature, count);
   // Lanes past the head divide by one.
   VF n = one;
@@ -196,16 +189,24 @@ void multiply_back(const SlstmBackward& b, const SlstmShare& share, const SlstmB
 }
 
 void backward_unit_step(const SlstmBackward& b, const SlstmShare& share,
-                        const SlstmBackwardUnit& unit, std::int64_t step, NextBackwardUnit next) {
+                        const SlstmBackwardUnit& unit, std::int64_t step, SlstmNext next) {
   const std::int64_t width = unit_width(), vector = width / 2;
   const std::int64_t end = b.rows.end_at(share.row0, share.row1, step);
   const std::int64_t begun = b.rows.end_at(share.row0, end, step + 1);
   for (std::int64_t row = share.row0; row < end; row += SlstmPlan::kRowBlock) {
     const std::int64_t count = std::min(SlstmPlan::kRowBlock, end - row);
     multiply_back(b, share, unit, step + 1, row, std::min(count, begun - row));
-    for (std::int64_t r = 0; r < count; ++r)
-      for (std::int64_t x = 0; x < unit.count; x += vector)
-        backward_cell(b, row + r, step, unit, x, share.pre + r * 4 * width + x, next);
+    const std::int64_t ahead = std::min(kSlstmRowsAhead, count);
+    for (std::int64_t r = 0; r < count; ++r) {
+      const bool here = r + ahead < count;
+      const std::int64_t t = b.rows.begin(row + r + ahead - (here ? 0 : count)) + step;
+      const std::int64_t feature = unit.head * b.plan.dh + unit.j;
+      for (std::int64_t x = 0; x < unit.count; x += vector) {
+        prefetch_backward(b.a, t + (here ? 0 : next.tokens),
+                          feature + x + (here ? 0 : next.features));
+        backward_cell(b, row + r, step, unit, x, share.pre + r * 4 * width + x);
+      }
+    }
   }
 }
 
@@ -250,8 +251,8 @@ void run_backward(const SlstmBackward& b, const SlstmShare& share) {
     for (std::int64_t u = own.begin; u < own.end; ++u) {
       const SlstmBackwardUnit unit = backward_unit(b, u);
       const SlstmBackwardUnit after = backward_unit(b, u + 1 < own.end ? u + 1 : own.begin);
-      const NextBackwardUnit next{u + 1 < own.end ? 0 : -1,
-                                  (after.head - unit.head) * b.plan.dh + after.j - unit.j};
+      const SlstmNext next{u + 1 < own.end ? 0 : -1,
+                           (after.head - unit.head) * b.plan.dh + after.j - unit.j};
       backward_unit_step(b, share, unit, step, next);
     }
     share.meet();
@@ -294,6 +295,7 @@ void copy_h_before(const SlstmBackwardArgs& a, std::int64_t t0, std::int64_t t1,
 void add_weight_gradients(const SlstmBackwardArgs& a, const SlstmPlan& plan, std::int64_t head,
                           std::int64_t gate, std::int64_t j0, std::int64_t count, float* scratch) {
   constexpr std::int64_t kTokens = SlstmPlan::kTokenBlock;
+  constexpr std::int64_t kRowsAhead = 8;
   constexpr std::int64_t kOutStride = SlstmPlan::kOutBlock + 16;
   const std::int64_t dh = plan.dh, stride = plan.padded_dh() + 16, tokens = a.batch.tokens();
   const std::int64_t column = (gate * plan.heads + head) * dh + j0;
@@ -306,6 +308,8 @@ void add_weight_gradients(const SlstmBackwardArgs& a, const SlstmPlan& plan, std
     float sums[SlstmPlan::kOutBlock] = {};
     for (std::int64_t k = 0; k < length; ++k) {
       const float* from = a.d_wx.row<float>(t + k) + column;
+      for (std::int64_t j = 0; j < count; j += 16)  // rows lie a page apart
+        __builtin_prefetch(from + kRowsAhead * a.d_wx.row_stride() + j);
       for (std::int64_t j = 0; j < count; ++j) {
         d_out[k * kOutStride + j] = from[j];
         sums[j] += from[j];

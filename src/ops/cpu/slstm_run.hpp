@@ -26,6 +26,15 @@ struct SlstmShare {
   }
 };
 
+/// Where a worker goes from one unit to the next: along the features, or to a neighbouring step.
+struct SlstmNext {
+  std::int64_t tokens, features;
+};
+
+/// Rows between a request for memory and its use: enough for its latency, and few enough that
+/// sequences whose lengths are powers of two do not push each other out of the cache.
+inline constexpr std::int64_t kSlstmRowsAhead = 4;
+
 /// Sequences by falling length, then by number.
 class SlstmRows {
  public:
