@@ -3,7 +3,9 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
+#include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <random>
@@ -60,7 +62,11 @@ class Cell {
     for (float& x : wx_) x = normal(random);
     for (float& x : d_h_) x = normal(random);
     for (float& x : r_) x = 0.05F * normal(random);
-    if (weights == DType::bf16) std::fill(r_.begin(), r_.end(), 0.01F);
+    if (weights == DType::bf16)  // each is two numbers
+      for (float& x : r_) {
+        const std::uint32_t upper = std::bit_cast<std::uint32_t>(x) >> 16;
+        x = std::bit_cast<float>(upper << 16 | upper);
+      }
     for (std::int64_t q = 0; q < s.sequences; ++q) {
       states_.emplace_back(4 * d);
       offsets_.push_back(static_cast<std::int32_t>((q + 1) * s.tokens));
