@@ -81,7 +81,7 @@ class Comparison {
   bool states_ = false;
 };
 
-TEST(Slstm, MatchesTheEquationsAtEveryShape) {
+TEST(SlstmBackward, MatchesTheEquationsAtEveryShape) {
   for_each_isa([] {
     unsigned seed = 0;
     Comparison comparison;
@@ -99,7 +99,7 @@ TEST(Slstm, MatchesTheEquationsAtEveryShape) {
 }
 
 // One number per gate: the sums of a gradient cancel by chance, so it takes many runs.
-TEST(Slstm, MatchesTheEquationsForOneFeature) {
+TEST(SlstmBackward, MatchesTheEquationsForOneFeature) {
   for_each_isa([] {
     Comparison comparison;
     for (unsigned seed = 1; seed <= 60; ++seed) {
@@ -111,7 +111,7 @@ TEST(Slstm, MatchesTheEquationsForOneFeature) {
   });
 }
 
-TEST(Slstm, MatchesTheEquationsForAnyNumberOfSequences) {
+TEST(SlstmBackward, MatchesTheEquationsForAnyNumberOfSequences) {
   for_each_isa([] {
     for (DType weights : {DType::f32, DType::bf16}) {
       Comparison comparison;
@@ -127,7 +127,7 @@ TEST(Slstm, MatchesTheEquationsForAnyNumberOfSequences) {
   });
 }
 
-TEST(Slstm, MatchesTheEquationsFromEveryStart) {
+TEST(SlstmBackward, MatchesTheEquationsFromEveryStart) {
   for_each_isa([] {
     Comparison comparison;
     for (SlstmStart start : {SlstmStart::null, SlstmStart::zero, SlstmStart::carried})
@@ -142,7 +142,7 @@ TEST(Slstm, MatchesTheEquationsFromEveryStart) {
   });
 }
 
-TEST(Slstm, ClipAndCut) {
+TEST(SlstmBackward, ClipAndCut) {
   for_each_isa([] {
     for (bool cut : {false, true}) {
       Comparison comparison;
@@ -157,7 +157,7 @@ TEST(Slstm, ClipAndCut) {
 }
 
 // To the bit: not the other sequences of a batch, not the number of threads, not the cuts.
-TEST(Slstm, BatchThreadsAndPiecesChangeNoBit) {
+TEST(SlstmBackward, BatchThreadsAndPiecesChangeNoBit) {
   for_each_isa([] {
     for (SlstmShape shape : {SlstmShape{1, 150}, SlstmShape{3, 40}, SlstmShape{4, 64}}) {
       SlstmProblem problem(shape, {20, 1, 33, 2, 1, 14, 5}, 4);
@@ -190,7 +190,7 @@ TEST(Slstm, BatchThreadsAndPiecesChangeNoBit) {
   });
 }
 
-TEST(Slstm, NanDoesNotTravelBackOrAside) {
+TEST(SlstmBackward, NanDoesNotTravelBackOrAside) {
   for_each_isa([] {
     for (int gate = 0; gate < 4; ++gate) {
       SlstmProblem problem({2, 20}, {9, 9, 4}, 5);
@@ -217,7 +217,7 @@ TEST(Slstm, NanDoesNotTravelBackOrAside) {
 }
 
 // Adding a constant to i~ of all tokens changes m alone (specification B.4).
-TEST(Slstm, TheInputGateIsRelative) {
+TEST(SlstmBackward, TheInputGateIsRelative) {
   SlstmProblem problem({2, 16}, {25}, 6, SlstmStart::zero);
   problem.d_last[0].assign(problem.d_last[0].size(), 0.0F);
   problem.run(1);
@@ -230,7 +230,7 @@ TEST(Slstm, TheInputGateIsRelative) {
 }
 
 // Gates far out: weights of 0, forgetting nothing, forgetting everything.
-TEST(Slstm, ExtremeGatesStayFinite) {
+TEST(SlstmBackward, ExtremeGatesStayFinite) {
   for_each_isa([] {
     SlstmProblem problem({1, 8}, {12}, 8, SlstmStart::zero);
     for (int t = 0; t < 12; ++t)
@@ -244,7 +244,7 @@ TEST(Slstm, ExtremeGatesStayFinite) {
 }
 
 // Specification G.
-TEST(Slstm, GoldenVectorsOfTheSpecification) {
+TEST(SlstmBackward, GoldenVectorsOfTheSpecification) {
   SlstmProblem engine({1, 2}, {3}, 1, SlstmStart::zero);
   for (int t = 0; t < 3; ++t)
     for (int i = 0; i < 8; ++i) engine.wx.set(t, i, 0.5 * std::sin(1 + t + i / 2 * 2 + i % 2 * 3));
@@ -278,7 +278,7 @@ TEST(Slstm, GoldenVectorsOfTheSpecification) {
 }
 
 // NX-AI's cell in float32: two sequences of 50 tokens, 4 heads of 8, from the zero state.
-TEST(Slstm, GoldenCell) {
+TEST(SlstmBackward, GoldenCell) {
   const auto file =
       formats::SafetensorsFile::open(oracle::golden_folder() / "cell_slstm.safetensors");
   const auto values = [&file](const std::string& name) {
@@ -325,7 +325,7 @@ TEST(Slstm, GoldenCell) {
 }
 
 // The reference's backward pass against central differences, states' gradients included.
-TEST(Slstm, ReferenceMatchesCentralDifferences) {
+TEST(SlstmBackward, ReferenceMatchesCentralDifferences) {
   for (SlstmShape shape : {SlstmShape{1, 3}, SlstmShape{2, 4}}) {
     SlstmProblem problem(shape, {6}, 11);
     auto exact = problem.reference<double>(0);
@@ -356,7 +356,7 @@ TEST(Slstm, ReferenceMatchesCentralDifferences) {
 }
 
 // Gradients cut at any token and carried through the states are those of the whole.
-TEST(Slstm, GradientsContinueAcrossCalls) {
+TEST(SlstmBackward, GradientsContinueAcrossCalls) {
   SlstmProblem whole({2, 20}, {24}, 12, SlstmStart::zero);
   whole.run(1);
   SlstmProblem first({2, 20}, {10}, 12, SlstmStart::zero);
@@ -389,7 +389,7 @@ TEST(Slstm, GradientsContinueAcrossCalls) {
   EXPECT_LT(max_error(d_r, whole.d_r()), 4e-6 * max_abs(whole.d_r()));
 }
 
-TEST(Slstm, RefusesWrongArguments) {
+TEST(SlstmBackward, RefusesWrongArguments) {
   SlstmProblem problem({2, 8}, {3}, 1);
   Context context({}, 1);
   std::vector<float> memory(4096);
