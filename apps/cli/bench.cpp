@@ -134,8 +134,13 @@ LinearWeights count_linear(const Model& model) {
   LinearWeights count;
   count.head = config.vocab_size * config.hidden_size;
   for (const ParameterInfo& parameter : model.parameters()) {
-    if (parameter.shape.size() == 2 && parameter.name.find(".blocks.") != std::string::npos)
-      count.blocks += parameter.shape[0] * parameter.shape[1];
+    const bool is_product = parameter.shape.size() >= 2 &&
+                            parameter.name.find(".blocks.") != std::string::npos &&
+                            parameter.name.find("conv1d") == std::string::npos;
+    if (!is_product) continue;
+    std::int64_t weights = 1;
+    for (const std::int64_t size : parameter.shape) weights *= size;
+    count.blocks += weights;
   }
   return count;
 }

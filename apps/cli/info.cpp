@@ -34,7 +34,46 @@ Weights count_weights(const Model& model) {
   return weights;
 }
 
+// "mLSTM mLSTM sLSTM": what a stack of the first xLSTM consists of, runs counted.
+std::string block_list(const Config& config) {
+  std::string text;
+  for (std::int64_t begin = 0; begin < config.num_blocks;) {
+    const bool slstm = config.block_stack->is_slstm(begin);
+    std::int64_t end = begin + 1;
+    while (end < config.num_blocks && config.block_stack->is_slstm(end) == slstm) ++end;
+    text +=
+        fmt::format("{}{} {}", text.empty() ? "" : ", ", end - begin, slstm ? "sLSTM" : "mLSTM");
+    begin = end;
+  }
+  return text;
+}
+
+Json stack_json(const Config& config) {
+  const BlockStackConfig& stack = *config.block_stack;
+  Json json = {{"model_type", "xlstm"},
+               {"family", "first"},
+               {"num_blocks", config.num_blocks},
+               {"hidden_size", config.hidden_size},
+               {"slstm_at", stack.slstm_at},
+               {"vocab_size", config.vocab_size},
+               {"bias", stack.bias},
+               {"add_post_blocks_norm", stack.add_post_blocks_norm},
+               {"tie_word_embeddings", config.tie_word_embeddings}};
+  if (stack.mlstm)
+    json["mlstm"] = {{"num_heads", stack.mlstm->num_heads},
+                     {"inner_dim", stack.inner_dim(config.hidden_size)},
+                     {"conv1d_kernel_size", stack.mlstm->conv1d_kernel_size},
+                     {"qkv_proj_blocksize", stack.mlstm->qkv_proj_blocksize}};
+  if (stack.slstm)
+    json["slstm"] = {{"num_heads", stack.slstm->num_heads},
+                     {"conv1d_kernel_size", stack.slstm->conv1d_kernel_size},
+                     {"ffn_dim", stack.ffn_dim(config.hidden_size)},
+                     {"act_fn", stack.slstm->ffn_act_fn}};
+  return json;
+}
+
 Json architecture_json(const Config& config) {
+  if (config.block_stack) return stack_json(config);
   Json json = {{"model_type", "xlstm"},
                {"num_blocks", config.num_blocks},
                {"hidden_size", config.hidden_size},
@@ -96,10 +135,14 @@ std::string info_text(const LoadedModel& loaded) {
   for (const auto& [key, value] : config.unknown) unknown.push_back(key);
 
   row("model", loaded.directory.string());
-  row("architecture", fmt::format("xLSTM, {} blocks, width {}, {} heads (key {}, value {}), "
-                                  "feed-forward {}",
-                                  config.num_blocks, config.hidden_size, config.num_heads,
-                                  config.qk_head_dim(), config.v_head_dim(), config.ffn_dim()));
+  if (config.block_stack)
+    row("architecture", fmt::format("first xLSTM, {} blocks ({}), width {}", config.num_blocks,
+                                    block_list(config), config.hidden_size));
+  else
+    row("architecture", fmt::format("xLSTM, {} blocks, width {}, {} heads (key {}, value {}), "
+                                    "feed-forward {}",
+                                    config.num_blocks, config.hidden_size, config.num_heads,
+                                    config.qk_head_dim(), config.v_head_dim(), config.ffn_dim()));
   row("vocabulary", fmt::format("{}", config.vocab_size));
   row("parameters",
       fmt::format("{} ({})", format_count(static_cast<std::uint64_t>(weights.parameters)),

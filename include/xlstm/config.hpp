@@ -9,6 +9,55 @@
 
 namespace xlstm {
 
+/// The mLSTM block of the first xLSTM: NX-AI's mLSTMLayerConfig (specification B.1, B.3).
+struct MlstmBlockConfig {
+  std::int64_t num_heads = 4;           ///< H
+  std::int64_t conv1d_kernel_size = 4;  ///< taps of the causal convolution
+  std::int64_t qkv_proj_blocksize = 4;  ///< q, k and v are block-diagonal products of this size
+  double proj_factor = 2.0;
+  std::int64_t round_proj_up_to_multiple_of = 64;
+};
+
+/// The sLSTM block of the first xLSTM: NX-AI's sLSTMLayerConfig and FeedForwardConfig (B.1, B.4).
+struct SlstmBlockConfig {
+  std::int64_t num_heads = 4;           ///< H
+  std::int64_t conv1d_kernel_size = 4;  ///< 0: neither convolution nor SiLU
+  bool group_norm_weight = true;
+  std::string bias_init = "powerlaw_blockdependent";  ///< how training begins (B.5)
+  std::string recurrent_weight_init = "zeros";
+  bool gradient_recurrent_cut = false;
+  std::optional<double> gradient_recurrent_clipval;
+
+  bool has_feed_forward = true;
+  double ffn_proj_factor = 1.3;
+  std::string ffn_act_fn = "gelu";  ///< gelu, relu, relu^2, sigmoid, swish
+  bool ffn_bias = false;
+  double ffn_dropout = 0.0;
+  std::int64_t ffn_round_proj_up_to_multiple_of = 64;
+};
+
+/// The first xLSTM, a stack of mLSTM and sLSTM blocks: NX-AI's xLSTMLMModelConfig and
+/// xLSTMBlockStackConfig (B.1). Its width, blocks, vocabulary and tie are Config's.
+struct BlockStackConfig {
+  std::optional<MlstmBlockConfig> mlstm;
+  std::optional<SlstmBlockConfig> slstm;
+  std::vector<std::int64_t> slstm_at;  ///< indices of the sLSTM blocks, rising
+  std::int64_t context_length = -1;    ///< of training; no limit here
+  bool bias = false;                   ///< in the linear layers of mLSTM blocks
+  double dropout = 0.0;                ///< in training (B.6)
+  bool add_post_blocks_norm = true;
+  /// Some authors' files hold that norm but their programs never apply it (specification B.8).
+  bool apply_post_blocks_norm = true;
+  bool weight_decay_on_embedding = false;
+  bool add_embedding_dropout = false;
+
+  bool is_slstm(std::int64_t block) const;
+  /// Din = r ceil(D factor / r), the width inside an mLSTM block.
+  std::int64_t inner_dim(std::int64_t hidden_size) const;
+  /// F = r ceil(D factor / r) of an sLSTM block's feed-forward layer.
+  std::int64_t ffn_dim(std::int64_t hidden_size) const;
+};
+
 /// Names, meanings and defaults are those of transformers' `xLSTMConfig`. Fields that only choose
 /// a reference kernel are kept for whoever writes the configuration; they change nothing here.
 /// The methods expect values that validate() accepts.
@@ -45,6 +94,9 @@ struct Config {
   std::string step_kernel = "native";
   std::string autocast_kernel_dtype = "bfloat16";
   std::string inference_state_dtype = "float32";
+  /// Present in models of the first xLSTM: then the fields above that describe blocks (heads,
+  /// factors, caps, norms) say nothing, and this does.
+  std::optional<BlockStackConfig> block_stack;
   /// Keys of the file that this program does not know, with their values as JSON text.
   std::map<std::string, std::string> unknown;
 
@@ -62,7 +114,8 @@ struct Config {
   /// Number of weights of the model; a tied embedding counts once. A bias of out_norm, which
   /// some NX-AI files have, is not counted.
   std::int64_t parameter_count() const;
-  /// Values of the recurrent state of one sequence, all blocks: H (dqk dv + dqk + 1) each.
+  /// Values of the recurrent state of one sequence, all blocks: H (dqk dv + dqk + 1) for each mLSTM
+  /// cell, 4 D for each sLSTM cell, and the windows of the convolutions.
   std::int64_t state_count() const;
 
   /// Throws Error(invalid_argument) naming the first field that is out of range, that does not fit

@@ -31,10 +31,18 @@ class State {
   /// Bytes of the recurrent memory.
   std::size_t bytes() const noexcept;
 
-  /// Views of block `i`: C [H, dqk, dv], n [H, dqk], m [H], float32 (specification A.4).
+  std::int64_t blocks() const noexcept;
+  /// Views of a block's memory, float32. mLSTM: C [H, dqk, dv], n [H, dqk], m [H] (specification
+  /// A.4; C and n hold keys that are not scaled, in models of the first xLSTM too). sLSTM: c, n, m
+  /// and h [D] (B.4).
   Tensor c(std::int64_t block) const;
   Tensor n(std::int64_t block) const;
   Tensor m(std::int64_t block) const;
+  /// Empty for an mLSTM block.
+  Tensor h(std::int64_t block) const;
+  /// The last inputs of the block's causal convolution [taps - 1, channels], oldest first; empty if
+  /// there is none.
+  Tensor window(std::int64_t block) const;
 
   /// Writes a state file (docs/formats.md): versioned, naming the model by hash, with the token
   /// count and the last logits. The file is whole or absent.

@@ -2,6 +2,7 @@
 
 #include "xlstm/config.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -27,9 +28,68 @@ double floor_divide(double a, double b) {
   return quotient - floor > 0.5 ? floor + 1 : floor;
 }
 
+/// r ceil(width factor / r), a true ceiling (specification B.1).
+std::int64_t round_up(std::int64_t width, double factor, std::int64_t multiple) {
+  const auto r = static_cast<double>(multiple);
+  return truncate(std::ceil(static_cast<double>(width) * factor / r) * r);
+}
+
+/// Weights of a stack of the first xLSTM's blocks, and of its norm.
+template <class T>
+T count_stack_parameters(const Config& config) {
+  const BlockStackConfig& stack = *config.block_stack;
+  const T d = static_cast<T>(config.hidden_size);
+  T total = stack.add_post_blocks_norm ? d : 0;
+  for (std::int64_t i = 0; i < config.num_blocks; ++i) {
+    if (stack.is_slstm(i)) {
+      const SlstmBlockConfig& s = *stack.slstm;
+      const T h = static_cast<T>(s.num_heads);
+      total += d + 8 * d * (d / h) + 4 * d;  // norm, four gates and R, bias
+      if (s.conv1d_kernel_size > 0) total += d * static_cast<T>(s.conv1d_kernel_size + 1);
+      if (s.group_norm_weight) total += d;
+      if (!s.has_feed_forward) continue;
+      const T f = static_cast<T>(stack.ffn_dim(config.hidden_size));
+      total += d + 3 * f * d + (s.ffn_bias ? 2 * f + d : 0);
+    } else {
+      const MlstmBlockConfig& m = *stack.mlstm;
+      const T in = static_cast<T>(stack.inner_dim(config.hidden_size));
+      const T h = static_cast<T>(m.num_heads);
+      total +=
+          d + 3 * in * d + in * static_cast<T>(m.conv1d_kernel_size + 1);  // norm, up, down, conv
+      total += 3 * in * static_cast<T>(m.qkv_proj_blocksize);              // q, k, v
+      total += 2 * (3 * in * h + h) + 2 * in;                              // gates, norm, skip
+      if (stack.bias) total += 2 * in + d + 3 * in;
+    }
+  }
+  return total;
+}
+
+/// Values of the state of a stack of the first xLSTM's blocks.
+template <class T>
+T count_stack_states(const Config& config) {
+  const BlockStackConfig& stack = *config.block_stack;
+  T total = 0;
+  for (std::int64_t i = 0; i < config.num_blocks; ++i) {
+    if (stack.is_slstm(i)) {
+      const T d = static_cast<T>(config.hidden_size);
+      total += 4 * d +
+               d * static_cast<T>(std::max<std::int64_t>(stack.slstm->conv1d_kernel_size - 1, 0));
+    } else {
+      const T in = static_cast<T>(stack.inner_dim(config.hidden_size));
+      const T h = static_cast<T>(stack.mlstm->num_heads);
+      total += in * (in / h) + in + h + in * static_cast<T>(stack.mlstm->conv1d_kernel_size - 1);
+    }
+  }
+  return total;
+}
+
 /// Number of weights, in any type: double cannot overflow.
 template <class T>
 T count_parameters(const Config& config) {
+  if (config.block_stack) {
+    const T table = static_cast<T>(config.vocab_size) * static_cast<T>(config.hidden_size);
+    return count_stack_parameters<T>(config) + (config.tie_word_embeddings ? table : 2 * table);
+  }
   const T d = static_cast<T>(config.hidden_size), h = static_cast<T>(config.num_heads);
   const T qk = static_cast<T>(config.qk_dim()), v = static_cast<T>(config.v_dim());
   const T f = static_cast<T>(config.ffn_dim()), vocabulary = static_cast<T>(config.vocab_size);
@@ -92,7 +152,97 @@ std::int64_t Config::ffn_dim() const {
 std::int64_t Config::parameter_count() const { return count_parameters<std::int64_t>(*this); }
 
 std::int64_t Config::state_count() const {
+  if (block_stack) return count_stack_states<std::int64_t>(*this);
   return num_blocks * num_heads * (qk_head_dim() * v_head_dim() + qk_head_dim() + 1);
+}
+
+namespace {
+
+void validate_stack(const Config& config, const Validator& check) {
+  const BlockStackConfig& stack = *config.block_stack;
+  const std::string& where = check.where;
+  XLSTM_CHECK(stack.mlstm || stack.slstm, invalid_argument,
+              "{}: expected mlstm_block or slstm_block, found neither", where);
+  std::int64_t before = -1;
+  for (const std::int64_t block : stack.slstm_at) {
+    XLSTM_CHECK(block > before && block < config.num_blocks, invalid_argument,
+                "{}: slstm_at: expected rising indices of the {} blocks, found {} after {}", where,
+                config.num_blocks, block, before);
+    before = block;
+  }
+  const auto slstm_blocks = static_cast<std::int64_t>(stack.slstm_at.size());
+  XLSTM_CHECK(stack.slstm || slstm_blocks == 0, invalid_argument,
+              "{}: slstm_at: expected no sLSTM blocks, as there is no slstm_block, found {}", where,
+              slstm_blocks);
+  XLSTM_CHECK(stack.mlstm || slstm_blocks == config.num_blocks, invalid_argument,
+              "{}: mlstm_block: expected settings, because {} of {} blocks are mLSTM blocks, found "
+              "none",
+              where, config.num_blocks - slstm_blocks, config.num_blocks);
+  const auto probability = [&](const char* field, double value) {
+    XLSTM_CHECK(value >= 0 && value < 1, invalid_argument,
+                "{}: {}: expected a probability below 1, found {}", where, field, value);
+  };
+  const auto heads_divide = [&](const char* field, std::int64_t heads, std::int64_t width) {
+    check.at_least(field, heads, 1);
+    XLSTM_CHECK(width % heads == 0, invalid_argument, "{}: {}: expected a divisor of {}, found {}",
+                where, field, width, heads);
+  };
+  constexpr std::int64_t kMaxTaps = 1024;
+  probability("dropout", stack.dropout);
+  if (stack.mlstm) {
+    const MlstmBlockConfig& m = *stack.mlstm;
+    check.positive("mlstm.proj_factor", m.proj_factor);
+    check.at_least("mlstm.round_proj_up_to_multiple_of", m.round_proj_up_to_multiple_of, 1);
+    const double width = static_cast<double>(config.hidden_size) * m.proj_factor +
+                         static_cast<double>(m.round_proj_up_to_multiple_of);
+    XLSTM_CHECK(width <= kMaxWidth, invalid_argument,
+                "{}: mlstm.proj_factor: expected an inner width of at most {}, found {}", where,
+                kMaxWidth, width);
+    const std::int64_t inner = stack.inner_dim(config.hidden_size);
+    heads_divide("mlstm.num_heads", m.num_heads, inner);
+    heads_divide("mlstm.qkv_proj_blocksize", m.qkv_proj_blocksize, inner);
+    check.at_least("mlstm.conv1d_kernel_size", m.conv1d_kernel_size, 1, kMaxTaps);
+  }
+  if (stack.slstm) {
+    const SlstmBlockConfig& s = *stack.slstm;
+    heads_divide("slstm.num_heads", s.num_heads, config.hidden_size);
+    check.at_least("slstm.conv1d_kernel_size", s.conv1d_kernel_size, 0, kMaxTaps);
+    check.positive("feedforward.proj_factor", s.ffn_proj_factor);
+    check.at_least("feedforward.round_proj_up_to_multiple_of", s.ffn_round_proj_up_to_multiple_of,
+                   1);
+    const double width = static_cast<double>(config.hidden_size) * s.ffn_proj_factor +
+                         static_cast<double>(s.ffn_round_proj_up_to_multiple_of);
+    XLSTM_CHECK(width <= kMaxWidth, invalid_argument,
+                "{}: feedforward.proj_factor: expected a width of at most {}, found {}", where,
+                kMaxWidth, width);
+    probability("feedforward.dropout", s.ffn_dropout);
+    bool known = false;
+    for (const char* name : {"gelu", "relu", "relu^2", "sigmoid", "swish"})
+      known = known || s.ffn_act_fn == name;
+    XLSTM_CHECK(known, invalid_argument,
+                "{}: feedforward.act_fn: expected gelu, relu, relu^2, sigmoid or swish, found '{}'",
+                where, s.ffn_act_fn);
+  }
+  const double parameters = count_parameters<double>(config);
+  const double states = count_stack_states<double>(config);
+  XLSTM_CHECK(parameters <= kMaxParameters && states <= kMaxParameters, invalid_argument,
+              "{}: expected at most {} weights and states, found {} and {}", where, kMaxParameters,
+              parameters, states);
+}
+
+}  // namespace
+
+bool BlockStackConfig::is_slstm(std::int64_t block) const {
+  return std::binary_search(slstm_at.begin(), slstm_at.end(), block);
+}
+
+std::int64_t BlockStackConfig::inner_dim(std::int64_t hidden_size) const {
+  return mlstm ? round_up(hidden_size, mlstm->proj_factor, mlstm->round_proj_up_to_multiple_of) : 0;
+}
+
+std::int64_t BlockStackConfig::ffn_dim(std::int64_t hidden_size) const {
+  if (!slstm || !slstm->has_feed_forward) return 0;
+  return round_up(hidden_size, slstm->ffn_proj_factor, slstm->ffn_round_proj_up_to_multiple_of);
 }
 
 void Config::validate(const std::string& where) const {
@@ -100,6 +250,13 @@ void Config::validate(const std::string& where) const {
   check.at_least("vocab_size", vocab_size, 1);
   check.at_least("hidden_size", hidden_size, 1);
   check.at_least("num_blocks", num_blocks, 1, kMaxBlocks);
+  if (bos_token_id) check.at_least("bos_token_id", *bos_token_id, 0);
+  for (const std::int64_t id : eos_token_id) check.at_least("eos_token_id", id, 0);
+  if (pad_token_id) check.at_least("pad_token_id", *pad_token_id, 0);
+  if (block_stack) {
+    validate_stack(*this, check);
+    return;
+  }
   check.at_least("num_heads", num_heads, 1);
   check.splits_into_heads("qk_dim_factor", *this, qk_dim_factor, qk_dim());
   check.splits_into_heads("v_dim_factor", *this, v_dim_factor, v_dim());
@@ -121,9 +278,6 @@ void Config::validate(const std::string& where) const {
               "{}: weight_mode: expected single or fused, found '{}'", where, weight_mode);
   check.at_least("chunk_size", chunk_size, 1, kMaxChunk);
   check.at_least("max_inference_chunksize", max_inference_chunksize, 1);
-  if (bos_token_id) check.at_least("bos_token_id", *bos_token_id, 0);
-  for (const std::int64_t id : eos_token_id) check.at_least("eos_token_id", id, 0);
-  if (pad_token_id) check.at_least("pad_token_id", *pad_token_id, 0);
 
   const double parameters = count_parameters<double>(*this);
   const double states = static_cast<double>(num_blocks) * static_cast<double>(num_heads) *

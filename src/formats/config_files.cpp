@@ -2,10 +2,11 @@
 
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "core/check.hpp"
 #include "core/json.hpp"
+#include "formats/block_stack.hpp"
+#include "formats/fields.hpp"
 #include "formats/mapped_file.hpp"
 #include "formats/yaml.hpp"
 #include "xlstm/dtype.hpp"
@@ -52,108 +53,9 @@ void visit_fields(C& config, Visitor&& visit) {
   visit("inference_state_dtype", config.inference_state_dtype);
 }
 
-/// Reads typed values of an object and remembers which keys were asked for.
-class FieldReader {
- public:
-  FieldReader(const json& object, const std::string& name) : object_(object), name_(name) {
-    XLSTM_CHECK(object.is_object(), invalid_file, "{}: expected an object of settings, found {}",
-                name, describe(object));
-  }
-
-  /// The value of a key, or null if it is absent.
-  const json* find(const std::string& key) {
-    known_.insert(key);
-    const auto entry = object_.find(key);
-    return entry == object_.end() ? nullptr : &*entry;
-  }
-
-  /// Leaves `field` as it is when the key is absent.
-  template <class T>
-  void operator()(const char* key, T& field) {
-    if (const json* value = find(key)) read(key, *value, field);
-  }
-
-  /// A size with two names, either of which may be absent or null; both must agree.
-  void alias(const char* key, const char* other, std::int64_t& field) {
-    std::optional<std::int64_t> a, b;
-    (*this)(key, a);
-    (*this)(other, b);
-    XLSTM_CHECK(!a || !b || *a == *b, invalid_file, "{}: {}: expected {} as {} says, found {}",
-                name_, key, *b, other, *a);
-    if (a || b) field = a ? *a : *b;
-  }
-
-  void expect_required(std::initializer_list<const char*> keys) {
-    for (const char* key : keys)
-      XLSTM_CHECK(object_.contains(key) && !object_[key].is_null(), invalid_file,
-                  "{}: expected the key {}, found none", name_, key);
-  }
-
-  /// A switch that changes the architecture to one that is not built here.
-  void expect_off(const char* key) {
-    const auto entry = object_.find(key);  // stays unknown: it is written back
-    XLSTM_CHECK(entry == object_.end() || entry->is_null() || *entry == false, unsupported,
-                "{}: {}: expected false, the only architecture supported, found {}", name_, key,
-                describe(*entry));
-  }
-
-  /// Keys that nobody asked for, as JSON text.
-  std::map<std::string, std::string> rest() const {
-    std::map<std::string, std::string> result;
-    for (const auto& [key, value] : object_.items())
-      if (!known_.contains(key)) result.emplace(key, write_json(value));
-    return result;
-  }
-
- private:
-  [[noreturn]] void wrong(const char* key, const char* expected, const json& value) const {
-    fail(ErrorCode::invalid_file, "{}: {}: expected {}, found {}", name_, key, expected,
-         describe(value));
-  }
-
-  void read(const char* key, const json& value, std::int64_t& field) const {
-    // Unsigned values beyond int64 are integers too, so compare before converting.
-    const bool fits = value.is_number_integer() &&
-                      (!value.is_number_unsigned() ||
-                       value.get<std::uint64_t>() <= std::numeric_limits<std::int64_t>::max());
-    if (!fits) wrong(key, "an integer of 64 bits", value);
-    field = value.get<std::int64_t>();
-  }
-  void read(const char* key, const json& value, double& field) const {
-    if (!value.is_number()) wrong(key, "a number", value);
-    field = value.get<double>();
-  }
-  void read(const char* key, const json& value, bool& field) const {
-    if (!value.is_boolean()) wrong(key, "true or false", value);
-    field = value.get<bool>();
-  }
-  void read(const char* key, const json& value, std::string& field) const {
-    if (!value.is_string()) wrong(key, "a string", value);
-    field = value.get<std::string>();
-  }
-  template <class T>
-  void read(const char* key, const json& value, std::optional<T>& field) const {
-    if (value.is_null())
-      field.reset();
-    else
-      read(key, value, field.emplace());
-  }
-  /// A number, a list of numbers or null.
-  void read(const char* key, const json& value, std::vector<std::int64_t>& field) const {
-    field.clear();
-    if (value.is_null()) return;
-    if (!value.is_array()) return read(key, value, field.emplace_back());
-    for (const json& element : value) read(key, element, field.emplace_back());
-  }
-
-  const json& object_;
-  const std::string& name_;
-  std::set<std::string> known_;
-};
-
 /// Both kinds of file name their fields alike; `config` holds the defaults of the kind.
 void read_fields(FieldReader& reader, Config& config) {
-  for (const char* key : {"add_qk_norm", "add_post_norm", "quantization_config", "_xlstm_config"})
+  for (const char* key : {"add_qk_norm", "add_post_norm", "quantization_config"})
     reader.expect_off(key);
   reader.alias("hidden_size", "embedding_dim", config.hidden_size);
   reader.alias("num_hidden_layers", "num_blocks", config.num_blocks);
@@ -174,23 +76,6 @@ void validate_file(const Config& config, const std::string& name) {
   }
 }
 
-/// Writes fields with transformers' types: a float stays a float even when it is whole.
-struct FieldWriter {
-  json& object;
-
-  template <class T>
-  void operator()(const char* key, const T& field) {
-    object[key] = field;
-  }
-  template <class T>
-  void operator()(const char* key, const std::optional<T>& field) {
-    object[key] = field ? json(*field) : json();
-  }
-  void operator()(const char* key, const std::vector<std::int64_t>& field) {
-    object[key] = field.empty() ? json() : field.size() == 1 ? json(field[0]) : json(field);
-  }
-};
-
 std::int32_t to_token_id(const std::string& name, const char* key, std::int64_t id) {
   XLSTM_CHECK(id >= 0 && id <= std::numeric_limits<std::int32_t>::max(), invalid_file,
               "{}: {}: expected 0 to {}, found {}", name, key,
@@ -204,15 +89,22 @@ Config parse_hf_config(std::string_view text, const std::string& name) {
   const json object = parse_json(text, name);
   FieldReader reader(object, name);
 
+  if (is_block_stack(object)) {  // NX-AI's settings, saved as JSON
+    Config config = read_block_stack(object, name);
+    validate_file(config, name);
+    return config;
+  }
+
   std::optional<std::string> model_type;
   reader("model_type", model_type);
   XLSTM_CHECK(model_type, invalid_file, "{}: model_type: expected 'xlstm', found none", name);
   XLSTM_CHECK(*model_type == "xlstm", unsupported, "{}: model_type: expected 'xlstm', found '{}'",
               name, excerpt(*model_type));
-  XLSTM_CHECK(!object.contains("_xlstm_config"), unsupported,
-              "{}: _xlstm_config: expected the settings of an xLSTM-large model, found the nested "
-              "ones of the first xLSTM (mLSTM and sLSTM blocks), which cannot be read yet",
-              name);
+  if (object.contains("_xlstm_config")) {
+    Config config = read_community_config(object, name);
+    validate_file(config, name);
+    return config;
+  }
   Config config;
   read_fields(reader, config);
   validate_file(config, name);
@@ -221,6 +113,11 @@ Config parse_hf_config(std::string_view text, const std::string& name) {
 
 Config parse_nxai_config(std::string_view text, const std::string& name) {
   const json object = parse_yaml(text, name);
+  if (is_block_stack(object)) {
+    Config config = read_block_stack(object, name);
+    validate_file(config, name);
+    return config;
+  }
   FieldReader reader(object, name);
   reader.expect_required({"embedding_dim", "num_heads", "num_blocks", "vocab_size"});
 
@@ -244,13 +141,14 @@ std::string write_hf_config(const Config& config, std::string_view dtype) {
   const auto type = parse_dtype(dtype);
   XLSTM_CHECK(type && is_weight_dtype(*type), invalid_argument,
               "config: dtype: expected f32, bf16 or f16, found '{}'", dtype);
+  if (config.block_stack) return write_json(write_community_config(config, *type), 2) + "\n";
   json object = json::object();
   for (const auto& [key, value] : config.unknown)
     object[key] = parse_json(value, fmt::format("config: unknown key '{}'", excerpt(key)));
 
   object["model_type"] = "xlstm";
   object["architectures"] = {"xLSTMForCausalLM"};
-  object["dtype"] = *type == DType::f32 ? "float32" : *type == DType::bf16 ? "bfloat16" : "float16";
+  object["dtype"] = torch_name(*type);
   object["hidden_size"] = object["embedding_dim"] = config.hidden_size;
   object["num_hidden_layers"] = object["num_blocks"] = config.num_blocks;
   visit_fields(config, FieldWriter{object});

@@ -16,6 +16,8 @@ struct Hyperparameters {
   float norm_eps = 0, cell_eps = 0;
   float gate_cap = 0, logit_cap = 0;  ///< 0: none
   DType activation = DType::f32;      ///< of the inputs of matrix products
+  bool apply_out_norm = true;
+  bool first_xlstm = false;  ///< norms are LayerNorms whose files hold the scale minus 1
 
   Hyperparameters() = default;
   Hyperparameters(const Config& c, DType activation_dtype, std::int64_t chunk_size)
@@ -31,7 +33,12 @@ struct Hyperparameters {
         cell_eps(static_cast<float>(c.eps)),
         gate_cap(static_cast<float>(c.gate_soft_cap.value_or(0.0))),
         logit_cap(static_cast<float>(c.output_logit_soft_cap.value_or(0.0))),
-        activation(activation_dtype) {}
+        activation(activation_dtype),
+        first_xlstm(c.block_stack.has_value()) {
+    if (!first_xlstm) return;
+    norm_eps = 1e-5F;  // fixed in NX-AI's code (specification B.2)
+    apply_out_norm = c.block_stack->apply_post_blocks_norm;
+  }
 };
 
 /// The biases of a group, or nothing when the model has none.

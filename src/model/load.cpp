@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <set>
 
 #include "core/check.hpp"
@@ -42,6 +43,10 @@ class Loader {
         name = p.nxai_name;
       }
     }
+    if (t && p.layout == Layout::recurrent) {
+      recurrent_for_cuda_ = has_shape(t, {shape[0], shape[2], shape[1]});
+      if (recurrent_for_cuda_) shape = {shape[0], shape[2], shape[1]};
+    }
     if (!t) {
       if (p.optional) return {};
       fail(ErrorCode::not_found, "{}: tensor '{}' of shape {} is missing{}",
@@ -56,6 +61,8 @@ class Loader {
                 to_string(t.dtype));
     used_.insert(name);
     p.stored_name = name;
+    if (p.layout == Layout::recurrent && recurrent_for_cuda_) return transpose(t);
+    if (p.layout == Layout::recurrent_bias && recurrent_for_cuda_) return gates_outermost(t, p);
     return fused ? t.rows(p.fused_row, p.shape[0]) : t;
   }
 
@@ -67,9 +74,40 @@ class Loader {
   }
 
  private:
+  // A copy of the values of `t` in another order: element i is the from(i)th.
+  template <class From>
+  Tensor reordered(const Tensor& t, const std::vector<std::int64_t>& shape, From&& from) {
+    impl_.owned.emplace_back(t.bytes());
+    const Tensor copy = dense_view(impl_.owned.back().data(), t.dtype, shape);
+    const std::size_t size = size_of(t.dtype);
+    for (std::int64_t i = 0; i < t.count(); ++i)
+      std::memcpy(static_cast<std::byte*>(copy.data) + static_cast<std::size_t>(i) * size,
+                  static_cast<const std::byte*>(t.data) + static_cast<std::size_t>(from(i)) * size,
+                  size);
+    return copy;
+  }
+  // [H, DH, 4 DH] to [H, 4 DH, DH]
+  Tensor transpose(const Tensor& t) {
+    const std::int64_t width = t.dim(1), rows = t.dim(2);
+    return reordered(t, {t.dim(0), rows, width}, [=](std::int64_t i) {
+      const std::int64_t head = i / (rows * width), row = i / width % rows, k = i % width;
+      return (head * width + k) * rows + row;
+    });
+  }
+  // [H, 4, DH] to [4, H, DH]. The heads are those of R, which came just before.
+  Tensor gates_outermost(const Tensor& t, const Parameter& p) {
+    const std::int64_t heads = impl_.config.block_stack->slstm->num_heads;
+    const std::int64_t width = p.shape[0] / 4 / heads;
+    return reordered(t, p.shape, [=](std::int64_t i) {
+      const std::int64_t gate = i / (heads * width), head = i / width % heads;
+      return (head * 4 + gate) * width + i % width;
+    });
+  }
+
   Model::Impl& impl_;
   const formats::Checkpoint& files_;
   std::set<std::string> used_;
+  bool recurrent_for_cuda_ = false;  ///< the last R was in NX-AI's layout for CUDA
 };
 
 template <class Bits>
@@ -96,9 +134,10 @@ void load_weights(Model::Impl& impl, Dialect dialect) {
   for (Parameter& p : list_parameters(impl.config, dialect, impl.network)) {
     // transformers writes lm_head even when the config says that it is tied, and reads what it
     // wrote: the matrix of the file counts, and the tie only when there is none.
-    if (p.name == "lm_head.weight" && impl.config.tie_word_embeddings) p.optional = true;
+    const bool is_head = p.view == &impl.network.lm_head[0];
+    if (is_head && impl.config.tie_word_embeddings) p.optional = true;
     *p.view = loader.find(p);
-    if (!*p.view && p.name == "lm_head.weight") {
+    if (!*p.view && is_head) {
       *p.view = impl.network.embedding;
       impl.tied = true;
     } else if (*p.view) {
@@ -180,6 +219,10 @@ std::uint64_t hash_model(const Model::Impl& impl) {
       c.num_heads, c.use_bias, c.add_out_norm, c.norm_eps, c.eps, c.qk_dim(), c.v_dim(),
       c.ffn_dim(), c.gate_soft_cap.value_or(0), c.output_logit_soft_cap.value_or(0));
   std::uint64_t h = hash_bytes(std::as_bytes(std::span(text)), 1);
+  if (c.block_stack) {
+    const std::string stack = formats::write_hf_config(c, "f32");
+    h = hash_bytes(std::as_bytes(std::span(stack)), h);
+  }
   for (const Parameter& p : impl.parameters) {
     const std::string line = p.name + to_string(*p.view);
     h = hash_bytes(std::as_bytes(std::span(line)), h);

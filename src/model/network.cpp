@@ -2,6 +2,7 @@
 
 #include "ops/activation.hpp"
 #include "ops/embed.hpp"
+#include "ops/layer_norm.hpp"
 #include "ops/linear.hpp"
 #include "ops/norm.hpp"
 
@@ -14,7 +15,8 @@ void Network::forward(Context& c, const ops::Batch& batch, std::span<const std::
 
   ops::embed(c, {.ids = ids, .table = embedding, .y = x});
   for (std::size_t i = 0; i < blocks.size(); ++i)
-    blocks[i].forward(c, hp, x, batch, state.block(i));
+    std::visit([&](const auto& block) { block.forward(c, hp, x, batch, state.blocks()[i]); },
+               blocks[i]);
   if (rows.empty()) return;
 
   const auto wanted = static_cast<std::int64_t>(rows.size());
@@ -24,9 +26,12 @@ void Network::forward(Context& c, const ops::Batch& batch, std::span<const std::
     ops::embed(c, {.ids = rows, .table = x, .y = last});
   }
   Tensor u = last;
-  if (out_norm) {
+  if (out_norm && hp.apply_out_norm) {
     u = c.arena().tensor(hp.activation, {wanted, hp.d});
-    ops::rms_norm(c, {.x = last, .w = out_norm, .b = out_norm_bias, .eps = hp.norm_eps, .y = u});
+    if (hp.first_xlstm)
+      ops::layer_norm(c, {.x = last, .w = out_norm, .b = {}, .eps = hp.norm_eps, .y = u});
+    else
+      ops::rms_norm(c, {.x = last, .w = out_norm, .b = out_norm_bias, .eps = hp.norm_eps, .y = u});
   }
   ops::linear(c, {.x = u, .w = lm_head, .b = {}, .y = logits});
   if (hp.logit_cap > 0) ops::soft_cap(c, {.x = logits, .cap = hp.logit_cap});

@@ -1,24 +1,30 @@
 #pragma once
 // The whole network as views of its weights: embedding, blocks, norm, head.
 
+#include <variant>
 #include <vector>
 
 #include "model/feed_forward.hpp"
 #include "model/mlstm_layer.hpp"
+#include "model/stack_blocks.hpp"
 #include "model/state_layout.hpp"
 
 namespace xlstm::model {
 
-struct Block {
+/// A block of xLSTM-large.
+struct LargeBlock {
   MlstmLayer mlstm;
   FeedForward feed_forward;
 
   void forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
-               ops::MlstmStateOffsets state) const {
-    mlstm.forward(c, hp, x, batch, state);
+               const BlockState& state) const {
+    mlstm.forward(c, hp, x, batch, state.mlstm);
     feed_forward.forward(c, hp, x);
   }
 };
+
+/// xLSTM-large is LargeBlocks; the first xLSTM is any mixture of the two others.
+using Block = std::variant<LargeBlock, MlstmBlock, SlstmBlock>;
 
 struct Network {
   Hyperparameters hp;

@@ -76,7 +76,7 @@ class Registry {
   std::vector<Parameter> list_;
 };
 
-void add_block(Registry& r, const Config& config, const std::string& prefix, Block& block) {
+void add_block(Registry& r, const Config& config, const std::string& prefix, LargeBlock& block) {
   const std::int64_t d = config.hidden_size, heads = config.num_heads;
   const std::int64_t qk = config.qk_dim(), v = config.v_dim(), f = config.ffn_dim();
   MlstmLayer& m = block.mlstm;
@@ -107,14 +107,30 @@ void add_block(Registry& r, const Config& config, const std::string& prefix, Blo
 
 }  // namespace
 
+Tensor dense_view(void* data, DType dtype, const std::vector<std::int64_t>& shape) {
+  XLSTM_ASSERT(shape.size() <= Tensor::kMaxRank);
+  Tensor t = Tensor::dense(data, dtype, {});
+  t.rank = static_cast<std::int8_t>(shape.size());
+  std::int64_t step = 1;
+  for (std::size_t d = shape.size(); d-- > 0;) {
+    t.size[d] = shape[d];
+    t.stride[d] = step;
+    step *= shape[d];
+  }
+  return t;
+}
+
 std::vector<Parameter> list_parameters(const Config& config, Dialect dialect, Network& network) {
+  network.blocks.clear();
   network.blocks.resize(static_cast<std::size_t>(config.num_blocks));
+  if (config.block_stack) return list_stack_parameters(config, network);
   Registry r(config);
   r.matrix("backbone.embeddings.weight", config.vocab_size, config.hidden_size, &network.embedding,
            Init::embedding);
   r.back().nxai_name = "embedding.weight";
   for (std::size_t i = 0; i < network.blocks.size(); ++i)
-    add_block(r, config, fmt::format("backbone.blocks.{}.", i), network.blocks[i]);
+    add_block(r, config, fmt::format("backbone.blocks.{}.", i),
+              std::get<LargeBlock>(network.blocks[i]));
   if (config.add_out_norm) {
     r.norm("backbone.out_norm", config.hidden_size, &network.out_norm, &network.out_norm_bias);
     // transformers' out_norm has no bias; xlstm_large's follows use_bias.

@@ -23,9 +23,16 @@ enum class Init : std::uint8_t {
   forget_bias
 };
 
+/// How a file may hold a parameter otherwise than here (specification B.4, "Parameter layouts").
+enum class Layout : std::uint8_t {
+  plain,
+  recurrent,      ///< R [H, 4 DH, DH], or NX-AI's for CUDA, [H, DH, 4 DH]: the shape tells
+  recurrent_bias  ///< b [4 D] by gates, or by heads in a file whose R is CUDA's
+};
+
 struct Parameter {
-  std::string name;       ///< Hugging Face's (specification A.2)
-  std::string nxai_name;  ///< xlstm_large's
+  std::string name;       ///< Hugging Face's (specification A.2, or B.7 behind "model.")
+  std::string nxai_name;  ///< NX-AI's (A.2, B.7)
   std::vector<std::int64_t> shape;
   std::string group;       ///< parameters that one kernel reads together; empty: alone
   std::string fused_name;  ///< the tensor that holds it under weight_mode "fused"; empty: itself
@@ -33,6 +40,7 @@ struct Parameter {
   std::int64_t fused_rows = 0;  ///< rows of that tensor
   std::string stored_name;      ///< the tensor it was loaded from; empty for random weights
   Init init = Init::linear;
+  Layout layout = Layout::plain;
   bool decay = false;        ///< takes weight decay
   bool quantisable = false;  ///< may be stored in a block format
   bool optional = false;     ///< may be absent from a file
@@ -45,10 +53,15 @@ struct Parameter {
   }
 };
 
+/// A dense view of `data` with any number of sizes up to Tensor::kMaxRank.
+Tensor dense_view(void* data, DType dtype, const std::vector<std::int64_t>& shape);
+
 /// Who wrote a checkpoint: the rules differ for the bias of out_norm alone.
 enum class Dialect : std::uint8_t { hugging_face, nxai };
 
 /// Every parameter of `config`, with views into `network`, whose blocks are created.
 std::vector<Parameter> list_parameters(const Config& config, Dialect dialect, Network& network);
+/// The same for a model of the first xLSTM.
+std::vector<Parameter> list_stack_parameters(const Config& config, Network& network);
 
 }  // namespace xlstm::model

@@ -93,7 +93,7 @@ void fill(const Parameter& p, std::uint64_t key, std::int64_t blocks, int thread
 void random_weights(Model::Impl& impl, DType dtype, std::uint64_t seed) {
   impl.parameters = list_parameters(impl.config, Dialect::hugging_face, impl.network);
   std::erase_if(impl.parameters, [&](const Parameter& p) {
-    return p.optional || (p.name == "lm_head.weight" && impl.config.tie_word_embeddings);
+    return p.optional || (p.view == &impl.network.lm_head[0] && impl.config.tie_word_embeddings);
   });
   const auto bytes_of = [&](const Parameter& p) {
     const std::size_t bytes = static_cast<std::size_t>(p.count()) * size_of(dtype);
@@ -112,8 +112,7 @@ void random_weights(Model::Impl& impl, DType dtype, std::uint64_t seed) {
   std::uint64_t done = 0;
   for (std::size_t i = 0; i < impl.parameters.size(); ++i) {
     const Parameter& p = impl.parameters[i];
-    *p.view = p.shape.size() == 1 ? Tensor::dense(at, dtype, {p.shape[0]})
-                                  : Tensor::dense(at, dtype, {p.shape[0], p.shape[1]});
+    *p.view = dense_view(at, dtype, p.shape);
     fill(p, mix64(seed) ^ mix64(i + 1), impl.config.num_blocks, impl.context.threads());
     at += bytes_of(p);
     done += bytes_of(p);

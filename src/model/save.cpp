@@ -70,16 +70,17 @@ void Model::save(const fs::path& directory, DType dtype, std::uint64_t max_shard
   fs::create_directories(directory, error);
   XLSTM_CHECK(!error, io, "{}: could not create the directory: {}", directory.string(),
               error.message());
-  if (!impl.config.add_out_norm)
+  const bool large = !impl.config.block_stack;
+  if (large && !impl.config.add_out_norm)
     log(LogLevel::warning, "save: transformers builds an output norm always; this model has none");
   if (impl.network.out_norm_bias)
     log(LogLevel::warning, "save: transformers' output norm has no bias and ignores this model's");
 
   // Members are written one by one, so what was fused is "single" again. transformers wants
-  // lm_head in the file even when it is tied.
+  // lm_head in the file even when it is tied; the community's files of the first xLSTM hold none.
   std::vector<Named> tensors;
   for (const model::Parameter& p : impl.parameters) tensors.push_back({p.name, *p.view});
-  if (impl.tied) tensors.push_back({"lm_head.weight", impl.network.lm_head[0]});
+  if (impl.tied && large) tensors.push_back({"lm_head.weight", impl.network.lm_head[0]});
 
   std::vector<std::size_t> first_of_shard = {0};
   std::uint64_t shard_bytes = 0, total_bytes = 0;

@@ -40,28 +40,51 @@ std::size_t State::bytes() const noexcept { return impl_->record.size(); }
 
 namespace {
 
-std::byte* at(State::Impl& impl, std::int64_t block, std::size_t ops::MlstmStateOffsets::*part) {
-  XLSTM_CHECK(block >= 0 && block < impl.layout.blocks, invalid_argument,
-              "state: expected a block in [0, {}), found {}", impl.layout.blocks, block);
-  return impl.record.data() + impl.layout.block(static_cast<std::size_t>(block)).*part;
+const model::BlockState& block_at(const State::Impl& impl, std::int64_t block) {
+  const auto blocks = static_cast<std::int64_t>(impl.layout.blocks().size());
+  XLSTM_CHECK(block >= 0 && block < blocks, invalid_argument,
+              "state: expected a block in [0, {}), found {}", blocks, block);
+  return impl.layout.blocks()[static_cast<std::size_t>(block)];
+}
+
+// A part [D] of an sLSTM cell's state.
+Tensor part_of(const State::Impl& impl, const model::BlockState& b, std::size_t offset) {
+  return Tensor::dense(impl.record.data() + offset, DType::f32, {b.width});
 }
 
 }  // namespace
 
+std::int64_t State::blocks() const noexcept {
+  return static_cast<std::int64_t>(impl_->layout.blocks().size());
+}
+
 Tensor State::c(std::int64_t block) const {
-  const model::StateLayout& l = impl_->layout;
-  return Tensor::dense(at(*impl_, block, &ops::MlstmStateOffsets::c), DType::f32,
-                       {l.heads, l.dqk, l.dv});
+  const model::BlockState& b = block_at(*impl_, block);
+  if (b.heads == 0) return part_of(*impl_, b, b.slstm.c);
+  return Tensor::dense(impl_->record.data() + b.mlstm.c, DType::f32, {b.heads, b.dqk, b.dv});
 }
 
 Tensor State::n(std::int64_t block) const {
-  const model::StateLayout& l = impl_->layout;
-  return Tensor::dense(at(*impl_, block, &ops::MlstmStateOffsets::n), DType::f32, {l.heads, l.dqk});
+  const model::BlockState& b = block_at(*impl_, block);
+  if (b.heads == 0) return part_of(*impl_, b, b.slstm.n);
+  return Tensor::dense(impl_->record.data() + b.mlstm.n, DType::f32, {b.heads, b.dqk});
 }
 
 Tensor State::m(std::int64_t block) const {
-  return Tensor::dense(at(*impl_, block, &ops::MlstmStateOffsets::m), DType::f32,
-                       {impl_->layout.heads});
+  const model::BlockState& b = block_at(*impl_, block);
+  if (b.heads == 0) return part_of(*impl_, b, b.slstm.m);
+  return Tensor::dense(impl_->record.data() + b.mlstm.m, DType::f32, {b.heads});
+}
+
+Tensor State::h(std::int64_t block) const {
+  const model::BlockState& b = block_at(*impl_, block);
+  return b.heads == 0 ? part_of(*impl_, b, b.slstm.h) : Tensor();
+}
+
+Tensor State::window(std::int64_t block) const {
+  const model::BlockState& b = block_at(*impl_, block);
+  if (b.taps < 2) return {};
+  return Tensor::dense(impl_->record.data() + b.window, DType::f32, {b.taps - 1, b.channels});
 }
 
 }  // namespace xlstm

@@ -16,32 +16,26 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "files are little-endian");
 
 constexpr std::array<char, 8> kMagic = {'x', 'l', 's', 't', 'm', 's', 't', 'a'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 
-// The first 80 bytes of the file.
+// The first 56 bytes of the file.
 struct Header {
   std::array<char, 8> magic = kMagic;
   std::uint32_t version = kVersion;
-  std::uint32_t header_bytes = 80;
+  std::uint32_t header_bytes = 56;
   std::uint64_t model_hash = 0;
   std::int64_t tokens = 0;
-  std::int64_t blocks = 0, heads = 0, dqk = 0, dv = 0;
+  std::int64_t values = 0;  // of all states
   std::int64_t logits = 0;  // vocabulary size, or 0 when there are none
   std::uint64_t checksum = 0;
 };
-static_assert(sizeof(Header) == 80);
+static_assert(sizeof(Header) == 56);
 
-// Calls body(data, bytes) for C, n and m of every block, in the order of the file.
+// Calls body(data, bytes) for every part of the state, in the order of the file.
 template <class Body>
 void for_each_part(const State::Impl& s, Body&& body) {
-  const model::StateLayout& l = s.layout;
-  const auto bytes = [](std::int64_t n) { return static_cast<std::size_t>(n) * sizeof(float); };
-  for (std::size_t i = 0; i < static_cast<std::size_t>(l.blocks); ++i) {
-    const ops::MlstmStateOffsets part = l.block(i);
-    body(s.record.data() + part.c, bytes(l.heads * l.dqk * l.dv));
-    body(s.record.data() + part.n, bytes(l.heads * l.dqk));
-    body(s.record.data() + part.m, bytes(l.heads));
-  }
+  for (const model::StateLayout::Part& part : s.layout.parts())
+    body(s.record.data() + part.offset, static_cast<std::size_t>(part.count) * sizeof(float));
 }
 
 // hash_bytes() of the header before the checksum, and with that result as the seed of the next
@@ -63,10 +57,7 @@ void State::save(const std::filesystem::path& file) const {
   Header header;
   header.model_hash = s.model_hash;
   header.tokens = s.tokens;
-  header.blocks = s.layout.blocks;
-  header.heads = s.layout.heads;
-  header.dqk = s.layout.dqk;
-  header.dv = s.layout.dv;
+  header.values = s.layout.count();
   header.logits = s.has_logits ? static_cast<std::int64_t>(s.logits.size()) : 0;
 
   const auto in_memory = [](const std::byte* data, std::size_t size) {
@@ -99,15 +90,9 @@ void State::load(const std::filesystem::path& file) {
   XLSTM_CHECK(header.model_hash == s.model_hash, invalid_file,
               "{}: expected a state of model {:016x}, found one of model {:016x}", name,
               s.model_hash, header.model_hash);
-  model::StateLayout found;
-  found.blocks = header.blocks;
-  found.heads = header.heads;
-  found.dqk = header.dqk;
-  found.dv = header.dv;
-  XLSTM_CHECK(found == s.layout, invalid_file,
-              "{}: expected {} blocks of {} heads of [{}, {}], found {} of {} of [{}, {}]", name,
-              s.layout.blocks, s.layout.heads, s.layout.dqk, s.layout.dv, found.blocks, found.heads,
-              found.dqk, found.dv);
+  XLSTM_CHECK(header.values == s.layout.count(), invalid_file,
+              "{}: expected a state of {} numbers, found {}", name, s.layout.count(),
+              header.values);
   const auto vocab = static_cast<std::int64_t>(s.logits.size());
   XLSTM_CHECK(header.logits == 0 || header.logits == vocab, invalid_file,
               "{}: expected 0 or {} logits, found {}", name, vocab, header.logits);

@@ -2,46 +2,60 @@
 // Where the states of all blocks lie in one record.
 
 #include <cstddef>
+#include <cstdint>
+#include <vector>
 
 #include "core/buffer.hpp"
 #include "ops/batch.hpp"
+#include "ops/slstm.hpp"
 #include "xlstm/config.hpp"
 
 namespace xlstm::model {
 
-/// One record holds, block after block, C [H, dqk, dv], n [H, dqk] and m [H] in float32; each
-/// part starts on kAlignment bytes. A session is one record: fork and save are one copy.
-struct StateLayout {
-  std::int64_t blocks = 0, heads = 0, dqk = 0, dv = 0;
-  ops::MlstmStateOffsets first;  ///< of block 0
-  std::size_t block_bytes = 0;
+/// What one block remembers. An mLSTM cell: C [H, dqk, dv], n [H, dqk], m [H]. An sLSTM cell: h, c,
+/// n and m [D]. A causal convolution: its last inputs [taps - 1, channels].
+struct BlockState {
+  std::int64_t heads = 0, dqk = 0, dv = 0;  ///< of the mLSTM cell, 0 if there is none
+  std::int64_t width = 0;                   ///< D of the sLSTM cell, 0 if there is none
+  std::int64_t taps = 0, channels = 0;      ///< of the convolution, 0 if there is none
+  ops::MlstmStateOffsets mlstm;
+  ops::SlstmStateOffsets slstm;
+  std::size_t window = 0;
+};
+
+/// One record holds the parts of block after block in float32; each part starts on kAlignment
+/// bytes. A session is one record: fork and save are one copy.
+class StateLayout {
+ public:
+  struct Part {
+    std::size_t offset;  ///< bytes from the record's start
+    std::int64_t count;  ///< floats
+    friend bool operator==(const Part&, const Part&) = default;
+  };
 
   StateLayout() = default;
-  explicit StateLayout(const Config& config)
-      : blocks(config.num_blocks),
-        heads(config.num_heads),
-        dqk(config.qk_head_dim()),
-        dv(config.v_head_dim()) {
-    const auto part = [](std::int64_t count) {
-      const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(float);
-      return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    };
-    first.n = part(heads * dqk * dv);
-    first.m = first.n + part(heads * dqk);
-    block_bytes = first.m + part(heads);
-  }
+  explicit StateLayout(const Config& config);
 
-  ops::MlstmStateOffsets block(std::size_t i) const noexcept {
-    const std::size_t base = i * block_bytes;
-    return {base + first.c, base + first.n, base + first.m};
-  }
-  std::size_t bytes() const noexcept { return static_cast<std::size_t>(blocks) * block_bytes; }
+  const std::vector<BlockState>& blocks() const noexcept { return blocks_; }
+  /// All parts, in the order of a state file.
+  const std::vector<Part>& parts() const noexcept { return parts_; }
+  std::size_t bytes() const noexcept { return bytes_; }
   /// Numbers in a record, padding not counted.
-  std::int64_t count() const noexcept { return blocks * heads * (dqk * dv + dqk + 1); }
+  std::int64_t count() const noexcept { return count_; }
 
   friend bool operator==(const StateLayout& a, const StateLayout& b) noexcept {
-    return a.blocks == b.blocks && a.heads == b.heads && a.dqk == b.dqk && a.dv == b.dv;
+    return a.parts_ == b.parts_;
   }
+
+ private:
+  std::size_t add(std::int64_t count);
+  void add_mlstm(BlockState& block, std::int64_t heads, std::int64_t dqk, std::int64_t dv);
+  void add_window(BlockState& block, std::int64_t taps, std::int64_t channels);
+
+  std::vector<BlockState> blocks_;
+  std::vector<Part> parts_;
+  std::size_t bytes_ = 0;
+  std::int64_t count_ = 0;
 };
 
 }  // namespace xlstm::model

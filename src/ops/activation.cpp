@@ -14,6 +14,16 @@ void check_swiglu(const SwigluArgs& a) {
 
 std::size_t swiglu_workspace(const Context&, const SwigluArgs&) { return 0; }
 
+void check_gated_activation(const GatedActivationArgs& a) {
+  constexpr const char* kOp = "gated_activation";
+  const std::int64_t tokens = a.gate.dim(0), width = a.gate.dim(1);
+  check_tensor(kOp, "gate", a.gate, Types::f32, {tokens, width});
+  check_tensor(kOp, "up", a.up, Types::f32, {tokens, width});
+  check_tensor(kOp, "y", a.y, Types::f32_bf16, {tokens, width});
+}
+
+std::size_t gated_activation_workspace(const Context&, const GatedActivationArgs&) { return 0; }
+
 void check_soft_cap(const SoftCapArgs& a) {
   check_tensor("soft_cap", "x", a.x, Types::f32, {a.x.dim(0), a.x.dim(1)});
   XLSTM_CHECK(a.cap > 0, invalid_argument, "soft_cap: cap must be positive, found {}", a.cap);

@@ -1,6 +1,8 @@
 #pragma once
 // Element-wise functions.
 
+#include <cstdint>
+
 #include "ops/op.hpp"
 
 namespace xlstm::ops {
@@ -11,6 +13,17 @@ struct SwigluArgs {
   Tensor y;         ///< [T, F] f32 or bf16
 };
 XLSTM_OP(swiglu, SwigluArgs)
+
+/// The functions of gated feed-forward layers (specification B.1, `act_fn`).
+enum class Activation : std::uint8_t { gelu, relu, relu2, sigmoid, silu };
+
+/// y = act(gate) * up; GELU is the exact one, x Phi(x)
+struct GatedActivationArgs {
+  Tensor gate, up;  ///< [T, F] f32
+  Activation kind = Activation::gelu;
+  Tensor y;  ///< [T, F] f32 or bf16
+};
+XLSTM_OP(gated_activation, GatedActivationArgs)
 
 /// x = c tanh(x / c), in place
 struct SoftCapArgs {

@@ -49,4 +49,16 @@ void check_at_least(const char* op, const char* argument, std::int64_t value, st
               argument, least, value);
 }
 
+void check_batch(const char* op, const Batch& batch) {
+  XLSTM_CHECK(batch.sequences() >= 1 && batch.offsets.size() == batch.slots.size() + 1,
+              invalid_argument, "{}: a batch needs offsets = sequences + 1 >= 2, found {} and {}",
+              op, batch.offsets.size(), batch.slots.size());
+  XLSTM_CHECK(batch.offsets[0] == 0, invalid_argument, "{}: offsets[0] must be 0, found {}", op,
+              batch.offsets[0]);
+  for (std::size_t s = 1; s < batch.offsets.size(); ++s)
+    XLSTM_CHECK(batch.offsets[s] > batch.offsets[s - 1], invalid_argument,
+                "{}: offsets must rise, found {} after {}", op, batch.offsets[s],
+                batch.offsets[s - 1]);
+}
+
 }  // namespace xlstm::ops

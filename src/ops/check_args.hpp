@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "ops/batch.hpp"
 #include "xlstm/tensor.hpp"
 
 namespace xlstm::ops {
@@ -15,6 +16,9 @@ enum class Types { f32, f32_bf16, weight };
 /// of these types and exactly this shape.
 void check_tensor(const char* op, const char* argument, const Tensor& tensor, Types types,
                   std::initializer_list<std::int64_t> shape);
+
+/// Throws Error(invalid_argument) unless offsets begin at 0, rise, and are one more than the slots.
+void check_batch(const char* op, const Batch& batch);
 
 /// Throws Error(invalid_argument) unless `value` is at least `least`.
 void check_at_least(const char* op, const char* argument, std::int64_t value, std::int64_t least);

@@ -2,7 +2,11 @@
 
 #include "core/check.hpp"
 #include "ops/activation.hpp"
+#include "ops/conv.hpp"
 #include "ops/embed.hpp"
+#include "ops/gates.hpp"
+#include "ops/headwise.hpp"
+#include "ops/layer_norm.hpp"
 #include "ops/linear.hpp"
 #include "ops/mlstm.hpp"
 #include "ops/norm.hpp"
@@ -25,5 +29,11 @@ XLSTM_CUDA_STUB(soft_cap, SoftCapArgs)
 XLSTM_CUDA_STUB(mlstm, MlstmArgs)
 XLSTM_CUDA_STUB(slstm, SlstmArgs)
 XLSTM_CUDA_STUB(slstm_backward, SlstmBackwardArgs)
+XLSTM_CUDA_STUB(gates, GatesArgs)
+XLSTM_CUDA_STUB(causal_conv, CausalConvArgs)
+XLSTM_CUDA_STUB(headwise_linear, HeadwiseLinearArgs)
+XLSTM_CUDA_STUB(layer_norm, LayerNormArgs)
+XLSTM_CUDA_STUB(skip_gate, SkipGateArgs)
+XLSTM_CUDA_STUB(gated_activation, GatedActivationArgs)
 
 }  // namespace xlstm::ops::cuda

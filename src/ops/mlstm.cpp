@@ -9,15 +9,7 @@ namespace xlstm::ops {
 void check_mlstm(const MlstmArgs& a) {
   constexpr const char* kOp = "mlstm";
   const Batch& batch = a.batch;
-  XLSTM_CHECK(batch.sequences() >= 1 && batch.offsets.size() == batch.slots.size() + 1,
-              invalid_argument, "{}: a batch needs offsets = sequences + 1 >= 2, found {} and {}",
-              kOp, batch.offsets.size(), batch.slots.size());
-  XLSTM_CHECK(batch.offsets[0] == 0, invalid_argument, "{}: offsets[0] must be 0, found {}", kOp,
-              batch.offsets[0]);
-  for (std::size_t s = 1; s < batch.offsets.size(); ++s)
-    XLSTM_CHECK(batch.offsets[s] > batch.offsets[s - 1], invalid_argument,
-                "{}: offsets must rise, found {} after {}", kOp, batch.offsets[s],
-                batch.offsets[s - 1]);
+  check_batch(kOp, batch);
   const std::int64_t tokens = batch.tokens(), heads = a.i.dim(1);
   check_at_least(kOp, "the number of heads", heads, 1);
   check_at_least(kOp, "chunk", a.chunk, 1);

@@ -7,24 +7,12 @@
 namespace xlstm::ops {
 namespace {
 
-void check_batch(const char* op, const Batch& batch) {
-  XLSTM_CHECK(batch.sequences() >= 1 && batch.offsets.size() == batch.slots.size() + 1,
-              invalid_argument, "{}: a batch needs offsets = sequences + 1 >= 2, found {} and {}",
-              op, batch.offsets.size(), batch.slots.size());
-  XLSTM_CHECK(batch.offsets[0] == 0, invalid_argument, "{}: offsets[0] must be 0, found {}", op,
-              batch.offsets[0]);
-  for (std::size_t s = 1; s < batch.offsets.size(); ++s)
-    XLSTM_CHECK(batch.offsets[s] > batch.offsets[s - 1], invalid_argument,
-                "{}: offsets must rise, found {} after {}", op, batch.offsets[s],
-                batch.offsets[s - 1]);
-}
-
 void check_recurrent(const char* op, const Tensor& r, const SlstmStateOffsets& state) {
   XLSTM_CHECK(r.rank == 3, invalid_argument, "{}: r must be [H, 4 DH, DH], found {}", op,
               r ? to_string(r) : "no tensor");
   check_at_least(op, "the number of heads", r.dim(0), 1);
   check_at_least(op, "the width of a head", r.dim(2), 1);
-  check_tensor(op, "r", r, Types::f32_bf16, {r.dim(0), 4 * r.dim(2), r.dim(2)});
+  check_tensor(op, "r", r, Types::weight, {r.dim(0), 4 * r.dim(2), r.dim(2)});
   XLSTM_CHECK(state.h % 4 == 0 && state.c % 4 == 0 && state.n % 4 == 0 && state.m % 4 == 0,
               invalid_argument, "{}: state offsets must be multiples of 4, found {}, {}, {} and {}",
               op, state.h, state.c, state.n, state.m);
@@ -45,7 +33,7 @@ void check_slstm(const SlstmArgs& a) {
   check_recurrent(kOp, a.r, a.state);
   const std::int64_t tokens = a.batch.tokens(), width = a.r.dim(0) * a.r.dim(2);
   check_tensor(kOp, "wx", a.wx, Types::f32, {tokens, 4 * width});
-  if (a.b) check_tensor(kOp, "b", a.b, Types::f32_bf16, {4 * width});
+  if (a.b) check_tensor(kOp, "b", a.b, Types::weight, {4 * width});
   check_tensor(kOp, "h", a.h, Types::f32, {tokens, width});
   if (a.saved) check_saved(kOp, a.saved, tokens, width);
 }

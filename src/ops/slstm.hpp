@@ -31,8 +31,8 @@ struct SlstmSaved {
 /// own tokens and state only, and are the same in one call or cut into several.
 struct SlstmArgs {
   Tensor wx;  ///< [T, 4 D] f32, columns [i, f, z, o][H, DH]
-  Tensor r;   ///< [H, 4 DH, DH] f32 or bf16: rows [i, f, z, o][DH out], columns DH in
-  Tensor b;   ///< [4 D] f32 or bf16, as the columns of wx; may be empty
+  Tensor r;   ///< [H, 4 DH, DH] f32, bf16 or f16: rows [i, f, z, o][DH out], columns DH in
+  Tensor b;   ///< [4 D] f32, bf16 or f16, as the columns of wx; may be empty
   const Batch& batch;
   SlstmStateOffsets state;  ///< in and out
   Tensor h;                 ///< [T, D] f32
@@ -47,7 +47,7 @@ XLSTM_OP(slstm, SlstmArgs)
 /// that differs from that goes to the argument of the maximum.
 /// The clip and the cut act on the gradient that comes out of R, not on d_h and not on an entry.
 struct SlstmBackwardArgs {
-  Tensor r;                 ///< [H, 4 DH, DH] f32 or bf16
+  Tensor r;                 ///< [H, 4 DH, DH] f32, bf16 or f16
   const Batch& batch;       ///< slots: records of the INITIAL states, which are only read
   SlstmStateOffsets state;  ///< of the records of both batch.slots and d_slots
   std::span<std::byte* const> d_slots;  ///< empty, or one per sequence

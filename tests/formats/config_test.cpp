@@ -250,8 +250,6 @@ TEST(HfConfigTest, ValuesAreChecked) {
 TEST(HfConfigTest, OtherArchitecturesAreUnsupported) {
   expect_error(ErrorCode::unsupported, {"config.json: model_type: expected 'xlstm', found 'llama'"},
                [] { parse(R"({"model_type": "llama"})"); });
-  expect_error(ErrorCode::unsupported, {"config.json: _xlstm_config", "sLSTM"},
-               [] { parse(with("_xlstm_config", R"({"num_blocks": 3})")); });
   expect_error(ErrorCode::unsupported,
                {"config.json: add_qk_norm: expected false", "found boolean true"},
                [] { parse(with("add_qk_norm", "true")); });

@@ -113,9 +113,10 @@ TEST(SafetensorsTest, EmptyTensorsAndFiles) {
 }
 
 TEST(SafetensorsTest, OtherElementTypesAreKeptApart) {
-  const SafetensorsFile file = parse(file_of(
+  const std::string bytes = file_of(
       "{" + entry("a", "F8_E4M3", "[2]", "[0,2]") + "," + entry("b", "U8", "[2]", "[2,4]") + "}",
-      "1234"));
+      "1234");  // tensors are views of it
+  const SafetensorsFile file = parse(bytes);
   EXPECT_EQ(file.unsupported().at("a"), "F8_E4M3");
   EXPECT_FALSE(file.tensors().contains("a"));
   EXPECT_EQ(file.tensors().at("b").as<unsigned char>()[0], '3');

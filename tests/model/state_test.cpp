@@ -133,9 +133,9 @@ class StateFileTest : public ::testing::Test {
 };
 
 TEST_F(StateFileTest, CutShort) {
-  for (const std::size_t n : {std::size_t{0}, std::size_t{7}, std::size_t{79}})
-    expect_refused(good_.substr(0, n), "at least 80 bytes");
-  for (const std::size_t n : {std::size_t{80}, good_.size() / 2, good_.size() - 1})
+  for (const std::size_t n : {std::size_t{0}, std::size_t{7}, std::size_t{55}})
+    expect_refused(good_.substr(0, n), "at least 56 bytes");
+  for (const std::size_t n : {std::size_t{56}, good_.size() / 2, good_.size() - 1})
     expect_refused(good_.substr(0, n), "bytes, found");
 }
 
@@ -147,8 +147,8 @@ TEST_F(StateFileTest, AnotherFile) {
 
 TEST_F(StateFileTest, AnotherVersion) {
   std::string file = good_;
-  file[8] = 2;
-  expect_refused(file, "version 1, found version 2");
+  file[8] = 3;
+  expect_refused(file, "version 2, found version 3");
 }
 
 TEST_F(StateFileTest, EveryDamagedByte) {

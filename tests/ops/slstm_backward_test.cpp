@@ -4,8 +4,9 @@
 #include <limits>
 
 #include "formats/safetensors.hpp"
-#include "ops/slstm_problem.hpp"
+#include "ops/slstm_training_problem.hpp"
 #include "oracle/golden.hpp"
+#include "oracle/stack_ops.hpp"
 
 namespace xlstm::ops::test {
 namespace {
@@ -14,7 +15,7 @@ namespace {
 /// of a problem share a scale: single numbers of h are differences that may cancel.
 class Comparison {
  public:
-  void add(const SlstmProblem& problem) {
+  void add(const SlstmTrainingProblem& problem) {
     Result h, last, d_wx, d_state, d_r, d_b;
     for (std::size_t s = 0; s < problem.lengths().size(); ++s) {
       auto exact = problem.reference<double>(s);
@@ -89,7 +90,7 @@ TEST(SlstmBackward, MatchesTheEquationsAtEveryShape) {
                              SlstmShape{4, 24}, SlstmShape{2, 70}})
       for (int threads : {1, 3}) {
         SCOPED_TRACE(std::to_string(shape.heads) + " x " + std::to_string(shape.dh));
-        SlstmProblem problem(shape, {3, 17, 1, 9}, ++seed);
+        SlstmTrainingProblem problem(shape, {3, 17, 1, 9}, ++seed);
         problem.run(threads);
         comparison.add(problem);
         EXPECT_TRUE(problem.gaps_untouched());
@@ -103,7 +104,7 @@ TEST(SlstmBackward, MatchesTheEquationsForOneFeature) {
   for_each_isa([] {
     Comparison comparison;
     for (unsigned seed = 1; seed <= 60; ++seed) {
-      SlstmProblem problem({1, 1}, {3, 17, 1, 9}, seed);
+      SlstmTrainingProblem problem({1, 1}, {3, 17, 1, 9}, seed);
       problem.run(2);
       comparison.add(problem);
     }
@@ -113,12 +114,12 @@ TEST(SlstmBackward, MatchesTheEquationsForOneFeature) {
 
 TEST(SlstmBackward, MatchesTheEquationsForAnyNumberOfSequences) {
   for_each_isa([] {
-    for (DType weights : {DType::f32, DType::bf16}) {
+    for (DType weights : {DType::f32, DType::bf16, DType::f16}) {
       Comparison comparison;
       for (int sequences : {1, 2, 4, 5, 7, 12, 13, 25, 50, 101}) {
         std::vector<int> lengths;
         for (int s = 0; s < sequences; ++s) lengths.push_back(1 + s * 7 % 5);
-        SlstmProblem problem({2, 20}, lengths, 7, SlstmStart::carried, weights);
+        SlstmTrainingProblem problem({2, 20}, lengths, 7, SlstmStart::carried, weights);
         problem.run(2);
         comparison.add(problem);
       }
@@ -134,7 +135,7 @@ TEST(SlstmBackward, MatchesTheEquationsFromEveryStart) {
       // Not larger: there the cell is chaotic, and single runs say nothing about an arithmetic.
       for (double scale : {0.1, 1.0, 2.0})
         for (unsigned seed = 1; seed <= 8; ++seed) {
-          SlstmProblem problem({2, 12}, {30, 2, 1}, seed, start, DType::f32, scale);
+          SlstmTrainingProblem problem({2, 12}, {30, 2, 1}, seed, start, DType::f32, scale);
           problem.run(1);
           comparison.add(problem);
         }
@@ -146,7 +147,7 @@ TEST(SlstmBackward, ClipAndCut) {
   for_each_isa([] {
     for (bool cut : {false, true}) {
       Comparison comparison;
-      SlstmProblem problem({2, 12}, {30, 2, 1}, 3, SlstmStart::carried, DType::f32, 2.0);
+      SlstmTrainingProblem problem({2, 12}, {30, 2, 1}, 3, SlstmStart::carried, DType::f32, 2.0);
       problem.clip = cut ? 0.0F : 0.05F;
       problem.cut = cut;
       problem.run(2);
@@ -160,7 +161,7 @@ TEST(SlstmBackward, ClipAndCut) {
 TEST(SlstmBackward, BatchThreadsAndPiecesChangeNoBit) {
   for_each_isa([] {
     for (SlstmShape shape : {SlstmShape{1, 150}, SlstmShape{3, 40}, SlstmShape{4, 64}}) {
-      SlstmProblem problem(shape, {20, 1, 33, 2, 1, 14, 5}, 4);
+      SlstmTrainingProblem problem(shape, {20, 1, 33, 2, 1, 14, 5}, 4);
       problem.run(1);
       std::vector<std::vector<double>> bits, h, last;
       for (std::size_t s = 0; s < problem.lengths().size(); ++s) {
@@ -193,7 +194,7 @@ TEST(SlstmBackward, BatchThreadsAndPiecesChangeNoBit) {
 TEST(SlstmBackward, NanDoesNotTravelBackOrAside) {
   for_each_isa([] {
     for (int gate = 0; gate < 4; ++gate) {
-      SlstmProblem problem({2, 20}, {9, 9, 4}, 5);
+      SlstmTrainingProblem problem({2, 20}, {9, 9, 4}, 5);
       problem.run(2);
       const auto before = problem.all(0), after = problem.all(2);
       const auto clean = problem.h(1);
@@ -218,7 +219,7 @@ TEST(SlstmBackward, NanDoesNotTravelBackOrAside) {
 
 // Adding a constant to i~ of all tokens changes m alone (specification B.4).
 TEST(SlstmBackward, TheInputGateIsRelative) {
-  SlstmProblem problem({2, 16}, {25}, 6, SlstmStart::zero);
+  SlstmTrainingProblem problem({2, 16}, {25}, 6, SlstmStart::zero);
   problem.d_last[0].assign(problem.d_last[0].size(), 0.0F);
   problem.run(1);
   const auto h = problem.h(0), d_b = problem.d_b();
@@ -232,7 +233,7 @@ TEST(SlstmBackward, TheInputGateIsRelative) {
 // Gates far out: weights of 0, forgetting nothing, forgetting everything.
 TEST(SlstmBackward, ExtremeGatesStayFinite) {
   for_each_isa([] {
-    SlstmProblem problem({1, 8}, {12}, 8, SlstmStart::zero);
+    SlstmTrainingProblem problem({1, 8}, {12}, 8, SlstmStart::zero);
     for (int t = 0; t < 12; ++t)
       for (int j = 0; j < 16; ++j) problem.wx.set(t, j, ((t * 5 + j) % 7 - 3) * 100.0);
     problem.run(1);
@@ -245,7 +246,7 @@ TEST(SlstmBackward, ExtremeGatesStayFinite) {
 
 // Specification G.
 TEST(SlstmBackward, GoldenVectorsOfTheSpecification) {
-  SlstmProblem engine({1, 2}, {3}, 1, SlstmStart::zero);
+  SlstmTrainingProblem engine({1, 2}, {3}, 1, SlstmStart::zero);
   for (int t = 0; t < 3; ++t)
     for (int i = 0; i < 8; ++i) engine.wx.set(t, i, 0.5 * std::sin(1 + t + i / 2 * 2 + i % 2 * 3));
   for (int i = 0; i < 8; ++i) {
@@ -295,7 +296,7 @@ TEST(SlstmBackward, GoldenCell) {
               v[static_cast<std::size_t>(((b * kHeads + j / kDh) * kTokens + t) * kDh + j % kDh)]);
     return result;
   };
-  SlstmProblem problem({kHeads, kDh}, {kTokens, kTokens}, 1, SlstmStart::zero);
+  SlstmTrainingProblem problem({kHeads, kDh}, {kTokens, kTokens}, 1, SlstmStart::zero);
   problem.wx = Array::of(DType::f32, {kBatch * kTokens, 4 * kWidth}, values("in.x"));
   problem.r = Array::of(DType::f32, {4 * kWidth, kDh}, values("param._recurrent_kernel_"));
   problem.b = Array::of(DType::f32, {4 * kWidth}, values("param._bias_"));
@@ -327,7 +328,7 @@ TEST(SlstmBackward, GoldenCell) {
 // The reference's backward pass against central differences, states' gradients included.
 TEST(SlstmBackward, ReferenceMatchesCentralDifferences) {
   for (SlstmShape shape : {SlstmShape{1, 3}, SlstmShape{2, 4}}) {
-    SlstmProblem problem(shape, {6}, 11);
+    SlstmTrainingProblem problem(shape, {6}, 11);
     auto exact = problem.reference<double>(0);
     exact.forward();
     exact.backward();
@@ -355,17 +356,34 @@ TEST(SlstmBackward, ReferenceMatchesCentralDifferences) {
   }
 }
 
+TEST(SlstmBackward, ReferenceIsTheOracleForward) {
+  SlstmTrainingProblem problem({3, 4}, {20}, 13);
+  auto reference = problem.reference<double>(0);
+  const auto part = [&reference](std::ptrdiff_t i) {
+    const auto begin = reference.state.begin() + 12 * i;
+    return std::vector<double>(begin, begin + 12);
+  };
+  oracle::SlstmStateOf<double> state;
+  state.h = part(0);
+  state.c = part(1);
+  state.n = part(2);
+  state.m = part(3);
+  const auto h = oracle::slstm<double>(reference.wx, reference.r, reference.b, 3, 4, state);
+  reference.forward();
+  EXPECT_LT(max_error(reference.h, h), 1e-13);
+}
+
 // Gradients cut at any token and carried through the states are those of the whole.
 TEST(SlstmBackward, GradientsContinueAcrossCalls) {
-  SlstmProblem whole({2, 20}, {24}, 12, SlstmStart::zero);
+  SlstmTrainingProblem whole({2, 20}, {24}, 12, SlstmStart::zero);
   whole.run(1);
-  SlstmProblem first({2, 20}, {10}, 12, SlstmStart::zero);
-  SlstmProblem second({2, 20}, {14}, 12, SlstmStart::zero);
+  SlstmTrainingProblem first({2, 20}, {10}, 12, SlstmStart::zero);
+  SlstmTrainingProblem second({2, 20}, {14}, 12, SlstmStart::zero);
   const auto wx = whole.wx.values(), d_h = whole.d_h.values();
   first.r = second.r = whole.r;
   first.b = second.b = whole.b;
   for (int t = 0; t < 24; ++t) {
-    SlstmProblem& part = t < 10 ? first : second;
+    SlstmTrainingProblem& part = t < 10 ? first : second;
     const int row = t < 10 ? t : t - 10;
     for (int j = 0; j < 160; ++j) part.wx.set(row, j, wx[static_cast<std::size_t>(160 * t + j)]);
     for (int j = 0; j < 40; ++j) part.d_h.set(row, j, d_h[static_cast<std::size_t>(40 * t + j)]);
@@ -390,7 +408,7 @@ TEST(SlstmBackward, GradientsContinueAcrossCalls) {
 }
 
 TEST(SlstmBackward, RefusesWrongArguments) {
-  SlstmProblem problem({2, 8}, {3}, 1);
+  SlstmTrainingProblem problem({2, 8}, {3}, 1);
   Context context({}, 1);
   std::vector<float> memory(4096);
   std::vector<std::int32_t> offsets{0, 3};
@@ -405,7 +423,7 @@ TEST(SlstmBackward, RefusesWrongArguments) {
   const Tensor wx = t({3, 64}), r = t({2, 32, 8}), b = t({64}), h = t({3, 16});
   expect_refused([&] { call(t({3, 60}), r, b, h); }, "wx must be f32[3, 64]");
   expect_refused([&] { call(wx, t({64, 8}), b, h); }, "r must be [H, 4 DH, DH]");
-  expect_refused([&] { call(wx, t({2, 30, 8}), b, h); }, "r must be f32 or bf16[2, 32, 8]");
+  expect_refused([&] { call(wx, t({2, 30, 8}), b, h); }, "r must be f32, bf16 or f16[2, 32, 8]");
   expect_refused([&] { call(wx, r, t({16}), h); }, "b must be");
   expect_refused([&] { call(wx, r, b, t({3, 15})); }, "h must be f32[3, 16]");
   expect_refused([&] { call(wx, r, b, h, {.gates = wx, .closed = {}, .c = h, .n = h}); },

@@ -24,6 +24,34 @@ void swiglu_row(const SwigluArgs& a, std::int64_t t, std::int64_t begin, std::in
   }
 }
 
+HWY_INLINE VF apply(Activation kind, VF x) {
+  const VF zero = hn::Zero(DF());
+  switch (kind) {
+    case Activation::gelu: return hn::Mul(x, normal_cdf(x));
+    // Comparisons with NaN are false, so NaN stays.
+    case Activation::relu: return hn::IfThenElse(hn::Lt(x, zero), zero, x);
+    case Activation::relu2: {
+      const VF positive = hn::IfThenElse(hn::Lt(x, zero), zero, x);
+      return hn::Mul(positive, positive);
+    }
+    case Activation::sigmoid: return sigmoid(x);
+    case Activation::silu: return hn::Mul(x, sigmoid(x));
+  }
+  return x;
+}
+
+void gated_activation_row(const GatedActivationArgs& a, std::int64_t t, std::int64_t begin,
+                          std::int64_t end) {
+  const float* gate = a.gate.row<float>(t) + begin;
+  const float* up = a.up.row<float>(t) + begin;
+  const ResultRow y(a.y, t, begin);
+  const auto width = static_cast<std::size_t>(end - begin);
+  for (std::size_t f = 0; f < width; f += lanes()) {
+    const std::size_t n = width - f;
+    y.put(hn::Mul(apply(a.kind, load_up_to(gate + f, n)), load_up_to(up + f, n)), f, n);
+  }
+}
+
 void soft_cap_row(const SoftCapArgs& a, std::int64_t t, std::int64_t begin, std::int64_t end) {
   float* x = a.x.row<float>(t) + begin;
   const auto width = static_cast<std::size_t>(end - begin);
@@ -42,6 +70,7 @@ HWY_AFTER_NAMESPACE();
 namespace xlstm::ops::cpu {
 
 HWY_EXPORT(swiglu_row);
+HWY_EXPORT(gated_activation_row);
 HWY_EXPORT(soft_cap_row);
 
 namespace {
@@ -68,6 +97,13 @@ void swiglu(Context& context, const SwigluArgs& a) {
   for_elements(context, a.y.dim(0), a.y.dim(1),
                [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
                  HWY_DYNAMIC_DISPATCH(swiglu_row)(a, row, begin, end);
+               });
+}
+
+void gated_activation(Context& context, const GatedActivationArgs& a) {
+  for_elements(context, a.y.dim(0), a.y.dim(1),
+               [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
+                 HWY_DYNAMIC_DISPATCH(gated_activation_row)(a, row, begin, end);
                });
 }
 

@@ -8,32 +8,11 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/norm.cpp"
 #include <hwy/foreach_target.h>  // must come before highway.h
-#include "ops/cpu/simd-inl.hpp"
+#include "ops/cpu/reduce-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace xlstm::ops::cpu {
 namespace HWY_NAMESPACE {
-
-/// Sum of f(x[d]) over n elements in four partial sums, whose order depends on n alone. f must
-/// give 0 in the lanes after the last element.
-template <class F>
-HWY_INLINE float sum_over(std::size_t n, F f) {
-  const std::size_t step = lanes();
-  VF s0 = hn::Zero(DF()), s1 = s0, s2 = s0, s3 = s0;
-  std::size_t d = 0;
-  for (; d + 4 * step <= n; d += 4 * step) {
-    s0 = hn::Add(s0, f(d, step));
-    s1 = hn::Add(s1, f(d + step, step));
-    s2 = hn::Add(s2, f(d + 2 * step, step));
-    s3 = hn::Add(s3, f(d + 3 * step, step));
-  }
-  for (; d < n; d += step) s0 = hn::Add(s0, f(d, n - d));
-  return sum_of_lanes(hn::Add(hn::Add(s0, s1), hn::Add(s2, s3)));
-}
-
-HWY_INLINE float reciprocal_root(float mean, float eps) {
-  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(mean) + eps));
-}
 
 HWY_INLINE float rms_scale(const float* x, std::size_t width, float eps) {
   const float sum = sum_over(width, [x](std::size_t d, std::size_t n) HWY_ATTR {
@@ -168,28 +147,17 @@ void rms_norm_gates_rows(const RmsNormGatesArgs& a, std::int64_t begin, std::int
 void head_norm_rows(const HeadNormArgs& a, std::int64_t begin, std::int64_t end) {
   const std::int64_t head_width = a.h.dim(1) / a.heads;
   const auto width = static_cast<std::size_t>(head_width);
-  const float count = static_cast<float>(width);
   for (std::int64_t t = begin; t < end; ++t) {
     for (std::int64_t head = 0; head < a.heads; ++head) {
       const std::int64_t first = head * head_width;
       const float* h = a.h.row<float>(t) + first;
       const float* o = a.o.row<float>(t) + first;
-      // Two passes: the variance is that of differences, not a difference of squares.
-      const float sum = sum_over(
-          width, [h](std::size_t d, std::size_t n) HWY_ATTR { return load_up_to(h + d, n); });
-      const VF mean = hn::Set(DF(), sum / count);
-      const float squares = sum_over(width, [h, mean](std::size_t d, std::size_t n) HWY_ATTR {
-        const VF v = hn::Sub(load_up_to(h + d, n), mean);
-        const VF square = hn::Mul(v, v);
-        return n >= lanes() ? square : hn::IfThenElseZero(hn::FirstN(DF(), n), square);
-      });
-      const VF scale = hn::Set(DF(), reciprocal_root(squares / count, a.eps));
+      const Moments moments = moments_of(h, width, a.eps);
       const WeightRow w(a.w, first), b(a.b, first);
       const ResultRow y(a.y, t, first);
       for (std::size_t d = 0; d < width; d += lanes()) {
         const std::size_t n = width - d;
-        VF v = hn::Mul(hn::Sub(load_up_to(h + d, n), mean), scale);
-        v = hn::Mul(v, w.at(d, n));
+        VF v = hn::Mul(moments.normed(load_up_to(h + d, n)), w.at(d, n));
         if (b) v = hn::Add(v, b.at(d, n));
         y.put(hn::Mul(sigmoid(load_up_to(o + d, n)), v), d, n);
       }

@@ -144,6 +144,11 @@ constexpr float kExp3 = 0x1.5554dcp-3F, kExp4 = 0x1.5554e8p-5F, kExp5 = 0x1.120b
                 kExp6 = 0x1.6d43b4p-10F;
 constexpr float kTanh3 = -0x1.555552p-2F, kTanh5 = 0x1.110e02p-3F, kTanh7 = -0x1.b91e66p-5F;
 constexpr float kTanh9 = 0x1.57bc54p-6F, kTanh11 = -0x1.8dd776p-8F;
+// erfc(x) = t e^(-x^2) (kErfc[0] + kErfc[1] t + ...) with t = 1 / (1 + x / 2), fitted for x >= 0
+// with a relative error of 6e-9.
+constexpr float kErfc[] = {0x1.20dd12p-2F, 0x1.20e7d8p-2F,  0x1.f8abccp-3F, 0x1.6cf9ecp-3F,
+                           0x1.516c84p-4F, -0x1.04e9e8p-5F, 0x1.677272p-4F, -0x1.a1a320p-2F,
+                           0x1.d95ac6p-2F, -0x1.c83cdcp-3F, 0x1.51a406p-5F};
 
 /// e^x. Range reduction to |r| <= ln(2)/2, polynomial of degree 6, scaling by 2^n in two steps so
 /// that subnormal results and overflow come out right.
@@ -177,6 +182,39 @@ HWY_INLINE VF exp(VF x) {
 HWY_INLINE VF sigmoid(VF x) {
   const VF one = hn::Set(DF(), 1.0F);
   return hn::Div(one, hn::Add(one, exp(hn::Neg(x))));
+}
+
+/// log(1 / (1 + e^-x)) = min(x, 0) - log(1 + e^-|x|), the logarithm as 2 artanh(e / (2 + e)): the
+/// series converges fast, as its argument is at most 1/3.
+HWY_INLINE VF log_sigmoid(VF x) {
+  const DF d;
+  const VF e = exp(hn::Neg(hn::Abs(x)));
+  const VF s = hn::Div(e, hn::Add(hn::Set(d, 2.0F), e));
+  const VF z = hn::Mul(s, s);
+  VF p = hn::Set(d, 2.0F / 15);
+  p = hn::MulAdd(p, z, hn::Set(d, 2.0F / 13));
+  p = hn::MulAdd(p, z, hn::Set(d, 2.0F / 11));
+  p = hn::MulAdd(p, z, hn::Set(d, 2.0F / 9));
+  p = hn::MulAdd(p, z, hn::Set(d, 2.0F / 7));
+  p = hn::MulAdd(p, z, hn::Set(d, 2.0F / 5));
+  p = hn::MulAdd(p, z, hn::Set(d, 2.0F / 3));
+  const VF log1p = hn::MulAdd(hn::Mul(p, z), s, hn::Add(s, s));
+  // Not Min: it may drop a NaN.
+  return hn::Sub(hn::IfThenElse(hn::Gt(x, hn::Zero(d)), hn::Zero(d), x), log1p);
+}
+
+/// The distribution function of the normal distribution, Phi(x) = erfc(-x / sqrt 2) / 2.
+HWY_INLINE VF normal_cdf(VF x) {
+  const DF d;
+  const VF one = hn::Set(d, 1.0F);
+  const VF a = hn::Mul(hn::Abs(x), hn::Set(d, 0.70710678118654752F));
+  const VF t = hn::Div(one, hn::MulAdd(a, hn::Set(d, 0.5F), one));
+  VF p = hn::Set(d, kErfc[10]);
+  for (int i = 9; i >= 0; --i) p = hn::MulAdd(p, t, hn::Set(d, kErfc[i]));
+  // x^2 / 2, not a^2: it is exact to half a unit.
+  const VF e = exp(hn::Mul(hn::Mul(x, x), hn::Set(d, -0.5F)));
+  const VF tail = hn::Mul(hn::Mul(hn::Set(d, 0.5F), e), hn::Mul(p, t));
+  return hn::IfThenElse(hn::Lt(x, hn::Zero(d)), tail, hn::Sub(one, tail));
 }
 
 /// x + x^3 P(x^2) near 0, where the exponentials would cancel, else 1 - 2 / (e^2|x| + 1).

@@ -30,6 +30,11 @@ HWY_INLINE float as_float(bfloat16_t value) {
   std::memcpy(&bits, &value, sizeof(bits));
   return bf16_to_f32(bits);
 }
+HWY_INLINE float as_float(float16_t value) {
+  std::uint16_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return f16_to_f32(bits);
+}
 
 /// Rows of the largest tile: two vectors of sums each, 24 of 32 registers or 12 of 16.
 constexpr int kTileRows = HWY_TARGET <= HWY_AVX3 || HWY_TARGET == HWY_NEON ? 12 : 6;
@@ -118,9 +123,9 @@ void slstm_product(std::int64_t rows, const float* a, std::int64_t a_row, std::i
 /// rows.
 template <class T>
 void pack_columns(const T* from, std::int64_t stride, std::int64_t count, std::int64_t k,
-                  std::int64_t ahead, float* HWY_RESTRICT to) {
+                  [[maybe_unused]] std::int64_t ahead, float* HWY_RESTRICT to) {
   const std::int64_t width = unit_width();
-  constexpr auto kLine = static_cast<std::int64_t>(64 / sizeof(T));
+  [[maybe_unused]] constexpr auto kLine = static_cast<std::int64_t>(64 / sizeof(T));
   std::int64_t j = 0;
 #if HWY_TARGET != HWY_SCALAR
   const hn::FixedTag<float, 4> d;

@@ -61,6 +61,8 @@ void pack_forward(const SlstmForward& f, const SlstmUnit& unit, std::int64_t k0,
     float* to = unit.panels + g * k * unit_width();
     if (r.dtype == DType::f32)
       pack_columns(r.as<float>() + at, row, unit.count, k, next, to);
+    else if (r.dtype == DType::f16)
+      pack_columns(r.as<float16_t>() + at, row, unit.count, k, next, to);
     else
       pack_columns(r.as<bfloat16_t>() + at, row, unit.count, k, next, to);
   }

@@ -61,13 +61,9 @@ void pack_backward(const SlstmBackward& b, const SlstmBackwardUnit& unit) {
   const auto count = static_cast<std::size_t>(unit.count);
   float* to = unit.panels;
   for (std::int64_t i = 0; i < 4 * b.plan.dh; ++i, to += width) {
-    const std::int64_t at = unit.head * r.stride[0] + i * r.stride[1] + unit.j;
-    for (std::size_t x = 0; x < width; x += vector) {
-      const std::size_t left = count > x ? count - x : 0;
-      store(r.dtype == DType::f32 ? load_up_to(r.as<float>() + at + x, left)
-                                  : load_up_to(r.as<bfloat16_t>() + at + x, left),
-            to + x);
-    }
+    const WeightRow row(r, unit.head * r.stride[0] + i * r.stride[1] + unit.j);
+    for (std::size_t x = 0; x < width; x += vector)
+      store(row.at(x, count > x ? count - x : 0), to + x);
   }
 }
 

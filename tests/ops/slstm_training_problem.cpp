@@ -1,4 +1,4 @@
-#include "ops/slstm_problem.hpp"
+#include "ops/slstm_training_problem.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -112,8 +112,9 @@ std::vector<int> offsets_of(const std::vector<int>& lengths) {
 
 }  // namespace
 
-SlstmProblem::SlstmProblem(SlstmShape shape, std::vector<int> lengths, unsigned seed,
-                           SlstmStart start, DType weights, double scale)
+SlstmTrainingProblem::SlstmTrainingProblem(SlstmShape shape, std::vector<int> lengths,
+                                           unsigned seed, SlstmStart start, DType weights,
+                                           double scale)
     : wx(DType::f32, {1}),
       r(weights, {1}),
       b(weights, {1}),
@@ -159,7 +160,7 @@ SlstmProblem::SlstmProblem(SlstmShape shape, std::vector<int> lengths, unsigned 
   clear();
 }
 
-void SlstmProblem::clear() {
+void SlstmTrainingProblem::clear() {
   const int d = shape_.heads * shape_.dh;
   for (Array* array : {&h_, &gates_, &closed_, &c_, &n_, &d_wx_}) array->poison();
   const std::vector<double> zeros(static_cast<std::size_t>(4 * d * shape_.dh));
@@ -169,8 +170,8 @@ void SlstmProblem::clear() {
   d_records_ = d_last;
 }
 
-void SlstmProblem::call(Context& context, std::size_t begin, std::size_t end, int first, int count,
-                        bool saved) {
+void SlstmTrainingProblem::call(Context& context, std::size_t begin, std::size_t end, int first,
+                                int count, bool saved) {
   const int d = shape_.heads * shape_.dh;
   std::vector<std::int32_t> offsets{0};
   std::vector<std::byte*> slots, initial, d_slots;
@@ -224,19 +225,19 @@ void SlstmProblem::call(Context& context, std::size_t begin, std::size_t end, in
   EXPECT_EQ(starts, states) << "the backward pass wrote into initial states";
 }
 
-void SlstmProblem::run(int threads, bool saved) {
+void SlstmTrainingProblem::run(int threads, bool saved) {
   clear();
   Context context({}, threads);
   call(context, 0, lengths_.size(), 0, 0, saved);
 }
 
-void SlstmProblem::run_alone(std::size_t s, int threads) {
+void SlstmTrainingProblem::run_alone(std::size_t s, int threads) {
   clear();
   Context context({}, threads);
   call(context, s, s + 1, 0, 0, true);
 }
 
-void SlstmProblem::run_in_pieces(int threads, int piece) {
+void SlstmTrainingProblem::run_in_pieces(int threads, int piece) {
   clear();
   Context context({}, threads);
   for (std::size_t s = 0; s < lengths_.size(); ++s)
@@ -245,7 +246,7 @@ void SlstmProblem::run_in_pieces(int threads, int piece) {
 }
 
 template <class Real>
-SlstmReference<Real> SlstmProblem::reference(std::size_t s) const {
+SlstmReference<Real> SlstmTrainingProblem::reference(std::size_t s) const {
   const auto real = [](const std::vector<double>& v) {
     return std::vector<Real>(v.begin(), v.end());
   };
@@ -262,24 +263,24 @@ SlstmReference<Real> SlstmProblem::reference(std::size_t s) const {
   result.d_last.assign(d_last[s].begin(), d_last[s].end());
   return result;
 }
-template SlstmReference<double> SlstmProblem::reference(std::size_t) const;
-template SlstmReference<float> SlstmProblem::reference(std::size_t) const;
+template SlstmReference<double> SlstmTrainingProblem::reference(std::size_t) const;
+template SlstmReference<float> SlstmTrainingProblem::reference(std::size_t) const;
 
-std::vector<double> SlstmProblem::rows(const Array& array, std::size_t s) const {
+std::vector<double> SlstmTrainingProblem::rows(const Array& array, std::size_t s) const {
   const std::vector<double> all = array.values();
   const auto width = static_cast<std::ptrdiff_t>(all.size()) / offsets_.back();
   return {all.begin() + width * offsets_[s], all.begin() + width * offsets_[s + 1]};
 }
 
-std::vector<double> SlstmProblem::last(std::size_t s) const {
+std::vector<double> SlstmTrainingProblem::last(std::size_t s) const {
   return {records_[s].begin(), records_[s].end()};
 }
 
-std::vector<double> SlstmProblem::d_state(std::size_t s) const {
+std::vector<double> SlstmTrainingProblem::d_state(std::size_t s) const {
   return {d_records_[s].begin(), d_records_[s].end()};
 }
 
-std::vector<double> SlstmProblem::all(std::size_t s) const {
+std::vector<double> SlstmTrainingProblem::all(std::size_t s) const {
   std::vector<double> result;
   for (const auto& part : {h(s), last(s), rows(gates_, s), rows(closed_, s), rows(c_, s),
                            rows(n_, s), d_wx(s), d_state(s)})
@@ -287,7 +288,7 @@ std::vector<double> SlstmProblem::all(std::size_t s) const {
   return result;
 }
 
-bool SlstmProblem::gaps_untouched() const {
+bool SlstmTrainingProblem::gaps_untouched() const {
   for (const Array* array : {&h_, &gates_, &closed_, &c_, &n_, &d_wx_, &d_r_})
     if (!array->gaps_untouched()) return false;
   return true;

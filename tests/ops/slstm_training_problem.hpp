@@ -41,11 +41,11 @@ struct SlstmShape {
 
 enum class SlstmStart { null, zero, carried };  ///< no record, a fresh one, one that was used
 
-class SlstmProblem {
+class SlstmTrainingProblem {
  public:
-  SlstmProblem(SlstmShape shape, std::vector<int> lengths, unsigned seed,
-               SlstmStart start = SlstmStart::carried, DType weights = DType::f32,
-               double scale = 1.0);
+  SlstmTrainingProblem(SlstmShape shape, std::vector<int> lengths, unsigned seed,
+                       SlstmStart start = SlstmStart::carried, DType weights = DType::f32,
+                       double scale = 1.0);
 
   float clip = 0;
   bool cut = false;

@@ -1,0 +1,284 @@
+#include "formats/block_stack.hpp"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "core/check.hpp"
+#include "core/json.hpp"
+#include "formats/fields.hpp"
+
+namespace xlstm::formats {
+namespace {
+
+using nlohmann::json;
+
+// Every field with a key of its own; reading and writing are loops over them.
+template <class C, class Visitor>
+void visit_stack(C& stack, Visitor&& visit) {
+  visit("context_length", stack.context_length);
+  visit("bias", stack.bias);
+  visit("dropout", stack.dropout);
+  visit("add_post_blocks_norm", stack.add_post_blocks_norm);
+  visit("apply_post_blocks_norm", stack.apply_post_blocks_norm);
+  visit("weight_decay_on_embedding", stack.weight_decay_on_embedding);
+  visit("add_embedding_dropout", stack.add_embedding_dropout);
+}
+
+template <class C, class Visitor>
+void visit_mlstm(C& layer, Visitor&& visit) {
+  visit("num_heads", layer.num_heads);
+  visit("conv1d_kernel_size", layer.conv1d_kernel_size);
+  visit("qkv_proj_blocksize", layer.qkv_proj_blocksize);
+  visit("proj_factor", layer.proj_factor);
+  visit("round_proj_up_to_multiple_of", layer.round_proj_up_to_multiple_of);
+}
+
+template <class C, class Visitor>
+void visit_slstm(C& layer, Visitor&& visit) {
+  visit("num_heads", layer.num_heads);
+  visit("conv1d_kernel_size", layer.conv1d_kernel_size);
+  visit("group_norm_weight", layer.group_norm_weight);
+  visit("bias_init", layer.bias_init);
+  visit("recurrent_weight_init", layer.recurrent_weight_init);
+  visit("gradient_recurrent_cut", layer.gradient_recurrent_cut);
+  visit("gradient_recurrent_clipval", layer.gradient_recurrent_clipval);
+}
+
+template <class C, class Visitor>
+void visit_feed_forward(C& layer, Visitor&& visit) {
+  visit("proj_factor", layer.ffn_proj_factor);
+  visit("act_fn", layer.ffn_act_fn);
+  visit("bias", layer.ffn_bias);
+  visit("dropout", layer.ffn_dropout);
+  visit("round_proj_up_to_multiple_of", layer.ffn_round_proj_up_to_multiple_of);
+}
+
+// Said of a reference kernel, of what is derived, or given by the stack: nothing here depends on
+// it.
+constexpr const char* kIgnored[] = {"_num_blocks",
+                                    "_block_idx",
+                                    "_block_map",
+                                    "_inner_embedding_dim",
+                                    "_proj_up_dim",
+                                    "embedding_dim",
+                                    "bias",
+                                    "dropout",
+                                    "dtype",
+                                    "dtype_b",
+                                    "dtype_r",
+                                    "dtype_w",
+                                    "dtype_g",
+                                    "dtype_s",
+                                    "dtype_a",
+                                    "enable_automatic_mixed_precision",
+                                    "backend",
+                                    "batch_size",
+                                    "input_shape",
+                                    "output_shape",
+                                    "num_gates",
+                                    "num_states",
+                                    "hidden_size",
+                                    "context_length",
+                                    "conv1d_kernel",
+                                    "round_proj_up_dim_up",
+                                    "forward_clipval",
+                                    "initial_val",
+                                    "constants"};
+
+// The object under `key`, or null if it is absent or null.
+const json* find_object(FieldReader& reader, const char* key, const std::string& name) {
+  const json* value = reader.find(key);
+  if (value == nullptr || value->is_null()) return nullptr;
+  XLSTM_CHECK(value->is_object(), invalid_file, "{}: {}: expected an object of settings, found {}",
+              name, key, describe(*value));
+  return value;
+}
+
+// Adds what `reader` was never asked for, under its path.
+void keep_unknown(FieldReader& reader, const std::string& path, Config& config) {
+  for (const char* key : kIgnored) reader.find(key);
+  for (const auto& [key, value] : reader.rest()) config.unknown.emplace(path + key, value);
+}
+
+void expect_choice(FieldReader& reader, const char* key, const char* only,
+                   const std::string& name) {
+  std::string value = only;
+  reader(key, value);
+  XLSTM_CHECK(value == only, unsupported,
+              "{}: {}: expected '{}', the only one supported, found '{}'", name, key, only,
+              excerpt(value));
+}
+
+void read_mlstm_block(const json& block, const std::string& name, Config& config) {
+  FieldReader reader(block, name);
+  MlstmBlockConfig& layer = config.block_stack->mlstm.emplace();
+  if (const json* settings = find_object(reader, "mlstm", name)) {
+    const std::string inner = name + ": mlstm";
+    FieldReader fields(*settings, inner);
+    visit_mlstm(layer, fields);
+    keep_unknown(fields, "mlstm_block.mlstm.", config);
+  }
+  keep_unknown(reader, "mlstm_block.", config);
+}
+
+void read_slstm_block(const json& block, const std::string& name, Config& config) {
+  FieldReader reader(block, name);
+  SlstmBlockConfig& layer = config.block_stack->slstm.emplace();
+  if (const json* settings = find_object(reader, "slstm", name)) {
+    const std::string inner = name + ": slstm";
+    FieldReader fields(*settings, inner);
+    expect_choice(fields, "function", "slstm", inner);
+    visit_slstm(layer, fields);
+    keep_unknown(fields, "slstm_block.slstm.", config);
+  }
+  // Absent: the default layer; null: none.
+  layer.has_feed_forward = !block.contains("feedforward") || !block["feedforward"].is_null();
+  if (const json* settings = find_object(reader, "feedforward", name)) {
+    const std::string inner = name + ": feedforward";
+    FieldReader fields(*settings, inner);
+    visit_feed_forward(layer, fields);
+    expect_choice(fields, "ff_type", "ffn_gated", inner);
+    keep_unknown(fields, "slstm_block.feedforward.", config);
+  }
+  keep_unknown(reader, "slstm_block.", config);
+}
+
+// slstm_at: a list of indices, or "all".
+std::vector<std::int64_t> read_positions(FieldReader& reader, const Config& config,
+                                         const std::string& name) {
+  const json* value = reader.find("slstm_at");
+  std::vector<std::int64_t> positions;
+  if (!config.block_stack->mlstm || (value != nullptr && *value == "all")) {
+    constexpr std::int64_t kMost = 4096;  // no configuration with more is valid
+    positions.resize(
+        static_cast<std::size_t>(std::clamp<std::int64_t>(config.num_blocks, 0, kMost)));
+    std::iota(positions.begin(), positions.end(), 0);
+    return positions;
+  }
+  if (value == nullptr || value->is_null()) return positions;
+  XLSTM_CHECK(value->is_array(), invalid_file, "{}: slstm_at: expected a list or 'all', found {}",
+              name, describe(*value));
+  reader("slstm_at", positions);
+  std::sort(positions.begin(), positions.end());
+  return positions;
+}
+
+void read_stack(FieldReader& reader, const std::string& name, Config& config) {
+  BlockStackConfig& stack = config.block_stack.emplace();
+  reader("num_blocks", config.num_blocks);
+  reader("embedding_dim", config.hidden_size);
+  reader("vocab_size", config.vocab_size);
+  reader("tie_weights", config.tie_word_embeddings);
+  visit_stack(stack, reader);
+  if (const json* block = find_object(reader, "mlstm_block", name))
+    read_mlstm_block(*block, name + ": mlstm_block", config);
+  if (const json* block = find_object(reader, "slstm_block", name))
+    read_slstm_block(*block, name + ": slstm_block", config);
+  stack.slstm_at = read_positions(reader, config, name);
+}
+
+// NX-AI's defaults where they differ from Hugging Face's; what says nothing about such a model is
+// left at values that no reader could take for a setting.
+Config defaults() {
+  Config config;
+  config.num_blocks = 1;
+  config.hidden_size = 128;
+  config.vocab_size = -1;
+  config.num_heads = 1;
+  config.gate_soft_cap.reset();
+  config.output_logit_soft_cap.reset();
+  config.bos_token_id.reset();
+  config.eos_token_id.clear();
+  config.pad_token_id.reset();
+  return config;
+}
+
+}  // namespace
+
+const char* torch_name(DType dtype) noexcept {
+  return dtype == DType::f32 ? "float32" : dtype == DType::bf16 ? "bfloat16" : "float16";
+}
+
+bool is_block_stack(const json& object) {
+  return object.is_object() && (object.contains("mlstm_block") || object.contains("slstm_block"));
+}
+
+Config read_block_stack(const json& object, const std::string& name) {
+  Config config = defaults();
+  FieldReader reader(object, name);
+  read_stack(reader, name, config);
+  config.unknown.merge(reader.rest());
+  std::erase_if(config.unknown, [](const auto& entry) { return entry.first == "_block_map"; });
+  return config;
+}
+
+Config read_community_config(const json& object, const std::string& name) {
+  Config config = defaults();
+  FieldReader outer(object, name);
+  const json* nested = find_object(outer, "_xlstm_config", name);
+  XLSTM_CHECK(nested != nullptr, invalid_file, "{}: _xlstm_config: expected an object, found null",
+              name);
+  const std::string inner = name + ": _xlstm_config";
+  FieldReader reader(*nested, inner);
+  outer("vocab_size", config.vocab_size);  // what the nested object says counts
+  read_stack(reader, inner, config);
+  for (auto& [key, value] : reader.rest())
+    if (key != "_block_map") config.unknown.emplace("_xlstm_config." + key, std::move(value));
+  outer("bos_token_id", config.bos_token_id);
+  outer("eos_token_id", config.eos_token_id);
+  outer("pad_token_id", config.pad_token_id);
+  outer("force_bos_token_insert", config.force_bos_token_insert);
+  for (const char* key :
+       {"model_type", "architectures", "dtype", "torch_dtype", "embedding_dim", "context_length",
+        "transformers_version", "tie_word_embeddings", "auto_map"})
+    outer.find(key);
+  config.unknown.merge(outer.rest());
+  return config;
+}
+
+json write_community_config(const Config& config, DType dtype) {
+  const BlockStackConfig& stack = *config.block_stack;
+  json nested = {{"num_blocks", config.num_blocks},
+                 {"embedding_dim", config.hidden_size},
+                 {"vocab_size", config.vocab_size},
+                 {"tie_weights", config.tie_word_embeddings},
+                 {"slstm_at", stack.slstm_at}};
+  visit_stack(stack, FieldWriter{nested});
+  if (stack.apply_post_blocks_norm) nested.erase("apply_post_blocks_norm");  // ours alone
+  if (stack.mlstm) {
+    json layer = json::object();
+    visit_mlstm(*stack.mlstm, FieldWriter{layer});
+    nested["mlstm_block"] = {{"mlstm", layer}};
+  }
+  if (stack.slstm) {
+    json layer = json::object(), feed_forward = json();
+    visit_slstm(*stack.slstm, FieldWriter{layer});
+    layer["backend"] = "vanilla";  // the layout in which R and b are written
+    if (stack.slstm->has_feed_forward) {
+      feed_forward = json::object();
+      visit_feed_forward(*stack.slstm, FieldWriter{feed_forward});
+    }
+    nested["slstm_block"] = {{"slstm", layer}, {"feedforward", feed_forward}};
+  }
+  json object = json::object();
+  // Keys with a path were nested deeper: they are said of reference kernels only.
+  for (const auto& [key, value] : config.unknown)
+    if (key.find('.') == std::string::npos)
+      object[key] = parse_json(value, fmt::format("config: unknown key '{}'", excerpt(key)));
+  object["model_type"] = "xlstm";
+  object["architectures"] = {"xLSTMForCausalLM"};
+  object["torch_dtype"] = torch_name(dtype);
+  object["vocab_size"] = config.vocab_size;
+  object["embedding_dim"] = config.hidden_size;
+  object["context_length"] = stack.context_length;
+  FieldWriter write{object};
+  if (config.bos_token_id) write("bos_token_id", config.bos_token_id);
+  if (!config.eos_token_id.empty()) write("eos_token_id", config.eos_token_id);
+  if (config.pad_token_id) write("pad_token_id", config.pad_token_id);
+  if (config.force_bos_token_insert) write("force_bos_token_insert", config.force_bos_token_insert);
+  object["_xlstm_config"] = nested;
+  return object;
+}
+
+}  // namespace xlstm::formats

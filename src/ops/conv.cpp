@@ -1,0 +1,26 @@
+#include "ops/conv.hpp"
+
+#include "core/check.hpp"
+#include "ops/check_args.hpp"
+
+namespace xlstm::ops {
+
+void check_causal_conv(const CausalConvArgs& a) {
+  constexpr const char* kOp = "causal_conv";
+  check_batch(kOp, a.batch);
+  const std::int64_t tokens = a.batch.tokens(), width = a.w.dim(0), kernel = a.w.dim(2);
+  check_at_least(kOp, "the number of taps", kernel, 1);
+  check_tensor(kOp, "x", a.x, Types::f32, {tokens, width});
+  check_tensor(kOp, "w", a.w, Types::weight, {width, 1, kernel});
+  if (a.b) check_tensor(kOp, "b", a.b, Types::weight, {width});
+  check_tensor(kOp, "y", a.y, Types::f32, {tokens, width});
+  XLSTM_CHECK(a.window % sizeof(float) == 0, invalid_argument,
+              "{}: the window's offset must be a multiple of 4, found {}", kOp, a.window);
+}
+
+// The taps and the bias in float32, tap after tap.
+std::size_t causal_conv_workspace(const Context&, const CausalConvArgs& a) {
+  return static_cast<std::size_t>(a.w.dim(0) * (a.w.dim(2) + 1)) * sizeof(float);
+}
+
+}  // namespace xlstm::ops

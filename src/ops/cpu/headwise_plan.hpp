@@ -1,0 +1,16 @@
+#pragma once
+// How a block-diagonal product runs on the CPU, and how much scratch memory that takes.
+
+#include <cstddef>
+
+#include "ops/headwise.hpp"
+
+namespace xlstm::ops::cpu {
+
+/// Blocks of 4 x 4 are worked on side by side in one vector; larger ones are products of their own.
+inline bool headwise_by_vectors(const HeadwiseLinearArgs& a) {
+  return a.w.dim(1) == 4 && a.w.dim(2) == 4;
+}
+std::size_t headwise_workspace_bytes(const Context& context, const HeadwiseLinearArgs& a);
+
+}  // namespace xlstm::ops::cpu
