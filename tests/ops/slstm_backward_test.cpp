@@ -191,6 +191,26 @@ TEST(SlstmBackward, BatchThreadsAndPiecesChangeNoBit) {
   });
 }
 
+// A sequence without a record among others that have one: as from the zero state, written nowhere.
+TEST(SlstmBackward, NullSlotsBesideRecords) {
+  SlstmTrainingProblem problem({2, 20}, {7, 12, 4}, 14);
+  problem.run(2);
+  const auto before = problem.all(0), after = problem.all(2);
+  problem.without_record = 1;
+  problem.run(2);
+  EXPECT_EQ(problem.all(0), before);
+  EXPECT_EQ(problem.all(2), after);
+  EXPECT_EQ(problem.last(1),
+            std::vector<double>(problem.states[1].begin(), problem.states[1].end()));
+  const auto h = problem.h(1), d_wx = problem.d_wx(1);
+  problem.without_record = -1;
+  problem.states[1].assign(problem.states[1].size(), 0.0F);
+  problem.d_last[1].assign(problem.d_last[1].size(), 0.0F);
+  problem.run(2);
+  EXPECT_EQ(problem.h(1), h);
+  EXPECT_EQ(problem.d_wx(1), d_wx);
+}
+
 TEST(SlstmBackward, NanDoesNotTravelBackOrAside) {
   for_each_isa([] {
     for (int gate = 0; gate < 4; ++gate) {

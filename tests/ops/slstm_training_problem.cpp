@@ -178,7 +178,7 @@ void SlstmTrainingProblem::call(Context& context, std::size_t begin, std::size_t
   std::vector<std::vector<float>> starts = states;
   for (std::size_t s = begin; s < end; ++s) {
     offsets.push_back(offsets.back() + (count > 0 ? count : lengths_[s]));
-    const bool none = start_ == SlstmStart::null;
+    const bool none = start_ == SlstmStart::null || static_cast<int>(s) == without_record;
     slots.push_back(none ? nullptr : reinterpret_cast<std::byte*>(records_[s].data()));
     initial.push_back(none ? nullptr : reinterpret_cast<std::byte*>(starts[s].data()));
     d_slots.push_back(none ? nullptr : reinterpret_cast<std::byte*>(d_records_[s].data()));

@@ -49,6 +49,7 @@ class SlstmTrainingProblem {
 
   float clip = 0;
   bool cut = false;
+  int without_record = -1;                         ///< this sequence has none
   Array wx, r, b, d_h;                             ///< inputs, to be changed by a test
   std::vector<std::vector<float>> states, d_last;  ///< [4 D] per sequence
 
