@@ -332,6 +332,20 @@ void sgemm(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, flo
     .ldc = ldc});
 }
 
+void threaded_gemm(const GemmArgs& args, int threads) {
+  constexpr std::int64_t kTileRows = 192, kTileColumns = 128;
+  const std::int64_t m = args.c.dim(0), n = args.c.dim(1);
+  const std::int64_t across = (n + kTileColumns - 1) / kTileColumns;
+  const std::int64_t down = (m + kTileRows - 1) / kTileRows;
+  parallel_for(threads, down * across, [&](std::int64_t tile) {
+    const std::int64_t i = tile / across * kTileRows, j = tile % across * kTileColumns;
+    sgemm(args.transpose_a, false, std::min(kTileRows, m - i), std::min(kTileColumns, n - j),
+          args.b.dim(0), 1.0F, args.transpose_a ? args.a.as<float>() + i : args.a.row<float>(i),
+          args.a.row_stride(), args.b.as<float>() + j, args.b.row_stride(),
+          args.accumulate ? 1.0F : 0.0F, args.c.row<float>(i) + j, args.c.row_stride());
+  });
+}
+
 std::size_t packed_matmul_workspace(std::int64_t m, std::int64_t k) {
   const std::int64_t most = HWY_DYNAMIC_DISPATCH(tile_rows)();
   return static_cast<std::size_t>((m + most - 1) / most * most * k) * sizeof(float);
