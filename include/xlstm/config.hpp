@@ -46,7 +46,7 @@ struct BlockStackConfig {
   bool bias = false;                   ///< in the linear layers of mLSTM blocks
   double dropout = 0.0;                ///< in training (B.6)
   bool add_post_blocks_norm = true;
-  /// Some authors' files hold that norm but their programs never apply it (specification I).
+  /// Some authors' files hold that norm but their programs never apply it (specification B.8).
   bool apply_post_blocks_norm = true;
   bool weight_decay_on_embedding = false;
   bool add_embedding_dropout = false;

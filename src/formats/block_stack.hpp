@@ -1,6 +1,6 @@
 #pragma once
 // Settings of the first xLSTM: NX-AI's nested xLSTMLMModelConfig (specification B.1), alone in a
-// file or as `_xlstm_config` of a config.json (the community's schema, specification I).
+// file or as `_xlstm_config` of a config.json (the community's schema, specification B.8).
 
 #include <nlohmann/json_fwd.hpp>
 #include <string>

@@ -190,7 +190,7 @@ TEST_P(StackGoldenTest, StatesAndModelsSurviveFiles) {
 INSTANTIATE_TEST_SUITE_P(Models, StackGoldenTest, ::testing::ValuesIn(stack_models()),
                          [](const auto& golden) { return golden.param.name; });
 
-// The parameter counts published for the paper's models (specification E.5).
+// The parameter counts published for the paper's models (specification B.8).
 TEST(StackConfig, PublishedParameterCounts) {
   struct Published {
     std::int64_t width, blocks;

@@ -1,6 +1,7 @@
 #include "oracle/golden.hpp"
 
 #include <cstring>
+#include <nlohmann/json.hpp>
 #include <stdexcept>
 
 #include "formats/config_files.hpp"
@@ -140,7 +141,33 @@ ModelCase read_model(const std::filesystem::path& path) {
   return model;
 }
 
-std::vector<std::string> model_files() {
+StackCase read_stack(const std::filesystem::path& path) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  StackCase model;
+  auto settings = nlohmann::json::parse(file.metadata().at("config"));
+  settings["mlstm_block"] = {{"mlstm", settings["mlstm"]}};
+  settings["slstm_block"] = {{"slstm", settings["slstm"]},
+                             {"feedforward", settings["feedforward"]}};
+  for (const char* key : {"mlstm", "slstm", "feedforward"}) settings.erase(key);
+  model.config = xlstm::formats::parse_nxai_config(settings.dump(), path.string());
+  const std::string prefix = "param.";
+  for (const auto& [name, tensor] : file.tensors())
+    if (name.rfind(prefix, 0) == 0) model.weights[name.substr(prefix.size())] = values(tensor);
+  for (std::int64_t b = 0; b < file.tensors().at("input_ids").dim(0); ++b) {
+    model.ids.emplace_back();
+    for (double id : entry(file, "input_ids", b))
+      model.ids.back().push_back(static_cast<std::int32_t>(id));
+    model.logits.push_back(entry(file, "logits", b));
+    model.step_logits.push_back(entry(file, "step.logits", b));
+  }
+  model.loss = values(file.tensors().at("loss"))[0];
+  return model;
+}
+
+namespace {
+
+// Golden files whose name begins like this and that hold this tensor.
+std::vector<std::string> files_with(const std::string& prefix, const std::string& tensor) {
   std::vector<std::string> files;
   const std::filesystem::path shared =
       std::filesystem::path(XLSTM_SOURCE_DIR) / ".." / "shared" / "golden";
@@ -148,12 +175,16 @@ std::vector<std::string> model_files() {
     if (!std::filesystem::is_directory(folder)) continue;
     for (const auto& item : std::filesystem::directory_iterator(folder)) {
       const std::string name = item.path().filename().string();
-      if (name.rfind("large_", 0) != 0 || item.path().extension() != ".safetensors") continue;
-      const SafetensorsFile file = SafetensorsFile::open(item.path());
-      if (has(file, "param.lm_head.weight")) files.push_back(item.path().string());
+      if (name.rfind(prefix, 0) != 0 || item.path().extension() != ".safetensors") continue;
+      if (has(SafetensorsFile::open(item.path()), tensor)) files.push_back(item.path().string());
     }
   }
   return files;
 }
+
+}  // namespace
+
+std::vector<std::string> model_files() { return files_with("large_", "param.lm_head.weight"); }
+std::vector<std::string> stack_files() { return files_with("v1_", "param.token_embedding.weight"); }
 
 }  // namespace oracle

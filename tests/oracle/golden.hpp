@@ -46,6 +46,18 @@ struct ModelCase {
 };
 ModelCase read_model(const std::filesystem::path& file);
 
+/// A v1_*.safetensors: a model of the first xLSTM, and per sequence what NX-AI computed.
+struct StackCase {
+  xlstm::Config config;
+  Weights weights;
+  std::vector<std::vector<std::int32_t>> ids;
+  std::vector<Vector> logits, step_logits;  ///< [T, V]: the whole at once, and token by token
+  double loss = 0;  ///< mean cross-entropy of the next tokens, all sequences
+};
+StackCase read_stack(const std::filesystem::path& file);
+/// Those with weights in tests/golden, and in ../shared/golden where that exists.
+std::vector<std::string> stack_files();
+
 /// The large_*.safetensors with weights in tests/golden, and in ../shared/golden where that exists.
 std::vector<std::string> model_files();
 
