@@ -16,6 +16,10 @@ namespace xlstm::ops::cpu {
 void sgemm(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
            const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
            std::int64_t ldc);
+/// The same with beta times `from`, whose rows are as far apart as those of C, instead of C.
+void sgemm_from(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
+                const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
+                const float* from, float* c, std::int64_t ldc);
 
 struct MatmulArgs {
   Tensor x;         ///< [M, K] f32 or bf16

@@ -202,9 +202,8 @@ void mlstm_backward_states(const MlstmBackwardPair& pair, std::int64_t unit, flo
       if (unit == 0) add_scaled(pair.k(t), pair.k_weight[at + j], n_next, dqk);
     }
     float *state = pair.c + c * pair.c_size(), *next = state + pair.c_size();
-    copy_state_columns(pair, state, plan.v_stride(), next, plan.v_stride(), x0, x1);
-    sgemm(true, false, plan.dqk, x1 - x0, length, 1.0F, rows.k, plan.qk_stride(), rows.v,
-          plan.v_stride(), pair.decay[c], next + x0, plan.v_stride());
+    sgemm_from(true, false, plan.dqk, x1 - x0, length, 1.0F, rows.k, plan.qk_stride(), rows.v,
+               plan.v_stride(), pair.decay[c], state + x0, next + x0, plan.v_stride());
   }
 }
 
@@ -292,9 +291,8 @@ void mlstm_backward_state_gradients(const MlstmBackwardPair& pair, std::int64_t 
       if (unit == 0) add_scaled(pair.q(t), pair.q_weight[at + j] * pair.d_l[at + j], d_n, dqk);
     }
     float *d_c = pair.d_c + c * pair.c_size(), *d_c_next = d_c + pair.c_size();
-    copy_state_columns(pair, d_c_next, plan.v_stride(), d_c, plan.v_stride(), x0, x1);
-    sgemm(true, false, plan.dqk, x1 - x0, length, 1.0F, rows.q, plan.qk_stride(), rows.d_num,
-          plan.v_stride(), pair.decay[c], d_c + x0, plan.v_stride());
+    sgemm_from(true, false, plan.dqk, x1 - x0, length, 1.0F, rows.q, plan.qk_stride(), rows.d_num,
+               plan.v_stride(), pair.decay[c], d_c_next + x0, d_c + x0, plan.v_stride());
   }
 }
 
