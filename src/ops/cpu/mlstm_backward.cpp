@@ -4,6 +4,7 @@
 
 #include "core/threads.hpp"
 #include "ops/cpu/matmul.hpp"
+#include "ops/cpu/mlstm_backward_pair.hpp"
 #include "ops/cpu/mlstm_backward_plan.hpp"
 #include "ops/mlstm.hpp"
 
@@ -11,77 +12,6 @@
 #define HWY_TARGET_INCLUDE "ops/cpu/mlstm_backward.cpp"
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include "ops/cpu/reduce-inl.hpp"
-
-#ifndef XLSTM_OPS_CPU_MLSTM_BACKWARD_PAIR
-#define XLSTM_OPS_CPU_MLSTM_BACKWARD_PAIR
-namespace xlstm::ops::cpu {
-
-/// One head of one sequence. Chunk c of `chunks` holds tokens [first(c), first(c) + length(c)); its
-/// numbers per token start at c * chunk_stride of every row below. State c is the one before chunk
-/// c, state `chunks` the last.
-struct MlstmBackwardPair {
-  const MlstmBackwardArgs& args;
-  const MlstmBackwardPlan& plan;
-  std::int64_t head, begin, end, chunks;
-  float scale;
-  const float *c_initial = nullptr, *n_initial = nullptr;  ///< null: the zero state
-  float m_initial = 0;
-  float *d_c_slot = nullptr, *d_n_slot = nullptr, *d_m_slot = nullptr;  ///< null: no gradients
-
-  float *beta_hi = nullptr, *beta_lo = nullptr;  ///< beta_j = i_j - b_j, an upper and a lower float
-  float *mu_hi = nullptr, *mu_lo = nullptr;      ///< mu_t = m_t - b_t
-  float* q_weight = nullptr;           ///< s e^(m_before - mu_t), with which q_t reads the state
-  float* k_weight = nullptr;           ///< e^(beta_j - mu_L), with which k_j enters it
-  float* floor = nullptr;              ///< e^-m_t
-  float* opened = nullptr;             ///< 1 where m_t comes from i_t, else 0
-  float* r = nullptr;                  ///< 1 / N_t
-  float* d_l = nullptr;                ///< the gradient of l_t
-  float* d_m = nullptr;                ///< the gradient that m_t gets from N_t
-  float* decay = nullptr;              ///< [chunks] of the state over a chunk
-  float *n = nullptr, *d_n = nullptr;  ///< [chunks + 1, padded dqk]
-  float *c = nullptr, *d_c = nullptr;  ///< [chunks + 1, dqk, v_stride]
-  float* weights = nullptr;            ///< W [chunks, chunk, chunk_stride]
-
-  std::int64_t first(std::int64_t chunk) const { return begin + chunk * plan.chunk; }
-  std::int64_t length(std::int64_t chunk) const { return std::min(plan.chunk, end - first(chunk)); }
-  std::int64_t n_stride() const { return MlstmBackwardPlan::padded(plan.dqk); }
-  std::int64_t c_size() const { return plan.dqk * plan.v_stride(); }
-
-  const float* q(std::int64_t t) const { return args.q.row<float>(t) + head * plan.dqk; }
-  const float* k(std::int64_t t) const { return args.k.row<float>(t) + head * plan.dqk; }
-  const float* v(std::int64_t t) const { return args.v.row<float>(t) + head * plan.dv; }
-  const float* h(std::int64_t t) const { return args.h.row<float>(t) + head * plan.dv; }
-  const float* d_h(std::int64_t t) const { return args.d_h.row<float>(t) + head * plan.dv; }
-  /// i and log f, but not below where their exponentials are 0 in any format: sums of them stay
-  /// exact and finite. The comparisons keep a NaN.
-  double i(std::int64_t t) const { return at_least(args.i.row<float>(t)[head]); }
-  double log_f(std::int64_t t) const { return at_least(args.log_f.row<float>(t)[head]); }
-  static double at_least(double value) { return value < -1e4 ? -1e4 : value; }
-  bool has_stabiliser() const { return args.gate == MlstmGate::exponential; }
-};
-
-/// Scratch of one worker.
-struct MlstmBackwardRows {
-  float *q, *k, *d_qk;         ///< [chunk, qk_stride]
-  float *v, *d_num, *d_v;      ///< [chunk, v_stride]
-  float* p;                    ///< [chunk, chunk_stride]
-  float *sums, *read, *write;  ///< [chunk_stride]
-
-  MlstmBackwardRows(const MlstmBackwardPlan& plan, float* memory) {
-    const auto take = [&memory](std::int64_t floats) {
-      float* begin = memory;
-      memory += floats;
-      return begin;
-    };
-    for (float** rows : {&q, &k, &d_qk}) *rows = take(plan.chunk * plan.qk_stride());
-    for (float** rows : {&v, &d_num, &d_v}) *rows = take(plan.chunk * plan.v_stride());
-    p = take(plan.chunk * plan.chunk_stride);
-    for (float** rows : {&sums, &read, &write}) *rows = take(plan.chunk_stride);
-  }
-};
-
-}  // namespace xlstm::ops::cpu
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace xlstm::ops::cpu {
@@ -123,13 +53,13 @@ HWY_INLINE void add_and_scale(float* row, const float* other, float other_factor
   }
 }
 
-/// <A, B> of the states [dqk, v_stride], rows in float and their sum in double.
-double frobenius(const MlstmBackwardPair& pair, const float* a, const float* b) {
+/// <A, B> of a state [dqk, v_stride] and another, rows in float and their sum in double.
+double frobenius(const MlstmBackwardPair& pair, const float* a, const float* b,
+                 std::int64_t b_stride) {
   double sum = 0;
-  for (std::int64_t row = 0; row < pair.plan.dqk; ++row) {
-    const std::int64_t at = row * pair.plan.v_stride();
-    sum += dot_of(a + at, b + at, static_cast<std::size_t>(pair.plan.dv));
-  }
+  for (std::int64_t row = 0; row < pair.plan.dqk; ++row)
+    sum += dot_of(a + row * pair.plan.v_stride(), b + row * b_stride,
+                  static_cast<std::size_t>(pair.plan.dv));
   return sum;
 }
 
@@ -219,7 +149,7 @@ void mlstm_backward_denominators(const MlstmBackwardPair& pair, std::int64_t c, 
     std::copy_n(pair.q(pair.first(c) + j), dqk, rows.q + j * qk_stride);
     std::copy_n(pair.k(pair.first(c) + j), dqk, rows.k + j * qk_stride);
   }
-  float* weights = pair.weights + c * plan.chunk * stride;
+  float* weights = pair.weights_at(c);
   for (std::int64_t row = 0; row < length; row += kRowBlock) {
     const std::int64_t some = std::min(kRowBlock, length - row);
     sgemm(false, true, some, row + some, plan.dqk, pair.scale, rows.q + row * qk_stride, qk_stride,
@@ -261,39 +191,52 @@ void mlstm_backward_denominators(const MlstmBackwardPair& pair, std::int64_t c, 
   }
 }
 
-/// Phase 3: value columns of unit `unit` of the gradients of all states, from the last to the
-/// first; the first unit also makes those of n.
+/// Phase 3, before its first chunk: value columns of unit `unit` of the gradient of the last state.
+void mlstm_backward_last_state(const MlstmBackwardPair& pair, std::int64_t unit) {
+  const MlstmBackwardPlan& plan = pair.plan;
+  const std::int64_t x0 = unit * plan.unit, x1 = std::min(plan.dv, x0 + plan.unit);
+  copy_state_columns(pair, pair.d_c_slot, plan.dv, pair.d_c_at(pair.chunks), plan.v_stride(), x0,
+                     x1);
+  if (unit != 0) return;
+  float* last = pair.d_n + pair.chunks * pair.n_stride();
+  if (pair.d_n_slot == nullptr || !pair.args.exact)
+    std::fill_n(last, plan.dqk, 0.0F);
+  else
+    std::copy_n(pair.d_n_slot, plan.dqk, last);
+}
+
+/// Phase 3, value columns of unit `unit` of the gradient of the state before chunk c; the first
+/// unit also makes that of n. `loaded`: rows.q and rows.d_num hold the chunk.
+void mlstm_backward_state(const MlstmBackwardPair& pair, std::int64_t unit, std::int64_t c,
+                          const MlstmBackwardRows& rows, bool loaded) {
+  const MlstmBackwardPlan& plan = pair.plan;
+  const std::int64_t x0 = unit * plan.unit, x1 = std::min(plan.dv, x0 + plan.unit);
+  const std::int64_t at = c * plan.chunk_stride, length = pair.length(c);
+  const auto dqk = static_cast<std::size_t>(plan.dqk);
+  if (c == 0 && pair.d_c_slot == nullptr) return;  // nobody wants it
+  float *d_n = pair.d_n + c * pair.n_stride(), *d_n_next = d_n + pair.n_stride();
+  if (unit == 0) scaled_copy(d_n_next, pair.decay[c], d_n, dqk);
+  for (std::int64_t j = 0; j < length; ++j) {
+    const std::int64_t t = pair.first(c) + j;
+    const float* q = loaded ? rows.q + j * plan.qk_stride() : pair.q(t);
+    float* weighted = rows.d_qk + j * plan.qk_stride();
+    scaled_copy(q, pair.q_weight[at + j], weighted, dqk);
+    if (!loaded)
+      scaled_copy(pair.d_h(t) + x0, pair.r[at + j], rows.d_num + j * plan.v_stride() + x0,
+                  static_cast<std::size_t>(x1 - x0));
+    if (unit == 0) add_scaled(weighted, pair.d_l[at + j], d_n, dqk);
+  }
+  sgemm_from(true, false, plan.dqk, x1 - x0, length, 1.0F, rows.d_qk, plan.qk_stride(),
+             rows.d_num + x0, plan.v_stride(), pair.decay[c], pair.d_c_at(c + 1) + x0,
+             pair.d_c_at(c) + x0, plan.v_stride());
+}
+
 void mlstm_backward_state_gradients(const MlstmBackwardPair& pair, std::int64_t unit,
                                     float* memory) {
-  const MlstmBackwardPlan& plan = pair.plan;
-  const MlstmBackwardRows rows(plan, memory);
-  const std::int64_t x0 = unit * plan.unit, x1 = std::min(plan.dv, x0 + plan.unit);
-  const auto dqk = static_cast<std::size_t>(plan.dqk);
-  copy_state_columns(pair, pair.d_c_slot, plan.dv, pair.d_c + pair.chunks * pair.c_size(),
-                     plan.v_stride(), x0, x1);
-  if (unit == 0) {
-    float* last = pair.d_n + pair.chunks * pair.n_stride();
-    if (pair.d_n_slot == nullptr || !pair.args.exact)
-      std::fill_n(last, dqk, 0.0F);
-    else
-      std::copy_n(pair.d_n_slot, dqk, last);
-  }
-  const std::int64_t least = pair.d_c_slot == nullptr ? 1 : 0;  // gradients of the initial state
-  for (std::int64_t c = pair.chunks - 1; c >= least; --c) {
-    const std::int64_t at = c * plan.chunk_stride, length = pair.length(c);
-    float *d_n = pair.d_n + c * pair.n_stride(), *d_n_next = d_n + pair.n_stride();
-    if (unit == 0) scaled_copy(d_n_next, pair.decay[c], d_n, dqk);
-    for (std::int64_t j = 0; j < length; ++j) {
-      const std::int64_t t = pair.first(c) + j;
-      std::copy_n(pair.q(t), dqk, rows.q + j * plan.qk_stride());
-      scaled_copy(pair.d_h(t) + x0, pair.q_weight[at + j] * pair.r[at + j],
-                  rows.d_num + j * plan.v_stride(), static_cast<std::size_t>(x1 - x0));
-      if (unit == 0) add_scaled(pair.q(t), pair.q_weight[at + j] * pair.d_l[at + j], d_n, dqk);
-    }
-    float *d_c = pair.d_c + c * pair.c_size(), *d_c_next = d_c + pair.c_size();
-    sgemm_from(true, false, plan.dqk, x1 - x0, length, 1.0F, rows.q, plan.qk_stride(), rows.d_num,
-               plan.v_stride(), pair.decay[c], d_c_next + x0, d_c + x0, plan.v_stride());
-  }
+  const MlstmBackwardRows rows(pair.plan, memory);
+  mlstm_backward_last_state(pair, unit);
+  for (std::int64_t c = pair.chunks - 1; c >= 0; --c)
+    mlstm_backward_state(pair, unit, c, rows, false);
 }
 
 namespace {
@@ -334,8 +277,9 @@ void gate_gradients_inside(const MlstmBackwardPair& pair, std::int64_t c,
 }  // namespace
 
 /// Phase 4: the gradients of q, k, v and the gates of one chunk (C.1, C.2), but for what goes
-/// through m.
-void mlstm_backward_chunk(const MlstmBackwardPair& pair, std::int64_t c, float* memory) {
+/// through m. `loaded`: rows.q and rows.k hold the chunk.
+void mlstm_backward_chunk(const MlstmBackwardPair& pair, std::int64_t c, float* memory,
+                          bool loaded) {
   const MlstmBackwardPlan& plan = pair.plan;
   const MlstmBackwardArgs& args = pair.args;
   const MlstmBackwardRows rows(plan, memory);
@@ -343,13 +287,15 @@ void mlstm_backward_chunk(const MlstmBackwardPair& pair, std::int64_t c, float* 
   const std::int64_t stride = plan.chunk_stride, qk = plan.qk_stride(), vs = plan.v_stride();
   const auto dqk = static_cast<std::size_t>(plan.dqk);
   const auto dv = static_cast<std::size_t>(plan.dv);
-  const float* weights = pair.weights + c * plan.chunk * stride;
+  const float* weights = pair.weights_at(c);
   const float *c_before = pair.c + c * pair.c_size(), *n_before = pair.n + c * pair.n_stride();
-  const float* d_c = pair.d_c + (c + 1) * pair.c_size();
+  const float* d_c = pair.d_c_at(c + 1);
   const float* d_n = pair.d_n + (c + 1) * pair.n_stride();
   for (std::int64_t j = 0; j < length; ++j) {
-    std::copy_n(pair.q(t0 + j), dqk, rows.q + j * qk);
-    std::copy_n(pair.k(t0 + j), dqk, rows.k + j * qk);
+    if (!loaded) {
+      std::copy_n(pair.q(t0 + j), dqk, rows.q + j * qk);
+      std::copy_n(pair.k(t0 + j), dqk, rows.k + j * qk);
+    }
     std::copy_n(pair.v(t0 + j), dv, rows.v + j * vs);
     scaled_copy(pair.d_h(t0 + j), pair.r[at + j], rows.d_num + j * vs, dv);
   }
@@ -403,7 +349,7 @@ void mlstm_backward_chunk(const MlstmBackwardPair& pair, std::int64_t c, float* 
 
   // The gates' gradients across the borders of the chunk: log f_r carries what lies before the
   // chunk to t >= r, j < r to what lies after it, and the one to the other.
-  double through = frobenius(pair, c_before, d_c) + dot_of(n_before, d_n, dqk);
+  double through = frobenius(pair, c_before, d_c, vs) + dot_of(n_before, d_n, dqk);
   through *= pair.decay[c];
   for (std::int64_t j = 0; j < length; ++j) {
     args.d_i.row<float>(t0 + j)[pair.head] += rows.write[j];
@@ -422,15 +368,15 @@ void mlstm_backward_finish(const MlstmBackwardPair& pair) {
   const MlstmBackwardPlan& plan = pair.plan;
   const MlstmBackwardArgs& args = pair.args;
   const auto dqk = static_cast<std::size_t>(plan.dqk);
-  const auto inner = [&](std::int64_t state) {
-    return frobenius(pair, pair.c + state * pair.c_size(), pair.d_c + state * pair.c_size()) +
+  const auto inner = [&](std::int64_t state, const float* d_c, std::int64_t stride) {
+    return frobenius(pair, pair.c + state * pair.c_size(), d_c, stride) +
            dot_of(pair.n + state * pair.n_stride(), pair.d_n + state * pair.n_stride(), dqk);
   };
   const bool through_m = args.exact && pair.has_stabiliser();
   double d_m = 0;
   if (through_m) {
     // The last state is stored relative to e^m.
-    if (pair.d_c_slot != nullptr) d_m = *pair.d_m_slot - inner(pair.chunks);
+    if (pair.d_c_slot != nullptr) d_m = *pair.d_m_slot - inner(pair.chunks, pair.d_c_slot, plan.dv);
     for (std::int64_t c = pair.chunks - 1; c >= 0; --c)
       for (std::int64_t j = pair.length(c) - 1; j >= 0; --j) {
         const std::int64_t at = c * plan.chunk_stride + j, t = pair.first(c) + j;
@@ -442,10 +388,25 @@ void mlstm_backward_finish(const MlstmBackwardPair& pair) {
       }
   }
   if (pair.d_c_slot == nullptr) return;
-  copy_state_columns(pair, pair.d_c, plan.v_stride(), pair.d_c_slot, plan.dv, 0, plan.dv);
+  const float* d_c = pair.d_c_at(0);
+  copy_state_columns(pair, d_c, plan.v_stride(), pair.d_c_slot, plan.dv, 0, plan.dv);
   std::copy_n(pair.d_n, dqk, pair.d_n_slot);
   if (!args.exact) std::fill_n(pair.d_n_slot, dqk, 0.0F);
-  *pair.d_m_slot = through_m ? static_cast<float>(d_m + inner(0)) : 0.0F;
+  *pair.d_m_slot = through_m ? static_cast<float>(d_m + inner(0, d_c, plan.v_stride())) : 0.0F;
+}
+
+/// All phases of one pair, on one thread: the same work in the same order per sum.
+void mlstm_backward_whole(MlstmBackwardPair& pair, float* memory) {
+  const MlstmBackwardRows rows(pair.plan, memory);
+  mlstm_backward_gates(pair);
+  mlstm_backward_states(pair, 0, memory);
+  mlstm_backward_last_state(pair, 0);
+  for (std::int64_t c = pair.chunks - 1; c >= 0; --c) {
+    mlstm_backward_denominators(pair, c, memory);
+    mlstm_backward_chunk(pair, c, memory, true);
+    mlstm_backward_state(pair, 0, c, rows, true);
+  }
+  mlstm_backward_finish(pair);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -461,6 +422,7 @@ HWY_EXPORT(mlstm_backward_denominators);
 HWY_EXPORT(mlstm_backward_state_gradients);
 HWY_EXPORT(mlstm_backward_chunk);
 HWY_EXPORT(mlstm_backward_finish);
+HWY_EXPORT(mlstm_backward_whole);
 
 namespace {
 
@@ -500,12 +462,13 @@ MlstmBackwardPair make_pair(const MlstmBackwardArgs& a, const MlstmBackwardPlan&
   const std::int64_t states = plan.most_chunks + 1;
   pair.decay = take(MlstmBackwardPlan::padded(states));
   for (float** n : {&pair.n, &pair.d_n}) *n = take(states * pair.n_stride());
-  for (float** c : {&pair.c, &pair.d_c}) *c = take(states * pair.c_size());
-  pair.weights = take(plan.most_chunks * plan.chunk * plan.chunk_stride);
+  pair.c = take(states * pair.c_size());
+  pair.d_c = take(plan.kept(states) * pair.c_size());
+  pair.weights = take(plan.kept(plan.most_chunks) * plan.chunk * plan.chunk_stride);
   return pair;
 }
 
-/// Calls all phases of pairs [first, first + count), whose memory lies one after the other, through
+/// Calls all phases of a wave of pairs through
 /// run(tasks per pair, body(pair, task, scratch)).
 template <class Run>
 void run_phases(const MlstmBackwardPlan& plan, Run&& run) {
@@ -521,7 +484,7 @@ void run_phases(const MlstmBackwardPlan& plan, Run&& run) {
     HWY_DYNAMIC_DISPATCH(mlstm_backward_state_gradients)(p, unit, scratch);
   });
   run(plan.most_chunks, [](Pair& p, std::int64_t c, float* scratch) {
-    if (c < p.chunks) HWY_DYNAMIC_DISPATCH(mlstm_backward_chunk)(p, c, scratch);
+    if (c < p.chunks) HWY_DYNAMIC_DISPATCH(mlstm_backward_chunk)(p, c, scratch, false);
   });
   run(1, [](Pair& p, std::int64_t, float*) { HWY_DYNAMIC_DISPATCH(mlstm_backward_finish)(p); });
 }
@@ -542,9 +505,7 @@ void mlstm_backward(Context& context, const MlstmBackwardArgs& a) {
       float* own = scratch + worker.begin * plan.worker_floats();
       for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < pairs;) {
         MlstmBackwardPair pair = make_pair(a, plan, i, memory + worker.begin * plan.pair_floats());
-        run_phases(plan, [&](std::int64_t tasks, auto&& body) {
-          for (std::int64_t task = 0; task < tasks; ++task) body(pair, task, own);
-        });
+        HWY_DYNAMIC_DISPATCH(mlstm_backward_whole)(pair, own);
       }
     });
     return;

@@ -11,8 +11,8 @@ namespace xlstm::ops::cpu {
 
 /// A pair is a head of a sequence. Its work has phases: states by groups of value columns, then
 /// denominators by chunks, gradients of states by columns, and the other gradients by chunks. With
-/// many pairs each thread takes whole ones; with few, the threads share the phases of a wave of
-/// them. Neither changes a bit of the result.
+/// many pairs each thread takes whole ones, the last three phases chunk by chunk; with few, the
+/// threads share the phases of a wave of them. Neither changes a bit of the result.
 struct MlstmBackwardPlan {
   static constexpr std::int64_t kUnit = 128;      ///< value columns of a task in a wave
   static constexpr std::int64_t kTokenRows = 11;  ///< numbers per token that a pair keeps
@@ -38,6 +38,11 @@ struct MlstmBackwardPlan {
     workers = whole_pairs ? wave : threads;
   }
 
+  /// Of `count` gradients of states, or score matrices, those in memory at a time: a thread with a
+  /// pair of its own goes from chunk to chunk, with all its work on one.
+  std::int64_t kept(std::int64_t count) const {
+    return whole_pairs ? std::min<std::int64_t>(count, 2) : count;
+  }
   std::int64_t chunks(std::int64_t tokens) const { return (tokens + chunk - 1) / chunk; }
 
   // Strides are no multiple of 4 KiB: the rows of activations often are, and then fall on each
@@ -48,7 +53,7 @@ struct MlstmBackwardPlan {
   std::int64_t pair_floats() const {
     const std::int64_t states = most_chunks + 1;
     return kTokenRows * most_chunks * chunk_stride + 2 * padded(states) + 2 * states * padded(dqk) +
-           2 * states * dqk * v_stride() + most_chunks * chunk * chunk_stride;
+           (states + kept(states)) * dqk * v_stride() + kept(most_chunks) * chunk * chunk_stride;
   }
   /// Floats of one worker: dense copies of rows, scores, and three numbers per token.
   std::int64_t worker_floats() const {
