@@ -14,6 +14,18 @@ void check_swiglu(const SwigluArgs& a) {
 
 std::size_t swiglu_workspace(const Context&, const SwigluArgs&) { return 0; }
 
+void check_swiglu_backward(const SwigluBackwardArgs& a) {
+  constexpr const char* kOp = "swiglu_backward";
+  const std::int64_t tokens = a.gate.dim(0), width = a.gate.dim(1);
+  check_tensor(kOp, "gate", a.gate, Types::f32, {tokens, width});
+  check_tensor(kOp, "up", a.up, Types::f32, {tokens, width});
+  check_tensor(kOp, "d_y", a.d_y, Types::f32, {tokens, width});
+  check_tensor(kOp, "d_gate", a.d_gate, Types::f32, {tokens, width});
+  check_tensor(kOp, "d_up", a.d_up, Types::f32, {tokens, width});
+}
+
+std::size_t swiglu_backward_workspace(const Context&, const SwigluBackwardArgs&) { return 0; }
+
 void check_gated_activation(const GatedActivationArgs& a) {
   constexpr const char* kOp = "gated_activation";
   const std::int64_t tokens = a.gate.dim(0), width = a.gate.dim(1);

@@ -14,6 +14,15 @@ struct SwigluArgs {
 };
 XLSTM_OP(swiglu, SwigluArgs)
 
+/// d_up = d_y silu(gate), d_gate = d_y up silu'(gate)
+struct SwigluBackwardArgs {
+  Tensor gate, up;  ///< [T, F] f32
+  Tensor d_y;       ///< [T, F] f32
+  Tensor d_gate;    ///< [T, F] f32; may be gate
+  Tensor d_up;      ///< [T, F] f32; may be up
+};
+XLSTM_OP(swiglu_backward, SwigluBackwardArgs)
+
 /// The functions of gated feed-forward layers (specification B.1, `act_fn`).
 enum class Activation : std::uint8_t { gelu, relu, relu2, sigmoid, silu };
 

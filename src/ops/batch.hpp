@@ -7,10 +7,16 @@
 
 namespace xlstm::ops {
 
-/// Sequence s owns tokens [offsets[s], offsets[s+1]) of every activation and the record slots[s].
+/// Sequence s owns tokens [offsets[s], offsets[s+1]) of every activation and the record slots[s]. A
+/// null slot means that the sequence starts from the zero state and its final state is dropped:
+/// documents in training.
+///
+/// Backward ops read the initial states from `slots` and take a second list of records of the same
+/// layout, `d_slots`: on entry the gradients of the final states, on exit those of the initial
+/// ones. A null record there, or an empty list: the first are zero and the second are not wanted.
 struct Batch {
   std::span<const std::int32_t> offsets;  ///< sequences + 1, offsets[0] == 0, strictly rising
-  std::span<std::byte* const> slots;      ///< one state record per sequence, no two the same
+  std::span<std::byte* const> slots;  ///< one state record per sequence, no two the same; or null
 
   std::int64_t sequences() const noexcept { return static_cast<std::int64_t>(slots.size()); }
   std::int64_t tokens() const noexcept { return offsets.empty() ? 0 : offsets.back(); }

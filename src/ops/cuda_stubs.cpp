@@ -8,8 +8,10 @@
 #include "ops/headwise.hpp"
 #include "ops/layer_norm.hpp"
 #include "ops/linear.hpp"
+#include "ops/loss.hpp"
 #include "ops/mlstm.hpp"
 #include "ops/norm.hpp"
+#include "ops/optim.hpp"
 #include "ops/slstm.hpp"
 
 #define XLSTM_CUDA_STUB(name, Args)                                              \
@@ -35,5 +37,16 @@ XLSTM_CUDA_STUB(headwise_linear, HeadwiseLinearArgs)
 XLSTM_CUDA_STUB(layer_norm, LayerNormArgs)
 XLSTM_CUDA_STUB(skip_gate, SkipGateArgs)
 XLSTM_CUDA_STUB(gated_activation, GatedActivationArgs)
+XLSTM_CUDA_STUB(embed_backward, EmbedBackwardArgs)
+XLSTM_CUDA_STUB(rms_norm_backward, RmsNormBackwardArgs)
+XLSTM_CUDA_STUB(rms_norm_gates_backward, RmsNormGatesBackwardArgs)
+XLSTM_CUDA_STUB(head_norm_backward, HeadNormBackwardArgs)
+XLSTM_CUDA_STUB(linear_backward, LinearBackwardArgs)
+XLSTM_CUDA_STUB(swiglu_backward, SwigluBackwardArgs)
+XLSTM_CUDA_STUB(mlstm_backward, MlstmBackwardArgs)
+XLSTM_CUDA_STUB(cross_entropy, CrossEntropyArgs)
+XLSTM_CUDA_STUB(adamw, AdamwArgs)
+XLSTM_CUDA_STUB(squared_norm, SquaredNormArgs)
+XLSTM_CUDA_STUB(scale, ScaleArgs)
 
 }  // namespace xlstm::ops::cuda

@@ -17,4 +17,18 @@ void check_embed(const EmbedArgs& a) {
 
 std::size_t embed_workspace(const Context&, const EmbedArgs&) { return 0; }
 
+void check_embed_backward(const EmbedBackwardArgs& a) {
+  constexpr const char* kOp = "embed_backward";
+  const auto tokens = static_cast<std::int64_t>(a.ids.size());
+  const std::int64_t rows = a.d_table.dim(0), width = a.d_table.dim(1);
+  check_at_least(kOp, "the number of ids", tokens, 1);
+  check_tensor(kOp, "d_table", a.d_table, Types::f32, {rows, width});
+  check_tensor(kOp, "d_y", a.d_y, Types::f32, {tokens, width});
+  for (std::int32_t id : a.ids)
+    XLSTM_CHECK(id >= 0 && id < rows, invalid_argument, "{}: ids must be in [0, {}), found {}", kOp,
+                rows, id);
+}
+
+std::size_t embed_backward_workspace(const Context&, const EmbedBackwardArgs&) { return 0; }
+
 }  // namespace xlstm::ops

@@ -16,4 +16,12 @@ struct EmbedArgs {
 };
 XLSTM_OP(embed, EmbedArgs)
 
+/// d_table[ids[t]] += d_y[t], in the order of the tokens whatever the number of threads
+struct EmbedBackwardArgs {
+  std::span<const std::int32_t> ids;  ///< [T], each in [0, V)
+  Tensor d_y;                         ///< [T, D] f32
+  Tensor d_table;                     ///< [V, D] f32, +=
+};
+XLSTM_OP(embed_backward, EmbedBackwardArgs)
+
 }  // namespace xlstm::ops

@@ -1,6 +1,7 @@
 #include "ops/linear.hpp"
 
 #include "core/check.hpp"
+#include "ops/check_args.hpp"
 #include "ops/cpu/linear_plan.hpp"
 
 namespace xlstm::ops {
@@ -39,6 +40,34 @@ void check_linear(const LinearArgs& args) {
 std::size_t linear_workspace(const Context& context, const LinearArgs& args) {
   if (!context.device().is_cpu()) return 0;
   return cpu::linear_workspace_bytes(args);
+}
+
+void check_linear_backward(const LinearBackwardArgs& a) {
+  constexpr const char* kOp = "linear_backward";
+  XLSTM_CHECK(!a.w.empty(), invalid_argument, "{}: expected at least one weight", kOp);
+  XLSTM_CHECK((a.d_w.empty() || a.d_w.size() == a.w.size()) &&
+                  (a.d_b.empty() || a.d_b.size() == a.w.size()),
+              invalid_argument,
+              "{}: expected no gradients or one for each of {} weights, found {} "
+              "of weights and {} of biases",
+              kOp, a.w.size(), a.d_w.size(), a.d_b.size());
+  const std::int64_t tokens = a.d_y.dim(0), inputs = a.w[0].dim(1);
+  std::int64_t outputs = 0;
+  for (std::size_t i = 0; i < a.w.size(); ++i) {
+    const std::int64_t rows = a.w[i].dim(0);
+    check_tensor(kOp, "w", a.w[i], Types::weight, {rows, inputs});
+    if (!a.d_w.empty()) check_tensor(kOp, "d_w", a.d_w[i], Types::f32, {rows, inputs});
+    if (!a.d_b.empty()) check_tensor(kOp, "d_b", a.d_b[i], Types::f32, {rows});
+    outputs += rows;
+  }
+  check_tensor(kOp, "d_y", a.d_y, Types::f32, {tokens, outputs});
+  if (!a.d_w.empty()) check_tensor(kOp, "x", a.x, Types::f32_bf16, {tokens, inputs});
+  if (a.d_x) check_tensor(kOp, "d_x", a.d_x, Types::f32, {tokens, inputs});
+}
+
+std::size_t linear_backward_workspace(const Context& context, const LinearBackwardArgs& args) {
+  if (!context.device().is_cpu()) return 0;
+  return cpu::LinearBackwardPlan(args).bytes();
 }
 
 }  // namespace xlstm::ops

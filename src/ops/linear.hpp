@@ -19,4 +19,18 @@ struct LinearArgs {
 };
 XLSTM_OP(linear, LinearArgs)
 
+/// d_x (+)= d_y W, d_w += d_y^T x, d_b += column sums of d_y, float32 accumulation. Sums have one
+/// order for a given number of threads. If x and all W are bf16, d_y is rounded to bf16 for the
+/// products (not for d_b); otherwise the arithmetic is f32.
+struct LinearBackwardArgs {
+  Tensor x;                          ///< [T, K] f32 or bf16; empty if d_w is
+  std::span<const Tensor> w;         ///< each [N_i, K] f32, bf16 or f16, as in linear()
+  Tensor d_y;                        ///< [T, sum N_i] f32
+  Tensor d_x;                        ///< [T, K] f32, over all blocks; empty: not wanted
+  bool accumulate = false;           ///< d_x += instead of d_x =
+  std::span<const Tensor> d_w = {};  ///< empty, or each [N_i, K] f32, +=
+  std::span<const Tensor> d_b = {};  ///< empty, or each [N_i] f32, +=
+};
+XLSTM_OP(linear_backward, LinearBackwardArgs)
+
 }  // namespace xlstm::ops

@@ -2,6 +2,7 @@
 
 #include "core/check.hpp"
 #include "ops/check_args.hpp"
+#include "ops/cpu/mlstm_backward_plan.hpp"
 #include "ops/cpu/mlstm_plan.hpp"
 
 namespace xlstm::ops {
@@ -27,10 +28,42 @@ void check_mlstm(const MlstmArgs& a) {
   XLSTM_CHECK(a.state.c % 4 == 0 && a.state.n % 4 == 0 && a.state.m % 4 == 0, invalid_argument,
               "{}: state offsets must be multiples of 4, found {}, {} and {}", kOp, a.state.c,
               a.state.n, a.state.m);
+  XLSTM_CHECK(a.normalise || a.gate == MlstmGate::sigmoid, invalid_argument,
+              "{}: the exponential gate needs the denominator", kOp);
 }
 
 std::size_t mlstm_workspace(const Context& context, const MlstmArgs& a) {
   return cpu::MlstmPlan(a, context.threads()).bytes();
+}
+
+void check_mlstm_backward(const MlstmBackwardArgs& a) {
+  constexpr const char* kOp = "mlstm_backward";
+  // The arguments that both passes have, and the chunk; the backward pass reads h.
+  check_mlstm({.q = a.q,
+               .k = a.k,
+               .v = a.v,
+               .i = a.i,
+               .log_f = a.log_f,
+               .batch = a.batch,
+               .state = a.state,
+               .chunk = a.chunk,
+               .h = a.h,
+               .gate = a.gate,
+               .normalise = a.normalise});
+  const std::int64_t tokens = a.batch.tokens(), heads = a.i.dim(1);
+  check_tensor(kOp, "d_h", a.d_h, Types::f32, {tokens, a.v.dim(1)});
+  check_tensor(kOp, "d_q", a.d_q, Types::f32, {tokens, a.q.dim(1)});
+  check_tensor(kOp, "d_k", a.d_k, Types::f32, {tokens, a.k.dim(1)});
+  check_tensor(kOp, "d_v", a.d_v, Types::f32, {tokens, a.v.dim(1)});
+  check_tensor(kOp, "d_i", a.d_i, Types::f32, {tokens, heads});
+  check_tensor(kOp, "d_log_f", a.d_log_f, Types::f32, {tokens, heads});
+  XLSTM_CHECK(a.d_slots.empty() || a.d_slots.size() == a.batch.slots.size(), invalid_argument,
+              "{}: expected no gradient records or one for each of {} sequences, found {}", kOp,
+              a.batch.slots.size(), a.d_slots.size());
+}
+
+std::size_t mlstm_backward_workspace(const Context& context, const MlstmBackwardArgs& a) {
+  return cpu::MlstmBackwardPlan(a, context.threads()).bytes();
 }
 
 }  // namespace xlstm::ops

@@ -1,5 +1,8 @@
 #pragma once
-// The mLSTM cell with exponential input gate (specification A.4).
+// The mLSTM cell with exponential (specification A.4) or sigmoid input gate (D.2), and its backward
+// pass (C.1, C.2).
+
+#include <cstdint>
 
 #include "ops/batch.hpp"
 #include "ops/op.hpp"
@@ -8,6 +11,13 @@ namespace xlstm::ops {
 
 /// Tokens per chunk that the engine takes by itself: the fastest on the CPU (docs/performance.md).
 inline constexpr std::int64_t kDefaultChunk = 32;
+/// The same for the backward pass.
+inline constexpr std::int64_t kDefaultBackwardChunk = 64;
+
+/// exponential: weights e^i, stabilised by m; N = max(|l|, e^-m) + eps.
+/// sigmoid: the caller passes i = log sigmoid(input gate), at most 0; m stays 0 and
+/// N = max(|l|, 1) + eps.
+enum class MlstmGate : std::uint8_t { exponential, sigmoid };
 
 /// h = mLSTM(q, k, v, i, log f) for every sequence of a ragged batch, from and into its state.
 /// Sequences of one token take the recurrent form, longer ones the chunkwise form; there is no rule
@@ -22,7 +32,35 @@ struct MlstmArgs {
   std::int64_t chunk = kDefaultChunk;  ///< L, tokens per chunk; any number
   float eps = 1e-6F;
   Tensor h;  ///< [T, H dv] f32
+  MlstmGate gate = MlstmGate::exponential;
+  bool normalise = true;  ///< false: h is not divided by N; with the sigmoid gate only
 };
 XLSTM_OP(mlstm, MlstmArgs)
+
+/// The gradients of mlstm(): exact, through the denominator and the stabiliser's part in it, or
+/// with the denominator as a constant (`exact` false; then gradients of n and m are neither read
+/// nor made, those of the initial ones are zero). Gradients of q, k, v, i and log_f are written,
+/// not added. Nothing is kept from the forward pass but h; the chunk may be another. A sequence's
+/// gradients depend on its own tokens and state only, and on no number of threads; a NaN stays in
+/// its sequence and head.
+struct MlstmBackwardArgs {
+  Tensor q, k;                               ///< [T, H dqk] f32
+  Tensor v;                                  ///< [T, H dv] f32
+  Tensor i;                                  ///< [T, H] f32
+  Tensor log_f;                              ///< [T, H] f32
+  const Batch& batch;                        ///< slots: initial states, read only; null = zero
+  MlstmStateOffsets state;                   ///< of the records in batch.slots and d_slots
+  std::span<std::byte* const> d_slots = {};  ///< empty, or one per sequence (batch.hpp)
+  std::int64_t chunk = kDefaultBackwardChunk;
+  float eps = 1e-6F;
+  MlstmGate gate = MlstmGate::exponential;
+  bool normalise = true;
+  bool exact = true;
+  Tensor h;              ///< [T, H dv] f32, from the forward pass
+  Tensor d_h;            ///< [T, H dv] f32
+  Tensor d_q, d_k, d_v;  ///< as q, k, v
+  Tensor d_i, d_log_f;   ///< [T, H] f32
+};
+XLSTM_OP(mlstm_backward, MlstmBackwardArgs)
 
 }  // namespace xlstm::ops

@@ -254,6 +254,49 @@ TEST(Mlstm, MatchesTheGoldenCells) {
   });
 }
 
+// To the bit what a record of zeros gives, whose final state nobody reads; with records beside it.
+TEST(Mlstm, ASequenceWithoutARecordStartsFromZero) {
+  for_each_isa([] {
+    const std::int64_t heads = 2, dqk = 20, dv = 300, tokens = 41;
+    const std::size_t c = std::size_t(heads * dqk * dv), n = c + std::size_t(heads * dqk);
+    std::mt19937 random(9);
+    Array q = Array::random(random, DType::f32, {tokens, heads * dqk}), k = q;
+    Array v = Array::random(random, DType::f32, {tokens, heads * dv});
+    Array gate = Array::random(random, DType::f32, {tokens, heads}, 0.5, -2.0);
+    const std::vector<std::int32_t> offsets{0, 30, 31, 41};
+    for (MlstmGate kind : {MlstmGate::exponential, MlstmGate::sigmoid})
+      for (int threads : {1, 8}) {
+        std::vector<std::vector<std::byte>> results;
+        for (bool records : {true, false}) {
+          std::vector<std::vector<float>> states(3, std::vector<float>(n + std::size_t(heads)));
+          std::vector<std::byte*> slots;
+          for (auto& state : states) slots.push_back(reinterpret_cast<std::byte*>(state.data()));
+          if (!records) slots[0] = slots[1] = nullptr;
+          const Batch batch{offsets, slots};
+          Array h(DType::f32, {tokens, heads * dv}, 3);
+          Context context({}, threads);
+          test::run<MlstmArgs>(context, mlstm,
+                               {.q = q.tensor(),
+                                .k = k.tensor(),
+                                .v = v.tensor(),
+                                .i = gate.tensor(),
+                                .log_f = gate.tensor(),
+                                .batch = batch,
+                                .state = {0, sizeof(float) * c, sizeof(float) * n},
+                                .h = h.tensor(),
+                                .gate = kind});
+          results.push_back(h.bytes());
+          if (kind == MlstmGate::sigmoid) {
+            EXPECT_EQ(states[2][n], 0.0F) << "m stays 0";
+          }
+          EXPECT_NE(states[2][0], 0.0F);
+          EXPECT_EQ(states[0][0] != 0.0F, records);
+        }
+        EXPECT_EQ(results[0], results[1]);
+      }
+  });
+}
+
 TEST(Mlstm, RefusesBadArguments) {
   Array wide(DType::f32, {2, 6}), gates(DType::f32, {2, 2}), three(DType::f32, {2, 3});
   std::vector<std::int32_t> offsets{0, 2};

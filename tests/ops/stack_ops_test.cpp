@@ -123,6 +123,25 @@ TEST(CausalConv, MatchesTheOracle) {
   });
 }
 
+TEST(CausalConv, WithoutARecordZerosLieBeforeTheText) {
+  std::mt19937 random(11);
+  ConvProblem p(random, 20, 4, {0, 6, 8}, DType::f32);
+  std::fill(p.windows.begin(), p.windows.end(), 0.0);
+  std::vector<double> windows;
+  const std::vector<double> want = p.run_op(1, true, true, windows);
+  std::vector<std::byte*> slots(2, nullptr);
+  const Batch batch{p.offsets, slots};
+  Array y(DType::f32, {8, 20});
+  Context context({}, 1);
+  run<CausalConvArgs>(context, causal_conv,
+                      {.x = p.x.tensor(),
+                       .w = as_blocks(p.w, 1, 4),
+                       .b = p.b.tensor(),
+                       .batch = batch,
+                       .y = y.tensor()});
+  EXPECT_EQ(y.values(), want);
+}
+
 TEST(CausalConv, NanStaysInItsChannelWindowAndSequence) {
   std::mt19937 random(2);
   ConvProblem p(random, 33, 4, {0, 6, 12}, DType::f32);

@@ -24,6 +24,25 @@ void swiglu_row(const SwigluArgs& a, std::int64_t t, std::int64_t begin, std::in
   }
 }
 
+/// With s = sigmoid(gate): d_up = d_y gate s, d_gate = d_y up s (1 + gate (1 - s)).
+void swiglu_backward_row(const SwigluBackwardArgs& a, std::int64_t t, std::int64_t begin,
+                         std::int64_t end) {
+  const float *gate = a.gate.row<float>(t) + begin, *up = a.up.row<float>(t) + begin;
+  const float* d_y = a.d_y.row<float>(t) + begin;
+  float *d_gate = a.d_gate.row<float>(t) + begin, *d_up = a.d_up.row<float>(t) + begin;
+  const auto width = static_cast<std::size_t>(end - begin);
+  const VF one = hn::Set(DF(), 1.0F);
+  for (std::size_t f = 0; f < width; f += lanes()) {
+    const std::size_t n = width - f;
+    const VF g = load_up_to(gate + f, n), u = load_up_to(up + f, n), s = sigmoid(g);
+    const VF by_s = hn::Mul(load_up_to(d_y + f, n), s);
+    store_up_to(hn::Mul(by_s, g), d_up + f, n);
+    // 1 - s = sigmoid(-g), without cancellation where s is near 1
+    const VF slope = hn::MulAdd(g, sigmoid(hn::Neg(g)), one);
+    store_up_to(hn::Mul(hn::Mul(by_s, u), slope), d_gate + f, n);
+  }
+}
+
 HWY_INLINE VF apply(Activation kind, VF x) {
   const VF zero = hn::Zero(DF());
   switch (kind) {
@@ -70,6 +89,7 @@ HWY_AFTER_NAMESPACE();
 namespace xlstm::ops::cpu {
 
 HWY_EXPORT(swiglu_row);
+HWY_EXPORT(swiglu_backward_row);
 HWY_EXPORT(gated_activation_row);
 HWY_EXPORT(soft_cap_row);
 
@@ -97,6 +117,13 @@ void swiglu(Context& context, const SwigluArgs& a) {
   for_elements(context, a.y.dim(0), a.y.dim(1),
                [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
                  HWY_DYNAMIC_DISPATCH(swiglu_row)(a, row, begin, end);
+               });
+}
+
+void swiglu_backward(Context& context, const SwigluBackwardArgs& a) {
+  for_elements(context, a.d_y.dim(0), a.d_y.dim(1),
+               [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
+                 HWY_DYNAMIC_DISPATCH(swiglu_backward_row)(a, row, begin, end);
                });
 }
 

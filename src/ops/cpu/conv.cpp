@@ -22,23 +22,28 @@ void conv_channels(const CausalConvArgs& a, const float* taps, std::int64_t begi
   for (std::int64_t s = 0; s < a.batch.sequences(); ++s) {
     const auto at = static_cast<std::size_t>(s);
     const std::int64_t first = a.batch.offsets[at], tokens = a.batch.offsets[at + 1] - first;
-    auto* window = reinterpret_cast<float*>(a.batch.slots[at] + a.window);
-    // Input t of this sequence; before the first token the window's.
-    const auto input = [&](std::int64_t t) {
-      return t >= 0 ? a.x.row<float>(first + t) : window + (past + t) * width;
+    std::byte* slot = a.batch.slots[at];
+    auto* window = slot == nullptr ? nullptr : reinterpret_cast<float*>(slot + a.window);
+    // Input t of this sequence; before the first token the window's, or nothing without a record.
+    const auto input = [&](std::int64_t t) -> const float* {
+      if (t >= 0) return a.x.row<float>(first + t);
+      return window == nullptr ? nullptr : window + (past + t) * width;
     };
     for (std::int64_t t = 0; t < tokens; ++t) {
       float* y = a.y.row<float>(first + t);
       for (std::int64_t c = begin; c < end; c += static_cast<std::int64_t>(lanes())) {
         const auto n = static_cast<std::size_t>(end - c);
         VF sum = load_up_to(taps + kernel * width + c, n);
-        for (std::int64_t r = 0; r < kernel; ++r)
-          sum = hn::MulAdd(load_up_to(taps + r * width + c, n),
-                           load_up_to(input(t - past + r) + c, n), sum);
+        for (std::int64_t r = 0; r < kernel; ++r) {
+          const float* x = input(t - past + r);
+          if (x != nullptr)
+            sum = hn::MulAdd(load_up_to(taps + r * width + c, n), load_up_to(x + c, n), sum);
+        }
         if (a.silu) sum = hn::Mul(sum, sigmoid(sum));
         store_up_to(sum, y + c, n);
       }
     }
+    if (window == nullptr) continue;
     // Oldest first, so that a window longer than the text moves down onto itself.
     for (std::int64_t r = 0; r < past; ++r)
       std::memmove(window + r * width + begin, input(tokens - past + r) + begin,

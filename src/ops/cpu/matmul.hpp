@@ -16,6 +16,10 @@ namespace xlstm::ops::cpu {
 void sgemm(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
            const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
            std::int64_t ldc);
+/// The same with beta times `from`, whose rows are as far apart as those of C, instead of C.
+void sgemm_from(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
+                const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
+                const float* from, float* c, std::int64_t ldc);
 
 struct MatmulArgs {
   Tensor x;         ///< [M, K] f32 or bf16
@@ -31,7 +35,20 @@ bool library_has(DType x, DType w);
 /// without it (matmul_fallback.cpp) has nothing here: library_has() is always false.
 void library_matmul(const MatmulArgs& args, int threads);
 
-/// The same for any dtypes, by our own kernels (sgemm.cpp). x is packed into `workspace`.
+struct GemmArgs {
+  Tensor a;          ///< [M, K], or [K, M] when transpose_a; f32 or bf16
+  Tensor b;          ///< [K, N], as a
+  Tensor c;          ///< [M, N] f32
+  bool transpose_a;  ///< c = a^T b instead of c = a b
+  bool accumulate;   ///< c += instead of c =
+};
+
+/// The products of a backward pass by oneDNN, for dtypes that library_has().
+void library_gemm(const GemmArgs& args, int threads);
+/// The same in f32 by sgemm(); the result does not depend on the number of threads.
+void threaded_gemm(const GemmArgs& args, int threads);
+
+/// library_matmul() for any dtypes, by our own kernels (sgemm.cpp). x is packed into `workspace`.
 void packed_matmul(const MatmulArgs& args, int threads, std::byte* workspace);
 /// Bytes of its workspace for m rows of k.
 std::size_t packed_matmul_workspace(std::int64_t m, std::int64_t k);

@@ -11,4 +11,8 @@ void library_matmul(const MatmulArgs&, int) {
   fail(ErrorCode::internal, "internal error: library_matmul without a library");
 }
 
+void library_gemm(const GemmArgs&, int) {
+  fail(ErrorCode::internal, "internal error: library_gemm without a library");
+}
+
 }  // namespace xlstm::ops::cpu

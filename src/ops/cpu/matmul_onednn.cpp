@@ -26,8 +26,9 @@ bool onednn_serves_active_isa() {
   return capped && active_isa() == permitted_isa();
 }
 
+// y[m, n] = x[m, k] w[k, n] with any strides of x and w.
 struct Shape {
-  std::int64_t m, n, k, ldx, ldw, ldy;
+  std::int64_t m, n, k, x_row, x_column, w_row, w_column, ldy;
   DType dtype;
   bool accumulate;
   int threads;
@@ -47,8 +48,8 @@ const dnnl::engine& engine() {
 Product make_product(const Shape& s) {
   const auto type =
       s.dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
-  Product p{.x = {{s.m, s.k}, type, dnnl::memory::dims{s.ldx, 1}},
-            .w = {{s.k, s.n}, type, dnnl::memory::dims{1, s.ldw}},
+  Product p{.x = {{s.m, s.k}, type, dnnl::memory::dims{s.x_row, s.x_column}},
+            .w = {{s.k, s.n}, type, dnnl::memory::dims{s.w_row, s.w_column}},
             .y = {{s.m, s.n}, dnnl::memory::data_type::f32, dnnl::memory::dims{s.ldy, 1}},
             .primitive = {}};
   dnnl::primitive_attr attributes;
@@ -89,30 +90,52 @@ class ThreadCount {
   int before_;
 };
 
+void run(const Shape& shape, const Tensor& x, const Tensor& w, const Tensor& y) {
+  XLSTM_ASSERT(library_has(x.dtype, w.dtype));
+  const ThreadCount thread_count(shape.threads);
+  try {
+    thread_local dnnl::stream stream(engine());
+    const Product& p = product(shape);
+    p.primitive.execute(stream, {{DNNL_ARG_SRC, dnnl::memory(p.x, engine(), x.data)},
+                                 {DNNL_ARG_WEIGHTS, dnnl::memory(p.w, engine(), w.data)},
+                                 {DNNL_ARG_DST, dnnl::memory(p.y, engine(), y.data)}});
+    stream.wait();
+  } catch (const dnnl::error& error) {
+    fail(ErrorCode::internal, "oneDNN: {} x {}: {}", to_string(x), to_string(w), error.what());
+  }
+}
+
 }  // namespace
 
 void library_matmul(const MatmulArgs& args, int threads) {
-  XLSTM_ASSERT(library_has(args.x.dtype, args.w.dtype));
-  const ThreadCount thread_count(threads);
-  try {
-    thread_local dnnl::stream stream(engine());
-    const Product& p = product({.m = args.x.dim(0),
-                                .n = args.w.dim(0),
-                                .k = args.x.dim(1),
-                                .ldx = args.x.row_stride(),
-                                .ldw = args.w.row_stride(),
-                                .ldy = args.y.row_stride(),
-                                .dtype = args.x.dtype,
-                                .accumulate = args.accumulate,
-                                .threads = threads});
-    p.primitive.execute(stream, {{DNNL_ARG_SRC, dnnl::memory(p.x, engine(), args.x.data)},
-                                 {DNNL_ARG_WEIGHTS, dnnl::memory(p.w, engine(), args.w.data)},
-                                 {DNNL_ARG_DST, dnnl::memory(p.y, engine(), args.y.data)}});
-    stream.wait();
-  } catch (const dnnl::error& error) {
-    fail(ErrorCode::internal, "oneDNN: {} x {}: {}", to_string(args.x), to_string(args.w),
-         error.what());
-  }
+  run({.m = args.x.dim(0),
+       .n = args.w.dim(0),
+       .k = args.x.dim(1),
+       .x_row = args.x.row_stride(),
+       .x_column = 1,
+       .w_row = 1,
+       .w_column = args.w.row_stride(),
+       .ldy = args.y.row_stride(),
+       .dtype = args.x.dtype,
+       .accumulate = args.accumulate,
+       .threads = threads},
+      args.x, args.w, args.y);
+}
+
+void library_gemm(const GemmArgs& args, int threads) {
+  const std::int64_t row = args.a.row_stride();
+  run({.m = args.c.dim(0),
+       .n = args.c.dim(1),
+       .k = args.b.dim(0),
+       .x_row = args.transpose_a ? 1 : row,
+       .x_column = args.transpose_a ? row : 1,
+       .w_row = args.b.row_stride(),
+       .w_column = 1,
+       .ldy = args.c.row_stride(),
+       .dtype = args.a.dtype,
+       .accumulate = args.accumulate,
+       .threads = threads},
+      args.a, args.b, args.c);
 }
 
 bool library_has(DType x, DType w) {

@@ -44,8 +44,10 @@ struct MlstmTask {
     const double value = args.log_f.row<float>(t)[head];
     return value < -1e4 ? -1e4 : value;
   }
+  bool has_stabiliser() const { return args.gate == MlstmGate::exponential; }
   /// 1 / (max(|l|, e^-m) + eps); the comparison keeps a NaN.
   double reciprocal(double l, double floor) const {
+    if (!args.normalise) return 1.0;
     const double magnitude = std::abs(l);
     return 1.0 / ((magnitude <= floor ? floor : magnitude) + static_cast<double>(args.eps));
   }
@@ -97,7 +99,7 @@ Step advance(const MlstmTask& task, std::int64_t t, float* n, double& m) {
   // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
   // collects no rounding errors.
   const double decayed = task.log_f(t) + m, i = task.i(t);
-  const double m_new = i > decayed ? i : decayed;
+  const double m_new = !task.has_stabiliser() ? 0.0 : i > decayed ? i : decayed;
   const auto forget = static_cast<float>(std::exp(decayed - m_new));
   const auto input = static_cast<float>(std::exp(i - m_new));
   m = static_cast<float>(m_new);
@@ -215,7 +217,8 @@ HWY_INLINE float weigh_scores(float* scores, const float* beta_hi, const float* 
 
 /// Specification A.4 (3) for tokens [t0, t0 + length). With b the sums of log f, beta_j = i_j - b_j
 /// and mu_t = max(m_prev, max_{j<=t} beta_j), the stabiliser is m_t = b_t + mu_t: a scan of the
-/// gates. No exponent below is positive, so nothing overflows in any regime.
+/// gates. No exponent below is positive, so nothing overflows in any regime. The sigmoid gate,
+/// whose i is not positive, has m_t = 0.
 ///
 /// Products with masked scores would carry a NaN backwards in time (0 x NaN): where one enters, the
 /// tokens (by q, k or a gate) or the columns (by v) take the recurrent form.
@@ -240,7 +243,7 @@ void chunk(MlstmTask& task, std::int64_t t0, std::int64_t length) {
     const std::int64_t t = t0 + static_cast<std::int64_t>(j);
     b += task.log_f(t);
     const double beta = task.i(t) - b;
-    high = std::max(high, beta);
+    high = task.has_stabiliser() ? std::max(high, beta) : -b;
     mu[j] = high;
     beta_hi[j] = static_cast<float>(beta);
     beta_lo[j] = static_cast<float>(beta - beta_hi[j]);
@@ -337,8 +340,8 @@ void run_task(const MlstmArgs& a, const MlstmPlan& plan, std::int64_t index, flo
   const std::int64_t head = pair % plan.heads;
   const auto sequence = static_cast<std::size_t>(pair / plan.heads);
   std::byte* slot = a.batch.slots[sequence];
-  float* n = at<float>(slot, a.state.n) + head * plan.dqk;
-  float* m = at<float>(slot, a.state.m) + head;
+  float* n = slot == nullptr ? nullptr : at<float>(slot, a.state.n) + head * plan.dqk;
+  float* m = slot == nullptr ? nullptr : at<float>(slot, a.state.m) + head;
 
   const auto take = [&scratch](std::int64_t floats) {
     float* begin = scratch;
@@ -346,15 +349,26 @@ void run_task(const MlstmArgs& a, const MlstmPlan& plan, std::int64_t index, flo
     return begin;
   };
   float* local_n = take(MlstmPlan::padded(plan.dqk));
-  std::copy_n(n, plan.dqk, local_n);
+  float* c = nullptr;
+  if (slot != nullptr) {
+    std::copy_n(n, plan.dqk, local_n);
+    c = at<float>(slot, a.state.c) + head * plan.dqk * plan.dv;
+  } else {  // from the zero state
+    std::fill_n(local_n, plan.dqk, 0.0F);
+    c = take(plan.own_c_floats());
+    for (std::int64_t row = 0; row < plan.dqk; ++row)
+      std::fill(c + row * plan.dv + plan.column(group), c + row * plan.dv + plan.column(group + 1),
+                0.0F);
+  }
+  const bool has_m = slot != nullptr && a.gate == MlstmGate::exponential;
   MlstmTask task{.args = a,
                  .plan = plan,
                  .head = head,
                  .x0 = plan.column(group),
                  .x1 = plan.column(group + 1),
-                 .c = at<float>(slot, a.state.c) + head * plan.dqk * plan.dv,
+                 .c = c,
                  .n = local_n,
-                 .m = *m,
+                 .m = has_m ? *m : 0.0F,
                  .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk))};
   if (plan.chunk > 1) {
     task.n_before = take(MlstmPlan::padded(plan.dqk));
@@ -368,7 +382,7 @@ void run_task(const MlstmArgs& a, const MlstmPlan& plan, std::int64_t index, flo
   }
   HWY_DYNAMIC_DISPATCH(run_mlstm_task)
   (task, a.batch.offsets[sequence], a.batch.offsets[sequence + 1]);
-  if (group != 0) return;
+  if (group != 0 || slot == nullptr) return;
   if (plan.groups > 1) {
     n = results + pair * (plan.dqk + 1);
     m = n + plan.dqk;
@@ -397,6 +411,7 @@ void mlstm(Context& context, const MlstmArgs& a) {
   if (plan.groups == 1) return;
   for (std::int64_t pair = 0; pair < plan.sequences * plan.heads; ++pair) {
     std::byte* slot = a.batch.slots[static_cast<std::size_t>(pair / plan.heads)];
+    if (slot == nullptr) continue;
     const std::int64_t head = pair % plan.heads;
     const float* result = results + pair * (plan.dqk + 1);
     std::copy_n(result, plan.dqk, at<float>(slot, a.state.n) + head * plan.dqk);

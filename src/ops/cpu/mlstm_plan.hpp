@@ -24,6 +24,7 @@ struct MlstmPlan {
     for (std::size_t s = 1; s < a.batch.offsets.size(); ++s)
       longest = std::max<std::int64_t>(longest, a.batch.offsets[s] - a.batch.offsets[s - 1]);
     chunk = std::min(a.chunk, longest);
+    for (const std::byte* slot : a.batch.slots) null_slots = null_slots || slot == nullptr;
     chunk_stride = padded(chunk);
     groups = choose_groups(threads);
     workers = std::min<std::int64_t>(threads, tasks());
@@ -38,9 +39,11 @@ struct MlstmPlan {
   static constexpr std::int64_t kChunkRows = 7;  ///< of numbers per token: gates and factors
   std::int64_t qk_stride() const { return padded(dqk) + 16; }
   std::int64_t v_stride() const { return padded(std::min(kUnit, dv)) + 16; }
+  /// C of a sequence without a record.
+  std::int64_t own_c_floats() const { return null_slots ? padded(dqk * dv) : 0; }
   std::int64_t worker_floats() const {
     const std::int64_t per_token = 2 * qk_stride() + 2 * v_stride() + chunk_stride;
-    return padded(dqk) +
+    return padded(dqk) + own_c_floats() +
            (chunk > 1 ? 2 * padded(dqk) + chunk * per_token + kChunkRows * chunk_stride : 0);
   }
   /// n and m of every sequence and head wait here until no task reads the old ones any more.
@@ -56,6 +59,7 @@ struct MlstmPlan {
   std::int64_t sequences, heads, dqk, dv, units;
   std::int64_t chunk = 1, chunk_stride = 16;  ///< longest chunk, and its padded length
   std::int64_t groups = 1, workers = 1;
+  bool null_slots = false;
 
  private:
   /// The number of groups with the least work on the critical path: groups repeat the scores.

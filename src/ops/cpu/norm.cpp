@@ -117,6 +117,11 @@ void gates(const NormedRow* u, int tokens, std::size_t width, const Tensor& w, c
   }
 }
 
+/// min(z, 0) - log(1 + e^-|z|)
+HWY_INLINE float log_sigmoid_of(double z) {
+  return static_cast<float>((z > 0 ? 0.0 : z) - std::log1p(std::exp(-std::abs(z))));
+}
+
 void rms_norm_gates_rows(const RmsNormGatesArgs& a, std::int64_t begin, std::int64_t end) {
   const auto width = static_cast<std::size_t>(a.x.dim(1));
   const NormedRow none{nullptr, hn::Zero(DF()), {a.w, 0}, {a.b, 0}};
@@ -133,9 +138,9 @@ void rms_norm_gates_rows(const RmsNormGatesArgs& a, std::int64_t begin, std::int
     gates(u, tokens, width, a.w_i, a.b_i, a.cap, i);
     gates(u, tokens, width, a.w_f, a.b_f, a.cap, log_f);
     for (int k = 0; k < tokens; ++k) {
-      for (std::int64_t h = 0; h < a.w_f.dim(0); ++h) {  // min(z, 0) - log(1 + e^-|z|)
-        const double z = log_f[k][h];
-        log_f[k][h] = static_cast<float>((z > 0 ? 0.0 : z) - std::log1p(std::exp(-std::abs(z))));
+      for (std::int64_t h = 0; h < a.w_f.dim(0); ++h) {
+        log_f[k][h] = log_sigmoid_of(log_f[k][h]);
+        if (a.sigmoid_input) i[k][h] = log_sigmoid_of(i[k][h]);
       }
       const ResultRow y(a.u, t + k);
       for (std::size_t d = 0; d < width; d += lanes()) y.put(u[k].at(d, width - d), d, width - d);

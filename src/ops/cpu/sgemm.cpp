@@ -32,6 +32,7 @@ struct SgemmArgs {
   float alpha;
   Operand a, b;
   float beta;
+  const float* from;  // what beta multiplies, rows ldc apart as those of c
   float* c;
   std::int64_t ldc;
 };
@@ -72,6 +73,7 @@ struct TileArgs {
   std::int64_t b_row;  // elements between its rows
   std::int64_t k;
   float alpha, beta;
+  const float* from;  // as in SgemmArgs
   float* c;
   std::int64_t ldc;
 };
@@ -110,8 +112,9 @@ void tile(const TileArgs& t) {
     V c0 = hn::Mul(alpha, sum[2 * r]);
     V c1 = hn::Mul(alpha, sum[2 * r + 1]);
     if (t.beta != 0.0F) {
-      c0 = hn::MulAdd(beta, hn::LoadU(d, c), c0);
-      c1 = hn::MulAdd(beta, hn::LoadU(d, c + lanes), c1);
+      const float* from = t.from + r * t.ldc;
+      c0 = hn::MulAdd(beta, hn::LoadU(d, from), c0);
+      c1 = hn::MulAdd(beta, hn::LoadU(d, from + lanes), c1);
     }
     hn::StoreU(c0, d, c);
     hn::StoreU(c1, d, c + lanes);
@@ -207,8 +210,8 @@ void bordered_tile(TileArgs t, std::int64_t rows, std::int64_t columns, std::int
   if (t.beta != 0.0F)
     for (std::int64_t r = 0; r < rows; ++r)
       for (std::int64_t q = 0; q < width; ++q)
-        border[r * width + q] = q < columns ? c[r * ldc + q] : 0.0F;
-  t.c = border;
+        border[r * width + q] = q < columns ? t.from[r * ldc + q] : 0.0F;
+  t.from = t.c = border;
   t.ldc = width;
   kTiles[rows - 1](t);
   for (std::int64_t r = 0; r < rows; ++r)
@@ -234,6 +237,7 @@ void sgemm_body(const SgemmArgs& g) {
                        .k = depth,
                        .alpha = g.alpha,
                        .beta = p == 0 ? g.beta : 1.0F,
+                       .from = (p == 0 ? g.from : g.c) + row * g.ldc + j,
                        .c = g.c + row * g.ldc + j,
                        .ldc = g.ldc},
                       g.m * (i + 1) / tiles - row, columns, width);
@@ -289,6 +293,7 @@ void multiply_packed(const PackedArgs& a, std::int64_t tiles, std::int64_t begin
                          .k = depth,
                          .alpha = 1.0F,
                          .beta = p > 0 || a.accumulate ? 1.0F : 0.0F,
+                         .from = a.y.row<float>(row) + j,
                          .c = a.y.row<float>(row) + j,
                          .ldc = a.y.row_stride()},
                         m * (block + i + 1) / tiles - row, columns, width);
@@ -314,10 +319,16 @@ HWY_EXPORT(multiply_packed);
 void sgemm(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
            const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c,
            std::int64_t ldc) {
+  sgemm_from(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, c, ldc);
+}
+
+void sgemm_from(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
+                const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta,
+                const float* from, float* c, std::int64_t ldc) {
   if (k == 0) {  // an empty sum
     for (std::int64_t i = 0; i < m; ++i)
       for (std::int64_t j = 0; j < n; ++j)
-        c[i * ldc + j] = beta == 0.0F ? 0.0F : beta * c[i * ldc + j];
+        c[i * ldc + j] = beta == 0.0F ? 0.0F : beta * from[i * ldc + j];
     return;
   }
   HWY_DYNAMIC_DISPATCH(sgemm_body)
@@ -328,8 +339,23 @@ void sgemm(bool ta, bool tb, std::int64_t m, std::int64_t n, std::int64_t k, flo
     .a = {a, ta ? 1 : lda, ta ? lda : 1},
     .b = {b, tb ? 1 : ldb, tb ? ldb : 1},
     .beta = beta,
+    .from = from,
     .c = c,
     .ldc = ldc});
+}
+
+void threaded_gemm(const GemmArgs& args, int threads) {
+  constexpr std::int64_t kTileRows = 192, kTileColumns = 128;
+  const std::int64_t m = args.c.dim(0), n = args.c.dim(1);
+  const std::int64_t across = (n + kTileColumns - 1) / kTileColumns;
+  const std::int64_t down = (m + kTileRows - 1) / kTileRows;
+  parallel_for(threads, down * across, [&](std::int64_t tile) {
+    const std::int64_t i = tile / across * kTileRows, j = tile % across * kTileColumns;
+    sgemm(args.transpose_a, false, std::min(kTileRows, m - i), std::min(kTileColumns, n - j),
+          args.b.dim(0), 1.0F, args.transpose_a ? args.a.as<float>() + i : args.a.row<float>(i),
+          args.a.row_stride(), args.b.as<float>() + j, args.b.row_stride(),
+          args.accumulate ? 1.0F : 0.0F, args.c.row<float>(i) + j, args.c.row_stride());
+  });
 }
 
 std::size_t packed_matmul_workspace(std::int64_t m, std::int64_t k) {
