@@ -1,6 +1,10 @@
 #pragma once
 // Threads: loops over OpenMP, with the number of threads always explicit.
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #include <cstdint>
 
 namespace xlstm {
@@ -44,6 +48,21 @@ void parallel_ranges(int threads, std::int64_t n, std::int64_t grain, Body&& bod
     const Range range = split_range(n, threads, i, grain);
     if (range.begin < range.end) body(range);
   }
+}
+
+/// Runs body(index, members) on up to `threads` threads at once. All members run at the same time,
+/// so they may wait for each other; there may be fewer than asked for. The body must not throw.
+template <class Body>
+void parallel_team(int threads, Body&& body) {
+#ifdef _OPENMP
+  if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+    body(omp_get_thread_num(), omp_get_num_threads());
+    return;
+  }
+#endif
+  (void)threads;
+  body(0, 1);
 }
 
 }  // namespace xlstm
