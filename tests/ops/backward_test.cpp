@@ -343,6 +343,50 @@ TEST(LinearBackward, LeavesOutWhatIsNotWanted) {
       "x must be f32 or bf16[4, 6], found no tensor");
 }
 
+// A NaN in d_y reaches its own row of the gradient of x, of heads its own, and the sums over rows.
+TEST(NormBackward, NanStaysInItsRowAndHead) {
+  for_each_isa([] {
+    std::mt19937 random(9);
+    const int tokens = 5, width = 42, heads = 2;
+    Array x = Array::random(random, DType::f32, {tokens, width});
+    Array d_y = Array::random(random, DType::f32, {tokens, width});
+    Array w = Array::random(random, DType::f32, {width}, 0.3, 1.0);
+    d_y.set(2, 3, NAN);
+    const Vector zeros(std::size_t(tokens * width), 0.0);
+    Array d_x = Array::of(DType::f32, {tokens, width}, zeros), d_h = d_x, d_o = d_x;
+    Array d_w = Array::of(DType::f32, {width}, Vector(std::size_t(width), 0.0));
+    Context context({}, 2);
+    run<RmsNormBackwardArgs>(context, rms_norm_backward,
+                             {.x = x.tensor(),
+                              .w = w.tensor(),
+                              .d_y = d_y.tensor(),
+                              .d_x = d_x.tensor(),
+                              .d_w = d_w.tensor(),
+                              .d_b = {}});
+    const Vector sums = d_w.values();
+    for (int d = 0; d < width; ++d) EXPECT_EQ(std::isnan(sums[std::size_t(d)]), d == 3) << d;
+    run<HeadNormBackwardArgs>(context, head_norm_backward,
+                              {.h = x.tensor(),
+                               .o = x.tensor(),
+                               .w = w.tensor(),
+                               .b = {},
+                               .heads = heads,
+                               .d_y = d_y.tensor(),
+                               .d_h = d_h.tensor(),
+                               .d_o = d_o.tensor(),
+                               .d_w = d_w.tensor(),
+                               .d_b = {}});
+    const Vector dx = d_x.values(), dh = d_h.values(), d_gate = d_o.values();
+    for (int t = 0; t < tokens; ++t)
+      for (int d = 0; d < width; ++d) {
+        const auto at = std::size_t(t * width + d);
+        EXPECT_EQ(std::isnan(dx[at]), t == 2) << t << " " << d;
+        EXPECT_EQ(std::isnan(dh[at]), t == 2 && d < width / heads) << t << " " << d;
+        EXPECT_EQ(std::isnan(d_gate[at]), t == 2 && d == 3) << t << " " << d;
+      }
+  });
+}
+
 // To the bit, for any number of threads.
 TEST(NormBackward, ThreadsChangeNoBit) {
   std::mt19937 random(8);
