@@ -86,6 +86,7 @@ Json architecture_json(const Config& config) {
                {"use_bias", config.use_bias},
                {"add_out_norm", config.add_out_norm},
                {"tie_word_embeddings", config.tie_word_embeddings},
+               {"input_gate", config.has_sigmoid_input_gate() ? "sigmoid" : "exponential"},
                {"gate_soft_cap", nullptr},
                {"output_logit_soft_cap", nullptr}};
   if (config.gate_soft_cap) json["gate_soft_cap"] = *config.gate_soft_cap;
@@ -147,10 +148,12 @@ std::string info_text(const LoadedModel& loaded) {
     row("architecture", fmt::format("first xLSTM, {} blocks ({}), width {}", config.num_blocks,
                                     block_list(config), config.hidden_size));
   else
-    row("architecture", fmt::format("xLSTM, {} blocks, width {}, {} heads (key {}, value {}), "
-                                    "feed-forward {}",
-                                    config.num_blocks, config.hidden_size, config.num_heads,
-                                    config.qk_head_dim(), config.v_head_dim(), config.ffn_dim()));
+    row("architecture",
+        fmt::format("xLSTM{}, {} blocks, width {}, {} heads (key {}, value {}), "
+                    "feed-forward {}",
+                    config.has_sigmoid_input_gate() ? " with sigmoid input gates" : "",
+                    config.num_blocks, config.hidden_size, config.num_heads, config.qk_head_dim(),
+                    config.v_head_dim(), config.ffn_dim()));
   row("vocabulary", fmt::format("{}", config.vocab_size));
   row("parameters",
       fmt::format("{} ({})", format_count(static_cast<std::uint64_t>(weights.parameters)),

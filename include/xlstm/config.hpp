@@ -62,7 +62,8 @@ struct BlockStackConfig {
 };
 
 /// Names, meanings and defaults are those of transformers' `xLSTMConfig`. Fields that only choose
-/// a reference kernel are kept for whoever writes the configuration; they change nothing here.
+/// a reference kernel are kept for whoever writes the configuration; they change nothing here, but
+/// for has_sigmoid_input_gate().
 /// The methods expect values that validate() accepts.
 struct Config {
   std::int64_t vocab_size = 50304;
@@ -97,12 +98,16 @@ struct Config {
   std::string step_kernel = "native";
   std::string autocast_kernel_dtype = "bfloat16";
   std::string inference_state_dtype = "float32";
+  bool normalize_siging = true;  ///< with a sigmoid input gate: h is divided by max(|l|, 1) + eps
   /// Present in models of the first xLSTM: then the fields above that describe blocks (heads,
   /// factors, caps, norms) say nothing, and this does.
   std::optional<BlockStackConfig> block_stack;
   /// Keys of the file that this program does not know, with their values as JSON text.
   std::map<std::string, std::string> unknown;
 
+  /// mLSTMsig: the input gate is a sigmoid (specification D.2). Files say it by naming a reference
+  /// kernel of that form: `chunkwise_kernel` holds "siging".
+  bool has_sigmoid_input_gate() const;
   /// Key width of one head.
   std::int64_t qk_head_dim() const { return qk_dim() / num_heads; }
   /// Value width of one head.

@@ -135,6 +135,10 @@ struct Validator {
 
 }  // namespace
 
+bool Config::has_sigmoid_input_gate() const {
+  return !block_stack && chunkwise_kernel.find("siging") != std::string::npos;
+}
+
 std::int64_t Config::qk_dim() const {
   return truncate(static_cast<double>(hidden_size) * qk_dim_factor);
 }

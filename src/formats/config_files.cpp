@@ -51,6 +51,7 @@ void visit_fields(C& config, Visitor&& visit) {
   visit("step_kernel", config.step_kernel);
   visit("autocast_kernel_dtype", config.autocast_kernel_dtype);
   visit("inference_state_dtype", config.inference_state_dtype);
+  visit("normalize_siging", config.normalize_siging);
 }
 
 /// Both kinds of file name their fields alike; `config` holds the defaults of the kind.
@@ -156,7 +157,9 @@ std::string write_hf_config(const Config& config, std::string_view dtype) {
   // transformers generates in this mode only, and with these kernels without further packages.
   object["mode"] = "inference";
   object["return_last_states"] = true;
-  if (config.chunkwise_kernel != "parallel--native_autograd")
+  const bool sigmoid = config.has_sigmoid_input_gate();  // which transformers does not have
+  if (!sigmoid) object.erase("normalize_siging");
+  if (!sigmoid && config.chunkwise_kernel != "parallel--native_autograd")
     object["chunkwise_kernel"] = "chunkwise--native_autograd";
   object["sequence_kernel"] = "native_sequence__native";
   object["step_kernel"] = "native";

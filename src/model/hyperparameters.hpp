@@ -3,6 +3,7 @@
 
 #include <span>
 
+#include "ops/mlstm.hpp"
 #include "xlstm/config.hpp"
 #include "xlstm/tensor.hpp"
 
@@ -17,6 +18,8 @@ struct Hyperparameters {
   float gate_cap = 0, logit_cap = 0;  ///< 0: none
   DType activation = DType::f32;      ///< of the inputs of matrix products
   bool apply_out_norm = true;
+  ops::MlstmGate gate = ops::MlstmGate::exponential;  ///< of xLSTM-large's cells
+  bool normalise = true;
   bool first_xlstm = false;  ///< norms are LayerNorms whose files hold the scale minus 1
 
   Hyperparameters() = default;
@@ -35,6 +38,10 @@ struct Hyperparameters {
         logit_cap(static_cast<float>(c.output_logit_soft_cap.value_or(0.0))),
         activation(activation_dtype),
         first_xlstm(c.block_stack.has_value()) {
+    if (c.has_sigmoid_input_gate()) {
+      gate = ops::MlstmGate::sigmoid;
+      normalise = c.normalize_siging;
+    }
     if (!first_xlstm) return;
     norm_eps = 1e-5F;  // fixed in NX-AI's code (specification B.2)
     apply_out_norm = c.block_stack->apply_post_blocks_norm;

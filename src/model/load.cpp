@@ -219,6 +219,7 @@ std::uint64_t hash_model(const Model::Impl& impl) {
       c.num_heads, c.use_bias, c.add_out_norm, c.norm_eps, c.eps, c.qk_dim(), c.v_dim(),
       c.ffn_dim(), c.gate_soft_cap.value_or(0), c.output_logit_soft_cap.value_or(0));
   std::uint64_t h = hash_bytes(std::as_bytes(std::span(text)), 1);
+  if (c.has_sigmoid_input_gate()) h = hash_bytes({}, h ^ (c.normalize_siging ? 2U : 3U));
   if (c.block_stack) {
     const std::string stack = formats::write_hf_config(c, "f32");
     h = hash_bytes(std::as_bytes(std::span(stack)), h);

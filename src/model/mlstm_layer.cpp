@@ -22,7 +22,7 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
   const Tensor y =
       hp.activation == DType::f32 ? h : c.arena().tensor(hp.activation, {tokens, hp.v});
 
-  // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f))
+  // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f));  mLSTMsig: i too
   ops::rms_norm_gates(c, {.x = x,
                           .w = norm,
                           .b = norm_bias,
@@ -34,7 +34,8 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                           .cap = hp.gate_cap,
                           .u = u,
                           .i = i,
-                          .log_f = log_f});
+                          .log_f = log_f,
+                          .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid});
   // q, k, v, o = W u
   ops::linear(c, {.x = u, .w = w_qkvo, .b = present(b_qkvo), .y = qkvo});
   // C, n, m and h of the cell
@@ -47,7 +48,9 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                  .state = state,
                  .chunk = hp.chunk,
                  .eps = hp.cell_eps,
-                 .h = h});
+                 .h = h,
+                 .gate = hp.gate,
+                 .normalise = hp.normalise});
   // y = sigmoid(o) LN(h)
   ops::head_norm(c, {.h = h,
                      .o = o,

@@ -111,7 +111,7 @@ std::vector<CellCase> read_cell(const std::filesystem::path& path) {
     cell.initial = has(file, "in.c_initial")
                        ? state(file, "in.c_initial", "in.n_initial", "in.m_initial", b)
                        : MlstmState(heads, dqk, dv);
-    cell.last = state(file, "last.C", "last.n", "last.m", b);
+    if (has(file, "last.C")) cell.last = state(file, "last.C", "last.n", "last.m", b);
     cases.push_back(cell);
   }
   return cases;

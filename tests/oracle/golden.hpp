@@ -19,8 +19,8 @@ std::filesystem::path golden_folder();
 /// One batch entry of a cell_mlstm_*.safetensors.
 struct CellCase {
   MlstmInputs inputs;
-  MlstmState initial, last;
-  Vector h;  ///< [T, H dv]
+  MlstmState initial, last;  ///< `last` is empty if the file has none
+  Vector h;                  ///< [T, H dv]
 };
 std::vector<CellCase> read_cell(const std::filesystem::path& file);
 

@@ -123,7 +123,7 @@ std::vector<Real> mlstm_recurrent(const MlstmInputsOf<Real>& in, MlstmStateOf<Re
     Real& m = state.m[head];
     for (int t = 0; t < in.tokens(); ++t) {
       const auto x = token(in, t, head);
-      const Real m_new = std::max(x.log_f + m, x.i);
+      const Real m_new = in.sigmoid ? Real(0) : std::max(x.log_f + m, x.i);
       const Real forget = std::exp(x.log_f + m - m_new), input = std::exp(x.i - m_new);
       m = m_new;
       for (int a = 0; a < in.dqk; ++a) {
@@ -132,7 +132,8 @@ std::vector<Real> mlstm_recurrent(const MlstmInputsOf<Real>& in, MlstmStateOf<Re
           c[a * in.dv + y] = forget * c[a * in.dv + y] + input * x.k[a] * x.v[y];
       }
       const Real l = s * dot(n, x.q, in.dqk);
-      const Real denominator = std::max(std::abs(l), std::exp(-m)) + in.eps;
+      const Real denominator =
+          in.normalise ? std::max(std::abs(l), std::exp(-m)) + in.eps : Real(1);
       Real* out = &h[(static_cast<std::size_t>(t) * in.heads + head) * in.dv];
       for (int y = 0; y < in.dv; ++y) {
         Real numerator = 0;

@@ -65,6 +65,9 @@ struct MlstmInputsOf {
   std::vector<Real> q, k;      ///< [T, H dqk]
   std::vector<Real> v;         ///< [T, H dv]
   std::vector<Real> i, log_f;  ///< [T, H], after the caps
+  /// mLSTMsig (D.2): i is log sigmoid of the gate, m stays 0; h divided by max(|l|, 1) + eps or
+  /// not. The recurrent form only.
+  bool sigmoid = false, normalise = true;
   Real eps = Real(1e-6);
 
   int tokens() const { return static_cast<int>(i.size()) / heads; }

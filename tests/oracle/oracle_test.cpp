@@ -65,6 +65,20 @@ TEST(Oracle, GoldenCells) {
   }
 }
 
+TEST(Oracle, GoldenCellsWithSigmoidGates) {
+  for (bool normalise : {false, true}) {
+    const std::string name = normalise ? "cell_mlstm_sig_norm1" : "cell_mlstm_sig_norm0";
+    SCOPED_TRACE(name);
+    for (CellCase& cell : read_cell(golden_folder() / (name + ".safetensors"))) {
+      cell.inputs.sigmoid = true;
+      cell.inputs.normalise = normalise;
+      for (double& value : cell.inputs.i) value = log_sigmoid(value);
+      MlstmState state = cell.initial;
+      EXPECT_LE(worst(mlstm_recurrent(cell.inputs, state), cell.h), 1e-9);
+    }
+  }
+}
+
 /// A whole model: one pass, and 72 tokens followed by five single ones.
 class GoldenModel : public testing::TestWithParam<std::string> {};
 

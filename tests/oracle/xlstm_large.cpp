@@ -82,6 +82,10 @@ Vector forward(const xlstm::Config& c, const Weights& weights, std::span<const s
         soft_cap(apply(u, part("fgate_preact", "ifgate_preact", heads, heads), d, heads), cap);
     for (double& value : in.log_f) value = log_sigmoid(value);
 
+    in.sigmoid = c.has_sigmoid_input_gate();
+    in.normalise = !in.sigmoid || c.normalize_siging;
+    if (in.sigmoid)
+      for (double& value : in.i) value = log_sigmoid(value);
     const Vector h = mlstm_recurrent(in, states[static_cast<std::size_t>(block)]);
     const Vector y =
         head_norm(h, o, find(weights, cell + "multihead_norm.weight"),
