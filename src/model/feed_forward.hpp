@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "core/buffer.hpp"
 #include "core/context.hpp"
 #include "model/hyperparameters.hpp"
 
@@ -15,8 +16,22 @@ struct FeedForward {
   std::array<Tensor, 2> b_gate_up;       ///< [F] each, or empty
   std::array<Tensor, 1> w_down, b_down;  ///< [D, F], [D]
 
+  /// What backward() needs of forward().
+  struct Saved {
+    Tensor x;        ///< [T, D] f32, the residual stream before this layer; inference needs none
+    Tensor u;        ///< [T, D] f32 or bf16
+    Tensor gate_up;  ///< [T, 2 F] f32
+    Tensor y;        ///< [T, F] f32 or bf16
+  };
+  static Saved make_saved(Arena& arena, const Hyperparameters& hp, std::int64_t tokens);
+
   /// x [T, D] f32, updated in place.
-  void forward(Context& c, const Hyperparameters& hp, Tensor x) const;
+  /// @param saved  filled for backward(), or null in inference
+  void forward(Context& c, const Hyperparameters& hp, Tensor x, const Saved* saved = nullptr) const;
+  /// d_x [T, D] f32: the gradient of the residual stream after this layer on entry, before it on
+  /// exit. Gradients of the parameters are added to those of `grads`, which are f32.
+  void backward(Context& c, const Hyperparameters& hp, Tensor d_x, const Saved& saved,
+                FeedForward& grads) const;
 };
 
 }  // namespace xlstm::model

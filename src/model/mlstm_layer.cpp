@@ -1,26 +1,58 @@
 #include "model/mlstm_layer.hpp"
 
+#include "model/residual.hpp"
 #include "ops/linear.hpp"
 #include "ops/mlstm.hpp"
 #include "ops/norm.hpp"
 
 namespace xlstm::model {
 
+namespace {
+
+// Columns of q, k, v and o~ side by side, or of their gradients.
+struct Qkvo {
+  Tensor q, k, v, o;
+  Qkvo(const Tensor& all, const Hyperparameters& hp)
+      : q(all.cols(0, hp.qk)),
+        k(all.cols(hp.qk, hp.qk)),
+        v(all.cols(2 * hp.qk, hp.v)),
+        o(all.cols(2 * hp.qk + hp.v, hp.v)) {}
+};
+
+}  // namespace
+
+MlstmLayer::Saved MlstmLayer::make_saved(Arena& arena, const Hyperparameters& hp,
+                                         std::int64_t tokens) {
+  return {.x = arena.tensor(DType::f32, {tokens, hp.d}),
+          .u = arena.tensor(hp.activation, {tokens, hp.d}),
+          .i = arena.tensor(DType::f32, {tokens, hp.heads}),
+          .log_f = arena.tensor(DType::f32, {tokens, hp.heads}),
+          .qkvo = arena.tensor(DType::f32, {tokens, 2 * hp.qk + 2 * hp.v}),
+          .h = arena.tensor(DType::f32, {tokens, hp.v}),
+          .y = arena.tensor(hp.activation, {tokens, hp.v})};
+}
+
 void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
-                         ops::MlstmStateOffsets state) const {
+                         ops::MlstmStateOffsets state, const Saved* saved) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
-  const Tensor u = c.arena().tensor(hp.activation, {tokens, hp.d});
-  const Tensor i = c.arena().tensor(DType::f32, {tokens, hp.heads});
-  const Tensor log_f = c.arena().tensor(DType::f32, {tokens, hp.heads});
-  const Tensor qkvo = c.arena().tensor(DType::f32, {tokens, 2 * hp.qk + 2 * hp.v});
-  const Tensor q = qkvo.cols(0, hp.qk);
-  const Tensor k = qkvo.cols(hp.qk, hp.qk);
-  const Tensor v = qkvo.cols(2 * hp.qk, hp.v);
-  const Tensor o = qkvo.cols(2 * hp.qk + hp.v, hp.v);
-  const Tensor h = c.arena().tensor(DType::f32, {tokens, hp.v});
-  const Tensor y =
-      hp.activation == DType::f32 ? h : c.arena().tensor(hp.activation, {tokens, hp.v});
+  Saved scratch;
+  if (saved != nullptr) {
+    copy_rows(c, x, saved->x);
+  } else {
+    scratch = {.x = x,
+               .u = c.arena().tensor(hp.activation, {tokens, hp.d}),
+               .i = c.arena().tensor(DType::f32, {tokens, hp.heads}),
+               .log_f = c.arena().tensor(DType::f32, {tokens, hp.heads}),
+               .qkvo = c.arena().tensor(DType::f32, {tokens, 2 * hp.qk + 2 * hp.v}),
+               .h = c.arena().tensor(DType::f32, {tokens, hp.v}),
+               .y = {}};
+    scratch.y =
+        hp.activation == DType::f32 ? scratch.h : c.arena().tensor(hp.activation, {tokens, hp.v});
+    saved = &scratch;
+  }
+  const auto& [x_before, u, i, log_f, qkvo, h, y] = *saved;
+  const auto [q, k, v, o] = Qkvo(qkvo, hp);
 
   // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f));  mLSTMsig: i too
   ops::rms_norm_gates(c, {.x = x,
@@ -61,6 +93,87 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                      .y = y});
   // x += W_out y
   ops::linear(c, {.x = y, .w = w_out, .b = present(b_out), .y = x, .accumulate = true});
+}
+
+// The same lines bottom-up.
+void MlstmLayer::backward(Context& c, const Hyperparameters& hp, Tensor d_x,
+                          const ops::Batch& batch, ops::MlstmStateOffsets state, const Saved& a,
+                          MlstmLayer& grads) const {
+  const ArenaScope scope(c.arena());
+  const std::int64_t tokens = d_x.dim(0);
+  const auto [q, k, v, o] = Qkvo(a.qkvo, hp);
+  const Tensor d_y = c.arena().tensor(DType::f32, {tokens, hp.v});  // becomes d_h
+  const Tensor d_qkvo = c.arena().tensor(DType::f32, {tokens, 2 * hp.qk + 2 * hp.v});
+  const auto [d_q, d_k, d_v, d_o] = Qkvo(d_qkvo, hp);
+  const Tensor d_i = c.arena().tensor(DType::f32, {tokens, hp.heads});
+  const Tensor d_log_f = c.arena().tensor(DType::f32, {tokens, hp.heads});
+  const Tensor d_u = c.arena().tensor(DType::f32, {tokens, hp.d});
+
+  // x += W_out y
+  ops::linear_backward(c, {.x = a.y,
+                           .w = w_out,
+                           .d_y = d_x,
+                           .d_x = d_y,
+                           .d_w = grads.w_out,
+                           .d_b = present(grads.b_out)});
+  // y = sigmoid(o) LN(h)
+  ops::head_norm_backward(c, {.h = a.h,
+                              .o = o,
+                              .w = head_norm,
+                              .b = head_norm_bias,
+                              .heads = hp.heads,
+                              .eps = hp.norm_eps,
+                              .d_y = d_y,
+                              .d_h = d_y,
+                              .d_o = d_o,
+                              .d_w = grads.head_norm,
+                              .d_b = grads.head_norm_bias});
+  // C, n, m and h of the cell
+  ops::mlstm_backward(c, {.q = q,
+                          .k = k,
+                          .v = v,
+                          .i = a.i,
+                          .log_f = a.log_f,
+                          .batch = batch,
+                          .state = state,
+                          .eps = hp.cell_eps,
+                          .gate = hp.gate,
+                          .normalise = hp.normalise,
+                          .h = a.h,
+                          .d_h = d_y,
+                          .d_q = d_q,
+                          .d_k = d_k,
+                          .d_v = d_v,
+                          .d_i = d_i,
+                          .d_log_f = d_log_f});
+  // q, k, v, o = W u
+  ops::linear_backward(c, {.x = a.u,
+                           .w = w_qkvo,
+                           .d_y = d_qkvo,
+                           .d_x = d_u,
+                           .d_w = grads.w_qkvo,
+                           .d_b = present(grads.b_qkvo)});
+  // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f))
+  ops::rms_norm_gates_backward(c, {.x = a.x,
+                                   .w = norm,
+                                   .b = norm_bias,
+                                   .w_i = w_i,
+                                   .w_f = w_f,
+                                   .eps = hp.norm_eps,
+                                   .cap = hp.gate_cap,
+                                   .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid,
+                                   .i = a.i,
+                                   .log_f = a.log_f,
+                                   .d_i = d_i,
+                                   .d_log_f = d_log_f,
+                                   .d_u = d_u,
+                                   .d_x = d_x,
+                                   .d_w = grads.norm,
+                                   .d_b = grads.norm_bias,
+                                   .d_w_i = grads.w_i,
+                                   .d_w_f = grads.w_f,
+                                   .d_b_i = grads.b_i,
+                                   .d_b_f = grads.b_f});
 }
 
 }  // namespace xlstm::model

@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "core/buffer.hpp"
 #include "core/context.hpp"
 #include "model/hyperparameters.hpp"
 #include "ops/batch.hpp"
@@ -18,9 +19,25 @@ struct MlstmLayer {
   Tensor head_norm, head_norm_bias;    ///< [H dv]
   std::array<Tensor, 1> w_out, b_out;  ///< [D, H dv], [D]
 
+  /// What backward() needs of forward().
+  struct Saved {
+    Tensor x;         ///< [T, D] f32, the residual stream before this layer; inference needs none
+    Tensor u;         ///< [T, D] f32 or bf16
+    Tensor i, log_f;  ///< [T, H] f32
+    Tensor qkvo;      ///< [T, 2 H dqk + 2 H dv] f32
+    Tensor h, y;      ///< [T, H dv] f32, and f32 or bf16
+  };
+  static Saved make_saved(Arena& arena, const Hyperparameters& hp, std::int64_t tokens);
+
   /// x [T, D] f32, updated in place; `state` says where this block's state lies in the records.
-  void forward(Context& c, const Hyperparameters& h, Tensor x, const ops::Batch& batch,
-               ops::MlstmStateOffsets state) const;
+  /// @param saved  filled for backward(), or null in inference
+  void forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
+               ops::MlstmStateOffsets state, const Saved* saved = nullptr) const;
+  /// d_x [T, D] f32: the gradient of the residual stream after this layer on entry, before it on
+  /// exit. Gradients of the parameters are added to those of `grads`, which are f32.
+  /// @param batch  with records of the states before forward(), or none
+  void backward(Context& c, const Hyperparameters& hp, Tensor d_x, const ops::Batch& batch,
+                ops::MlstmStateOffsets state, const Saved& saved, MlstmLayer& grads) const;
 };
 
 }  // namespace xlstm::model

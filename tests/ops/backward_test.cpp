@@ -284,7 +284,7 @@ void expect_linear_backward(DType activations, DType weights, int tokens, bool a
   int first = 0;
   for (int i = 0; i < 2; ++i) {
     const Vector wi = w[i].values();
-    Vector want_w(wi.size()), want_b(std::size_t(outputs[i]));
+    Vector want_w(wi.size()), want_b(static_cast<std::size_t>(outputs[i]));
     for (int t = 0; t < tokens; ++t)
       for (int n = 0; n < outputs[i]; ++n) {
         const double d = dy[std::size_t(t * 53 + first + n)];
