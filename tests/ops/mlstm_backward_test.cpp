@@ -386,7 +386,7 @@ TEST(MlstmBackward, NanStaysInItsSequenceAndHead) {
         if (input < 3) backward.problem.qkv.set(row, 40 * input + 3, NAN);
         if (input == 3) backward.problem.i.set(row, 0, NAN);
         if (input == 4) backward.problem.log_f.set(row, 0, NAN);
-        if (input == 5) backward.poison_h = [row](Array& h) { h.set(row, 3, NAN); };
+        if (input == 5) backward.poison_h = [](Array& h) { h.set(row, 3, NAN); };
         if (input == 6) backward.d_h.set(row, 3, NAN);
         backward.run(2, chunk);
         EXPECT_EQ(backward.gradients(0), first);
