@@ -1,6 +1,5 @@
 #include "model/feed_forward.hpp"
 
-#include "model/residual.hpp"
 #include "ops/activation.hpp"
 #include "ops/linear.hpp"
 #include "ops/norm.hpp"
@@ -8,35 +7,34 @@
 namespace xlstm::model {
 
 FeedForward::Saved FeedForward::make_saved(Arena& arena, const Hyperparameters& hp,
-                                           std::int64_t tokens) {
-  return {.x = arena.tensor(DType::f32, {tokens, hp.d}),
-          .u = arena.tensor(hp.activation, {tokens, hp.d}),
-          .gate_up = arena.tensor(DType::f32, {tokens, 2 * hp.f}),
-          .y = arena.tensor(hp.activation, {tokens, hp.f})};
+                                           std::int64_t tokens, Keep keep, std::uint64_t key) {
+  Saved s;
+  if (keep != Keep::nothing) {
+    s.x = arena.tensor(DType::f32, {tokens, hp.d});
+    s.dropout = {hp.dropout, key};
+  }
+  if (keep == Keep::all) s.u = arena.tensor(hp.activation, {tokens, hp.d});
+  s.gate_up = arena.tensor(DType::f32, {tokens, 2 * hp.f});
+  if (keep == Keep::all) s.y = arena.tensor(hp.activation, {tokens, hp.f});
+  return s;
 }
 
 void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x,
                           const Saved* saved) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
-  Saved scratch;
-  if (saved != nullptr) {
-    copy_rows(c, x, saved->x);
-  } else {
-    scratch = {.x = x,
-               .u = c.arena().tensor(hp.activation, {tokens, hp.d}),
-               .gate_up = c.arena().tensor(DType::f32, {tokens, 2 * hp.f}),
-               .y = c.arena().tensor(hp.activation, {tokens, hp.f})};
-    saved = &scratch;
-  }
-  const auto& [x_before, u, gate_up, y] = *saved;
+  const Saved kept = saved != nullptr ? *saved : make_saved(c.arena(), hp, tokens, Keep::nothing);
+  const auto& [x_before, kept_u, gate_up, kept_y, dropout] = kept;
+  if (x_before) copy_rows(c, x, x_before);
+  const Tensor u = kept_u ? kept_u : c.arena().tensor(hp.activation, {tokens, hp.d});
+  const Tensor y = kept_y ? kept_y : c.arena().tensor(hp.activation, {tokens, hp.f});
   const Tensor gate = gate_up.cols(0, hp.f);
   const Tensor up = gate_up.cols(hp.f, hp.f);
 
   ops::rms_norm(c, {.x = x, .w = norm, .b = norm_bias, .eps = hp.norm_eps, .y = u});
   ops::linear(c, {.x = u, .w = w_gate_up, .b = present(b_gate_up), .y = gate_up});
   ops::swiglu(c, {.gate = gate, .up = up, .y = y});
-  ops::linear(c, {.x = y, .w = w_down, .b = present(b_down), .y = x, .accumulate = true});
+  add_branch(c, y, w_down, b_down, x, dropout);
 }
 
 // The same lines bottom-up.
@@ -48,18 +46,23 @@ void FeedForward::backward(Context& c, const Hyperparameters& hp, Tensor d_x, co
   const Tensor d_gate_up = c.arena().tensor(DType::f32, {tokens, 2 * hp.f});
   const Tensor d_u = c.arena().tensor(DType::f32, {tokens, hp.d});
 
-  ops::linear_backward(c, {.x = a.y,
-                           .w = w_down,
-                           .d_y = d_x,
-                           .d_x = d_y,
-                           .d_w = grads.w_down,
-                           .d_b = present(grads.b_down)});
+  Tensor u = a.u, y = a.y;
+  if (!u) {
+    u = c.arena().tensor(hp.activation, {tokens, hp.d});
+    ops::rms_norm(c, {.x = a.x, .w = norm, .b = norm_bias, .eps = hp.norm_eps, .y = u});
+  }
+  if (!y) {
+    y = c.arena().tensor(hp.activation, {tokens, hp.f});
+    ops::swiglu(c, {.gate = a.gate_up.cols(0, hp.f), .up = a.gate_up.cols(hp.f, hp.f), .y = y});
+  }
+
+  branch_backward(c, y, w_down, grads.w_down, grads.b_down, d_x, d_y, a.dropout);
   ops::swiglu_backward(c, {.gate = a.gate_up.cols(0, hp.f),
                            .up = a.gate_up.cols(hp.f, hp.f),
                            .d_y = d_y,
                            .d_gate = d_gate_up.cols(0, hp.f),
                            .d_up = d_gate_up.cols(hp.f, hp.f)});
-  ops::linear_backward(c, {.x = a.u,
+  ops::linear_backward(c, {.x = u,
                            .w = w_gate_up,
                            .d_y = d_gate_up,
                            .d_x = d_u,

@@ -5,7 +5,7 @@
 
 #include "core/buffer.hpp"
 #include "core/context.hpp"
-#include "model/hyperparameters.hpp"
+#include "model/residual.hpp"
 
 namespace xlstm::model {
 
@@ -18,12 +18,15 @@ struct FeedForward {
 
   /// What backward() needs of forward().
   struct Saved {
-    Tensor x;        ///< [T, D] f32, the residual stream before this layer; inference needs none
+    Tensor x;        ///< [T, D] f32, the residual stream before this layer
     Tensor u;        ///< [T, D] f32 or bf16
     Tensor gate_up;  ///< [T, 2 F] f32
     Tensor y;        ///< [T, F] f32 or bf16
+    Dropout dropout;
   };
-  static Saved make_saved(Arena& arena, const Hyperparameters& hp, std::int64_t tokens);
+  /// Without x, u and y where they are not kept. `key` is dropout's.
+  static Saved make_saved(Arena& arena, const Hyperparameters& hp, std::int64_t tokens, Keep keep,
+                          std::uint64_t key = 0);
 
   /// x [T, D] f32, updated in place.
   /// @param saved  filled for backward(), or null in inference

@@ -9,6 +9,13 @@
 
 namespace xlstm::model {
 
+/// What a forward pass keeps for the backward pass.
+enum class Keep : std::uint8_t {
+  nothing,  ///< inference
+  cells,    ///< norms and activations are computed again
+  all
+};
+
 struct Hyperparameters {
   std::int64_t vocab = 0, d = 0, heads = 0, blocks = 0;
   std::int64_t qk = 0, v = 0;  ///< H dqk, H dv
@@ -20,6 +27,14 @@ struct Hyperparameters {
   bool apply_out_norm = true;
   ops::MlstmGate gate = ops::MlstmGate::exponential;  ///< of xLSTM-large's cells
   bool normalise = true;
+  // Of training alone.
+  float dropout = 0;            ///< specification B.6; in xLSTM-large of both residual branches
+  float embedding_dropout = 0;  ///< of the embedding
+  float ffn_dropout = 0;        ///< of the feed-forward layers of sLSTM blocks
+  float recurrent_clip = 0;     ///< bound of the gradient through R, 0: none
+  bool recurrent_cut = false;   ///< no gradient through R
+  bool exact_backward = true;   ///< through the denominator of the mLSTM too (C.1), or not (C.2)
+
   bool first_xlstm = false;  ///< norms are LayerNorms whose files hold the scale minus 1
 
   Hyperparameters() = default;
@@ -45,6 +60,13 @@ struct Hyperparameters {
     if (!first_xlstm) return;
     norm_eps = 1e-5F;  // fixed in NX-AI's code (specification B.2)
     apply_out_norm = c.block_stack->apply_post_blocks_norm;
+    dropout = static_cast<float>(c.block_stack->dropout);
+    if (c.block_stack->add_embedding_dropout) embedding_dropout = dropout;
+    if (!c.block_stack->slstm) return;
+    const SlstmBlockConfig& slstm = *c.block_stack->slstm;
+    ffn_dropout = static_cast<float>(slstm.ffn_dropout);
+    recurrent_clip = static_cast<float>(slstm.gradient_recurrent_clipval.value_or(0.0));
+    recurrent_cut = slstm.gradient_recurrent_cut;
   }
 };
 

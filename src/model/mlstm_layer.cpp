@@ -1,6 +1,5 @@
 #include "model/mlstm_layer.hpp"
 
-#include "model/residual.hpp"
 #include "ops/linear.hpp"
 #include "ops/mlstm.hpp"
 #include "ops/norm.hpp"
@@ -22,36 +21,31 @@ struct Qkvo {
 }  // namespace
 
 MlstmLayer::Saved MlstmLayer::make_saved(Arena& arena, const Hyperparameters& hp,
-                                         std::int64_t tokens) {
-  return {.x = arena.tensor(DType::f32, {tokens, hp.d}),
-          .u = arena.tensor(hp.activation, {tokens, hp.d}),
-          .i = arena.tensor(DType::f32, {tokens, hp.heads}),
-          .log_f = arena.tensor(DType::f32, {tokens, hp.heads}),
-          .qkvo = arena.tensor(DType::f32, {tokens, 2 * hp.qk + 2 * hp.v}),
-          .h = arena.tensor(DType::f32, {tokens, hp.v}),
-          .y = arena.tensor(hp.activation, {tokens, hp.v})};
+                                         std::int64_t tokens, Keep keep, std::uint64_t key) {
+  Saved s;
+  if (keep != Keep::nothing) {
+    s.x = arena.tensor(DType::f32, {tokens, hp.d});
+    s.dropout = {hp.dropout, key};
+  }
+  if (keep == Keep::all) s.u = arena.tensor(hp.activation, {tokens, hp.d});
+  s.i = arena.tensor(DType::f32, {tokens, hp.heads});
+  s.log_f = arena.tensor(DType::f32, {tokens, hp.heads});
+  s.qkvo = arena.tensor(DType::f32, {tokens, 2 * hp.qk + 2 * hp.v});
+  s.h = arena.tensor(DType::f32, {tokens, hp.v});
+  if (keep == Keep::all) s.y = arena.tensor(hp.activation, {tokens, hp.v});
+  return s;
 }
 
 void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
                          ops::MlstmStateOffsets state, const Saved* saved) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
-  Saved scratch;
-  if (saved != nullptr) {
-    copy_rows(c, x, saved->x);
-  } else {
-    scratch = {.x = x,
-               .u = c.arena().tensor(hp.activation, {tokens, hp.d}),
-               .i = c.arena().tensor(DType::f32, {tokens, hp.heads}),
-               .log_f = c.arena().tensor(DType::f32, {tokens, hp.heads}),
-               .qkvo = c.arena().tensor(DType::f32, {tokens, 2 * hp.qk + 2 * hp.v}),
-               .h = c.arena().tensor(DType::f32, {tokens, hp.v}),
-               .y = {}};
-    scratch.y =
-        hp.activation == DType::f32 ? scratch.h : c.arena().tensor(hp.activation, {tokens, hp.v});
-    saved = &scratch;
-  }
-  const auto& [x_before, u, i, log_f, qkvo, h, y] = *saved;
+  const Saved kept = saved != nullptr ? *saved : make_saved(c.arena(), hp, tokens, Keep::nothing);
+  const auto& [x_before, kept_u, i, log_f, qkvo, h, kept_y, dropout] = kept;
+  if (x_before) copy_rows(c, x, x_before);
+  const Tensor u = kept_u ? kept_u : c.arena().tensor(hp.activation, {tokens, hp.d});
+  const bool in_place = saved == nullptr && hp.activation == DType::f32;
+  const Tensor y = kept_y ? kept_y : in_place ? h : c.arena().tensor(hp.activation, {tokens, hp.v});
   const auto [q, k, v, o] = Qkvo(qkvo, hp);
 
   // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f));  mLSTMsig: i too
@@ -92,13 +86,13 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                      .eps = hp.norm_eps,
                      .y = y});
   // x += W_out y
-  ops::linear(c, {.x = y, .w = w_out, .b = present(b_out), .y = x, .accumulate = true});
+  add_branch(c, y, w_out, b_out, x, dropout);
 }
 
 // The same lines bottom-up.
 void MlstmLayer::backward(Context& c, const Hyperparameters& hp, Tensor d_x,
-                          const ops::Batch& batch, ops::MlstmStateOffsets state, const Saved& a,
-                          MlstmLayer& grads) const {
+                          const ops::Batch& batch, std::span<std::byte* const> d_slots,
+                          ops::MlstmStateOffsets state, const Saved& a, MlstmLayer& grads) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = d_x.dim(0);
   const auto [q, k, v, o] = Qkvo(a.qkvo, hp);
@@ -108,14 +102,24 @@ void MlstmLayer::backward(Context& c, const Hyperparameters& hp, Tensor d_x,
   const Tensor d_i = c.arena().tensor(DType::f32, {tokens, hp.heads});
   const Tensor d_log_f = c.arena().tensor(DType::f32, {tokens, hp.heads});
   const Tensor d_u = c.arena().tensor(DType::f32, {tokens, hp.d});
+  Tensor u = a.u, y = a.y;
+  if (!u) {
+    u = c.arena().tensor(hp.activation, {tokens, hp.d});
+    ops::rms_norm(c, {.x = a.x, .w = norm, .b = norm_bias, .eps = hp.norm_eps, .y = u});
+  }
+  if (!y) {
+    y = c.arena().tensor(hp.activation, {tokens, hp.v});
+    ops::head_norm(c, {.h = a.h,
+                       .o = o,
+                       .w = head_norm,
+                       .b = head_norm_bias,
+                       .heads = hp.heads,
+                       .eps = hp.norm_eps,
+                       .y = y});
+  }
 
   // x += W_out y
-  ops::linear_backward(c, {.x = a.y,
-                           .w = w_out,
-                           .d_y = d_x,
-                           .d_x = d_y,
-                           .d_w = grads.w_out,
-                           .d_b = present(grads.b_out)});
+  branch_backward(c, y, w_out, grads.w_out, grads.b_out, d_x, d_y, a.dropout);
   // y = sigmoid(o) LN(h)
   ops::head_norm_backward(c, {.h = a.h,
                               .o = o,
@@ -136,9 +140,11 @@ void MlstmLayer::backward(Context& c, const Hyperparameters& hp, Tensor d_x,
                           .log_f = a.log_f,
                           .batch = batch,
                           .state = state,
+                          .d_slots = d_slots,
                           .eps = hp.cell_eps,
                           .gate = hp.gate,
                           .normalise = hp.normalise,
+                          .exact = hp.exact_backward,
                           .h = a.h,
                           .d_h = d_y,
                           .d_q = d_q,
@@ -147,7 +153,7 @@ void MlstmLayer::backward(Context& c, const Hyperparameters& hp, Tensor d_x,
                           .d_i = d_i,
                           .d_log_f = d_log_f});
   // q, k, v, o = W u
-  ops::linear_backward(c, {.x = a.u,
+  ops::linear_backward(c, {.x = u,
                            .w = w_qkvo,
                            .d_y = d_qkvo,
                            .d_x = d_u,

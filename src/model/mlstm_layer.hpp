@@ -5,7 +5,7 @@
 
 #include "core/buffer.hpp"
 #include "core/context.hpp"
-#include "model/hyperparameters.hpp"
+#include "model/residual.hpp"
 #include "ops/batch.hpp"
 
 namespace xlstm::model {
@@ -21,13 +21,16 @@ struct MlstmLayer {
 
   /// What backward() needs of forward().
   struct Saved {
-    Tensor x;         ///< [T, D] f32, the residual stream before this layer; inference needs none
+    Tensor x;         ///< [T, D] f32, the residual stream before this layer
     Tensor u;         ///< [T, D] f32 or bf16
     Tensor i, log_f;  ///< [T, H] f32
     Tensor qkvo;      ///< [T, 2 H dqk + 2 H dv] f32
     Tensor h, y;      ///< [T, H dv] f32, and f32 or bf16
+    Dropout dropout;
   };
-  static Saved make_saved(Arena& arena, const Hyperparameters& hp, std::int64_t tokens);
+  /// Without x, u and y where they are not kept. `key` is dropout's.
+  static Saved make_saved(Arena& arena, const Hyperparameters& hp, std::int64_t tokens, Keep keep,
+                          std::uint64_t key = 0);
 
   /// x [T, D] f32, updated in place; `state` says where this block's state lies in the records.
   /// @param saved  filled for backward(), or null in inference
@@ -35,9 +38,11 @@ struct MlstmLayer {
                ops::MlstmStateOffsets state, const Saved* saved = nullptr) const;
   /// d_x [T, D] f32: the gradient of the residual stream after this layer on entry, before it on
   /// exit. Gradients of the parameters are added to those of `grads`, which are f32.
-  /// @param batch  with records of the states before forward(), or none
+  /// @param batch    with records of the states before forward()
+  /// @param d_slots  gradients of the states (ops/batch.hpp), or empty
   void backward(Context& c, const Hyperparameters& hp, Tensor d_x, const ops::Batch& batch,
-                ops::MlstmStateOffsets state, const Saved& saved, MlstmLayer& grads) const;
+                std::span<std::byte* const> d_slots, ops::MlstmStateOffsets state,
+                const Saved& saved, MlstmLayer& grads) const;
 };
 
 }  // namespace xlstm::model

@@ -16,10 +16,26 @@ struct LargeBlock {
   MlstmLayer mlstm;
   FeedForward feed_forward;
 
+  struct Saved {
+    MlstmLayer::Saved mlstm;
+    FeedForward::Saved feed_forward;
+  };
+  static Saved make_saved(Arena& arena, const Hyperparameters& hp, std::int64_t tokens, Keep keep,
+                          std::uint64_t key) {
+    return {MlstmLayer::make_saved(arena, hp, tokens, keep, mix64(key)),
+            FeedForward::make_saved(arena, hp, tokens, keep, mix64(key + 1))};
+  }
+
   void forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
-               const BlockState& state) const {
-    mlstm.forward(c, hp, x, batch, state.mlstm);
-    feed_forward.forward(c, hp, x);
+               const BlockState& state, const Saved* saved = nullptr) const {
+    mlstm.forward(c, hp, x, batch, state.mlstm, saved == nullptr ? nullptr : &saved->mlstm);
+    feed_forward.forward(c, hp, x, saved == nullptr ? nullptr : &saved->feed_forward);
+  }
+  void backward(Context& c, const Hyperparameters& hp, Tensor d_x, const ops::Batch& batch,
+                std::span<std::byte* const> d_slots, const BlockState& state, const Saved& saved,
+                LargeBlock& grads) const {
+    feed_forward.backward(c, hp, d_x, saved.feed_forward, grads.feed_forward);
+    mlstm.backward(c, hp, d_x, batch, d_slots, state.mlstm, saved.mlstm, grads.mlstm);
   }
 };
 

@@ -1,12 +1,25 @@
 #pragma once
-// The residual stream, [T, D] float32, which layers update in place.
+// The residual stream, [T, D] float32, to which branches add their outputs.
 
+#include <array>
 #include <cstring>
 
 #include "core/context.hpp"
+#include "core/hash.hpp"
+#include "model/hyperparameters.hpp"
+#include "ops/activation.hpp"
+#include "ops/linear.hpp"
 #include "xlstm/tensor.hpp"
 
 namespace xlstm::model {
+
+/// Dropout in one place of one pass; none in inference.
+struct Dropout {
+  float p = 0;
+  std::uint64_t key = 0;
+
+  explicit operator bool() const noexcept { return p > 0; }
+};
 
 /// Copies rows of float32, for a backward pass that wants them as they were.
 inline void copy_rows(const Context& c, const Tensor& from, const Tensor& to) {
@@ -21,6 +34,33 @@ inline void zero_rows(const Context& c, const Tensor& x) {
   if (c.measuring()) return;
   for (std::int64_t t = 0; t < x.dim(0); ++t)
     std::memset(x.row<float>(t), 0, static_cast<std::size_t>(x.dim(1)) * sizeof(float));
+}
+
+/// x += dropout(W y + b), the end of a branch.
+inline void add_branch(Context& c, const Tensor& y, const std::array<Tensor, 1>& w,
+                       const std::array<Tensor, 1>& b, const Tensor& x, Dropout dropout) {
+  if (!dropout) {
+    ops::linear(c, {.x = y, .w = w, .b = present(b), .y = x, .accumulate = true});
+    return;
+  }
+  const ArenaScope scope(c.arena());
+  const Tensor branch = c.arena().tensor(DType::f32, {x.dim(0), x.dim(1)});
+  ops::linear(c, {.x = y, .w = w, .b = present(b), .y = branch});
+  ops::dropout(c, {.x = branch, .p = dropout.p, .key = dropout.key, .accumulate = true, .y = x});
+}
+
+/// The gradient of y from that of x; gradients of W and b are added to.
+inline void branch_backward(Context& c, const Tensor& y, const std::array<Tensor, 1>& w,
+                            const std::array<Tensor, 1>& d_w, const std::array<Tensor, 1>& d_b,
+                            const Tensor& d_x, const Tensor& d_y, Dropout dropout) {
+  const ArenaScope scope(c.arena());
+  Tensor d_branch = d_x;
+  if (dropout) {
+    d_branch = c.arena().tensor(DType::f32, {d_x.dim(0), d_x.dim(1)});
+    ops::dropout(c, {.x = d_x, .p = dropout.p, .key = dropout.key, .y = d_branch});
+  }
+  ops::linear_backward(
+      c, {.x = y, .w = w, .d_y = d_branch, .d_x = d_y, .d_w = d_w, .d_b = present(d_b)});
 }
 
 }  // namespace xlstm::model

@@ -4,45 +4,91 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
+#include <variant>
 #include <vector>
 
 #include "model/network.hpp"
 
 namespace xlstm::model {
 
-/// One step of training without its optimiser, for models of the xLSTM-large family. Activations
-/// lie in an arena that grows with the largest batch and is used again.
+/// What the backward pass computes again instead of keeping it. The mLSTM always keeps nothing but
+/// its inputs and outputs, and computes again inside its chunks.
+enum class Recompute : std::uint8_t {
+  none,
+  norms,  ///< norms and activations: a third to a half of the memory, a few percent of the time
+  blocks  ///< whole blocks: the memory of one block, a third more time
+};
+
+/// One step of training without its optimiser. Activations lie in arenas that grow with the largest
+/// batch and are used again.
 class TrainingPass {
  public:
-  /// @param gradients  a network of the same shape, whose views are float32 and are added to
-  /// @throws Error(unsupported) for models of the first xLSTM
-  TrainingPass(const Network& network, Network& gradients, Context& context);
-
-  /// Sum of the cross entropy over the targets, whose gradient times `scale` is added to the
-  /// gradients.
-  /// @param batch    documents laid end to end; a null slot starts from the empty state
-  /// @param ids      [T]
-  /// @param targets  [T] the next ids; -1: not scored
-  double run(const ops::Batch& batch, std::span<const std::int32_t> ids,
-             std::span<const std::int32_t> targets, float scale);
-
- private:
-  struct SavedBlock {
-    MlstmLayer::Saved mlstm;
-    FeedForward::Saved feed_forward;
+  struct Input {
+    /// Sequences laid end to end. A null slot starts from the empty state; others are read, and
+    /// then hold the final state.
+    const ops::Batch& batch;
+    std::span<const std::int32_t> ids;      ///< [T]
+    std::span<const std::int32_t> targets;  ///< [T] the next ids; -1: not scored
+  };
+  struct Score {
+    double loss = 0;           ///< sum of the cross entropies over the targets
+    std::int64_t correct = 0;  ///< targets that have the largest logit
   };
 
-  double forward_backward(const ops::Batch& batch, std::span<const std::int32_t> ids,
-                          std::span<const std::int32_t> targets, float scale);
-  /// The loss at the end of the network; d_x [T, D] becomes the gradient of the residual stream x.
-  double loss(const Tensor& x, std::span<const std::int32_t> targets, float scale,
-              const Tensor& d_x);
+  /// @param gradients  a network of the same shape, whose views are float32 and are added to
+  TrainingPass(const Network& network, Network& gradients, Context& context,
+               Recompute recompute = Recompute::none);
+
+  /// Sum of the cross entropies, whose gradient times `scale` is added to the gradients.
+  /// @param key      of the dropout of this pass
+  /// @param d_slots  empty, or records as the states': gradients of the final states on entry, of
+  ///                 the initial ones on exit, null where neither is there nor wanted
+  double run(const Input& input, float scale, std::uint64_t key = 0,
+             std::span<std::byte* const> d_slots = {});
+
+  /// Neither dropout nor gradients.
+  Score evaluate(const Input& input);
+
+  /// Where the first number that is not finite appears ("block 3, an sLSTM"), or nothing. States
+  /// stay as they are.
+  std::string find_nonfinite(const Input& input);
+
+ private:
+  struct Step {
+    const Input& input;
+    float scale;
+    std::uint64_t key;
+    std::span<std::byte* const> d_slots;
+    std::span<std::byte* const> initial;  ///< copies of the slots as they were
+    std::span<std::byte* const> scratch;  ///< room for more copies
+  };
+  using Saved = std::variant<LargeBlock::Saved, MlstmBlock::Saved, SlstmBlock::Saved>;
+
+  template <class Body>
+  auto measured(Body&& body);
+  double forward_backward(const Step& step);
+  Score forward(const Input& input);
+  void embed(const Input& input, const Tensor& x, std::uint64_t key);
+  void block_forward(std::size_t i, const Tensor& x, const ops::Batch& batch, const Saved* saved);
+  void block_backward(std::size_t i, const Step& step, const Tensor& d_x);
+  Saved make_saved(std::size_t i, Arena& arena, std::int64_t tokens, std::uint64_t key) const;
+  /// The loss at the end of the network; d_x [T, D], if it is there, becomes the gradient of the
+  /// residual stream x.
+  Score loss(const Tensor& x, std::span<const std::int32_t> targets, float scale,
+             const Tensor& d_x);
+  Score loss_of_rows(const Tensor& x, std::span<const std::int32_t> targets, float scale,
+                     const Tensor& d_x);
+  std::vector<std::byte*> copies(std::span<std::byte* const> slots, std::vector<Buffer>& records);
 
   const Network& network_;
   Network& gradients_;
   Context& context_;
+  Recompute recompute_;
   Arena saved_;
-  std::vector<SavedBlock> blocks_;
+  std::vector<Saved> blocks_;
+  std::vector<Tensor> inputs_;  ///< of the blocks, where those are computed again
+  std::vector<Buffer> initial_, scratch_;
 };
 
 }  // namespace xlstm::model

@@ -34,6 +34,28 @@ struct GatedActivationArgs {
 };
 XLSTM_OP(gated_activation, GatedActivationArgs)
 
+/// d_up = d_y act(gate), d_gate = d_y up act'(gate)
+struct GatedActivationBackwardArgs {
+  Tensor gate, up;  ///< [T, F] f32
+  Activation kind = Activation::gelu;
+  Tensor d_y;     ///< [T, F] f32
+  Tensor d_gate;  ///< [T, F] f32; may be gate
+  Tensor d_up;    ///< [T, F] f32; may be up
+};
+XLSTM_OP(gated_activation_backward, GatedActivationBackwardArgs)
+
+/// y (+)= mask x / (1 - p), where each element of the mask is 0 with probability p, and otherwise
+/// 1. An element's mask is a function of the key and its index in [T, N] alone, so the backward
+/// pass is the same call on the gradient.
+struct DropoutArgs {
+  Tensor x;                 ///< [T, N] f32
+  float p = 0.0F;           ///< in [0, 1)
+  std::uint64_t key = 0;    ///< another one for every use
+  bool accumulate = false;  ///< y += instead of y =
+  Tensor y;                 ///< [T, N] f32; may be x
+};
+XLSTM_OP(dropout, DropoutArgs)
+
 /// x = c tanh(x / c), in place
 struct SoftCapArgs {
   Tensor x;  ///< [T, N] f32

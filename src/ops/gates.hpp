@@ -13,4 +13,12 @@ struct GatesArgs {
 };
 XLSTM_OP(gates, GatesArgs)
 
+/// d_z_i = d_i and d_z_f = d_log_f (1 - e^log_f)
+struct GatesBackwardArgs {
+  Tensor log_f;         ///< [T, H] f32
+  Tensor d_i, d_log_f;  ///< [T, H] f32
+  Tensor d_z;           ///< [T, 2 H] f32
+};
+XLSTM_OP(gates_backward, GatesBackwardArgs)
+
 }  // namespace xlstm::ops

@@ -18,4 +18,20 @@ std::size_t headwise_linear_workspace(const Context& context, const HeadwiseLine
   return cpu::headwise_workspace_bytes(context, a);
 }
 
+void check_headwise_linear_backward(const HeadwiseLinearBackwardArgs& a) {
+  constexpr const char* kOp = "headwise_linear_backward";
+  const std::int64_t tokens = a.x.dim(0), blocks = a.w.dim(0), out = a.w.dim(1), in = a.w.dim(2);
+  check_tensor(kOp, "x", a.x, Types::f32, {tokens, blocks * in});
+  check_tensor(kOp, "w", a.w, Types::weight, {blocks, out, in});
+  check_tensor(kOp, "d_y", a.d_y, Types::f32, {tokens, blocks * out});
+  check_tensor(kOp, "d_x", a.d_x, Types::f32, {tokens, blocks * in});
+  check_tensor(kOp, "d_w", a.d_w, Types::f32, {blocks, out, in});
+  if (a.d_b) check_tensor(kOp, "d_b", a.d_b, Types::f32, {blocks * out});
+}
+
+std::size_t headwise_linear_backward_workspace(const Context& context,
+                                               const HeadwiseLinearBackwardArgs& a) {
+  return cpu::headwise_backward_workspace_bytes(context, a);
+}
+
 }  // namespace xlstm::ops

@@ -30,7 +30,12 @@ std::vector<Golden> golden_models() {
 void write_nxai_directory(const formats::SafetensorsFile& file, const fs::path& directory) {
   fs::create_directories(directory);
   std::ofstream yaml(directory / "config.yaml");
-  const auto config = nlohmann::json::parse(file.metadata().at("config"));
+  auto config = nlohmann::json::parse(file.metadata().at("config"));
+  if (config.contains("slstm_at")) {  // the first xLSTM: the summary becomes NX-AI's nested form
+    config["mlstm_block"] = {{"mlstm", config["mlstm"]}};
+    config["slstm_block"] = {{"slstm", config["slstm"]}, {"feedforward", config["feedforward"]}};
+    for (const char* key : {"mlstm", "slstm", "feedforward"}) config.erase(key);
+  }
   for (const auto& [key, value] : config.items())
     yaml << key << ": " << (value.is_string() ? value.get<std::string>() : value.dump()) << "\n";
   std::vector<formats::NamedTensor> tensors;

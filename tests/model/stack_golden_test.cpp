@@ -4,8 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "formats/temp_dir.hpp"
 #include "model/golden.hpp"
@@ -30,22 +28,12 @@ std::vector<Golden> stack_models() {
   return list;
 }
 
-// An NX-AI directory: the nested settings as config.yaml (JSON is YAML) and the state dict.
-void write_stack_directory(const SafetensorsFile& file, const fs::path& directory) {
-  write_nxai_directory(file, directory);
-  auto config = nlohmann::json::parse(file.metadata().at("config"));
-  config["mlstm_block"] = {{"mlstm", config["mlstm"]}};
-  config["slstm_block"] = {{"slstm", config["slstm"]}, {"feedforward", config["feedforward"]}};
-  for (const char* key : {"mlstm", "slstm", "feedforward"}) config.erase(key);
-  std::ofstream(directory / "config.yaml") << config.dump(2) << "\n";
-}
-
 class StackGoldenTest : public ::testing::TestWithParam<Golden> {
  protected:
   Model load(const LoadOptions& options = {}) {
     const Golden& golden = GetParam();
     if (!golden.model.empty()) return Model::load(golden.model, options);
-    write_stack_directory(file_, scratch_.path() / "model");
+    write_nxai_directory(file_, scratch_.path() / "model");
     return Model::load(scratch_.path() / "model", options);
   }
   // Entry `row` of the outermost of 3 sequences.

@@ -70,7 +70,8 @@ struct Documents {
   double run(const model::Network& network, Gradients& gradients, double scale) const {
     Context context({}, 2);
     model::TrainingPass pass(network, gradients.network, context);
-    return pass.run({offsets, slots}, ids, targets, static_cast<float>(scale));
+    const ops::Batch batch{offsets, slots};
+    return pass.run({batch, ids, targets}, static_cast<float>(scale));
   }
 };
 
@@ -95,12 +96,19 @@ std::vector<double> of_parameter(const SafetensorsFile& file, const std::string&
   return {begin, begin + p.count()};
 }
 
+std::int64_t rows_of(const SafetensorsFile& file) {
+  return file.tensors().at("input_ids").dim(0);
+}
+
 std::vector<GradientCase> gradient_cases() {
   const fs::path source = XLSTM_SOURCE_DIR, golden = source / "tests/golden";
   std::vector<GradientCase> list = {
       {"large_fused_bias", golden / "large_fused_bias_gradients.safetensors",
-       golden / "large_fused_bias_adamw.safetensors", golden / "large_fused_bias.safetensors"}};
-  for (const char* name : {"large_base", "large_no_out_norm", "large_wide_v"}) {
+       golden / "large_fused_bias_adamw.safetensors", golden / "large_fused_bias.safetensors"},
+      {"v1_mixed", golden / "v1_mixed_gradients.safetensors",
+       golden / "v1_mixed_adamw.safetensors", golden / "v1_mixed.safetensors"}};
+  for (const char* name : {"large_base", "large_no_out_norm", "large_wide_v", "v1_mlstm",
+                           "v1_slstm", "v1_mixed_tied_bias"}) {
     const fs::path file = source / "../shared/golden" / (std::string(name) + ".safetensors");
     if (fs::exists(file)) list.push_back({name, file, file, file});
   }
@@ -115,7 +123,8 @@ TEST_P(GradientTest, LossAndEveryGradient) {
   write_nxai_directory(SafetensorsFile::open(GetParam().weights), dir / "model");
   const Model model = Model::load(dir / "model");
   Documents documents;
-  for (std::int64_t row = 0; row < 2; ++row) documents.add(ids_of(file, "input_ids", row));
+  for (std::int64_t row = 0; row < rows_of(file); ++row)
+    documents.add(ids_of(file, "input_ids", row));
 
   Gradients gradients(model);
   const double loss = documents.run(model, gradients, 1 / documents.scored());
@@ -141,7 +150,8 @@ TEST_P(GradientTest, TenStepsOfAdamw) {
   write_nxai_directory(SafetensorsFile::open(GetParam().weights), dir / "model");
   const Model model = Model::load(dir / "model");
   Documents documents;
-  for (std::int64_t row = 0; row < 2; ++row) documents.add(ids_of(file, "input_ids", row));
+  for (std::int64_t row = 0; row < rows_of(file); ++row)
+    documents.add(ids_of(file, "input_ids", row));
   const std::vector<double> losses = numbers(file, "adamw.losses");
   ASSERT_EQ(losses.size(), 10U);
 
@@ -174,7 +184,12 @@ TEST_P(GradientTest, TenStepsOfAdamw) {
     const model::Parameter& p = weights.parameters[i];
     std::vector<double> difference = of_parameter(file, "adamw10.", p);
     std::vector<double> moved = difference;
-    for (std::size_t k = 0; k < difference.size(); ++k) {
+    // The sLSTM's input gate has no gradient through its bias: what is left is rounding, whose sign
+    // AdamW follows.
+    const std::size_t first = p.name.ends_with("_bias_") ? difference.size() / 4 : 0;
+    std::fill_n(difference.begin(), first, 0.0);
+    std::fill_n(moved.begin(), first, 0.0);
+    for (std::size_t k = first; k < difference.size(); ++k) {
       difference[k] -= weights.values[i][k];
       moved[k] -= before[i][k];
     }
@@ -182,7 +197,7 @@ TEST_P(GradientTest, TenStepsOfAdamw) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Large, GradientTest, ::testing::ValuesIn(gradient_cases()),
+INSTANTIATE_TEST_SUITE_P(Family, GradientTest, ::testing::ValuesIn(gradient_cases()),
                          [](const auto& c) { return c.param.name; });
 
 Model small_model(DType dtype = DType::f32, const char* kernel = "chunkwise--native_autograd") {
@@ -290,10 +305,6 @@ TEST(TrainingPassTest, WhatItDoesNotTakeIsAnError) {
   documents.add(some_ids(4, 7));
   documents.targets.pop_back();
   EXPECT_THROW(documents.run(model, gradients, 1), Error);
-  const Model first = Model::load(fs::path(XLSTM_SOURCE_DIR) / "tests/golden/v1_community");
-  Context context({}, 1);
-  model::Network none;
-  EXPECT_THROW(model::TrainingPass(first.impl().network, none, context), Error);
 }
 
 }  // namespace

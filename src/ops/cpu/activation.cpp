@@ -1,5 +1,8 @@
 #include "ops/activation.hpp"
 
+#include <cmath>
+
+#include "core/hash.hpp"
 #include "core/threads.hpp"
 
 #undef HWY_TARGET_INCLUDE
@@ -71,6 +74,46 @@ void gated_activation_row(const GatedActivationArgs& a, std::int64_t t, std::int
   }
 }
 
+/// act(x) and act'(x).
+HWY_INLINE void apply_with_slope(Activation kind, VF x, VF& value, VF& slope) {
+  const DF d;
+  const VF zero = hn::Zero(d), one = hn::Set(d, 1.0F);
+  value = apply(kind, x);
+  switch (kind) {
+    case Activation::gelu: {
+      // Phi(x) + x phi(x), phi the density of the normal distribution
+      const VF density =
+          hn::Mul(hn::Set(d, 0.39894228040143268F), exp(hn::Mul(hn::Mul(x, x), hn::Set(d, -0.5F))));
+      slope = hn::MulAdd(x, density, normal_cdf(x));
+      break;
+    }
+    case Activation::relu: slope = hn::IfThenElse(hn::Gt(x, zero), one, zero); break;
+    case Activation::relu2: {
+      const VF positive = hn::IfThenElse(hn::Lt(x, zero), zero, x);
+      slope = hn::Add(positive, positive);
+      break;
+    }
+    case Activation::sigmoid: slope = hn::Mul(value, sigmoid(hn::Neg(x))); break;
+    case Activation::silu: slope = hn::Mul(sigmoid(x), hn::MulAdd(x, sigmoid(hn::Neg(x)), one));
+  }
+}
+
+void gated_activation_backward_row(const GatedActivationBackwardArgs& a, std::int64_t t,
+                                   std::int64_t begin, std::int64_t end) {
+  const float *gate = a.gate.row<float>(t) + begin, *up = a.up.row<float>(t) + begin;
+  const float* d_y = a.d_y.row<float>(t) + begin;
+  float *d_gate = a.d_gate.row<float>(t) + begin, *d_up = a.d_up.row<float>(t) + begin;
+  const auto width = static_cast<std::size_t>(end - begin);
+  for (std::size_t f = 0; f < width; f += lanes()) {
+    const std::size_t n = width - f;
+    const VF dy = load_up_to(d_y + f, n), u = load_up_to(up + f, n);
+    VF value = dy, slope = dy;
+    apply_with_slope(a.kind, load_up_to(gate + f, n), value, slope);
+    store_up_to(hn::Mul(dy, value), d_up + f, n);
+    store_up_to(hn::Mul(hn::Mul(dy, u), slope), d_gate + f, n);
+  }
+}
+
 void soft_cap_row(const SoftCapArgs& a, std::int64_t t, std::int64_t begin, std::int64_t end) {
   float* x = a.x.row<float>(t) + begin;
   const auto width = static_cast<std::size_t>(end - begin);
@@ -91,6 +134,7 @@ namespace xlstm::ops::cpu {
 HWY_EXPORT(swiglu_row);
 HWY_EXPORT(swiglu_backward_row);
 HWY_EXPORT(gated_activation_row);
+HWY_EXPORT(gated_activation_backward_row);
 HWY_EXPORT(soft_cap_row);
 
 namespace {
@@ -131,6 +175,34 @@ void gated_activation(Context& context, const GatedActivationArgs& a) {
   for_elements(context, a.y.dim(0), a.y.dim(1),
                [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
                  HWY_DYNAMIC_DISPATCH(gated_activation_row)(a, row, begin, end);
+               });
+}
+
+void gated_activation_backward(Context& context, const GatedActivationBackwardArgs& a) {
+  for_elements(context, a.gate.dim(0), a.gate.dim(1),
+               [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
+                 HWY_DYNAMIC_DISPATCH(gated_activation_backward_row)(a, row, begin, end);
+               });
+}
+
+void dropout(Context& context, const DropoutArgs& a) {
+  const auto width = static_cast<std::uint64_t>(a.x.dim(1));
+  // 32 random bits an element, two elements a draw.
+  const auto limit = static_cast<std::uint64_t>(std::ldexp(static_cast<double>(a.p), 32));
+  const float scale = 1.0F / (1.0F - a.p);
+  const std::uint64_t key = mix64(a.key);
+  for_elements(context, a.x.dim(0), a.x.dim(1),
+               [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
+                 const float* x = a.x.row<float>(row);
+                 float* y = a.y.row<float>(row);
+                 for (std::int64_t j = begin; j < end; ++j) {
+                   const std::uint64_t at =
+                       static_cast<std::uint64_t>(row) * width + static_cast<std::uint64_t>(j);
+                   const std::uint64_t bits = mix64(key + at / 2 * 0x9e3779b97f4a7c15ULL);
+                   const bool kept = (at % 2 == 0 ? bits & 0xFFFFFFFFU : bits >> 32) >= limit;
+                   const float value = kept ? x[j] * scale : 0.0F;
+                   y[j] = a.accumulate ? y[j] + value : value;
+                 }
                });
 }
 

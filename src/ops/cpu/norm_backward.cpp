@@ -102,8 +102,8 @@ void head_norm_backward_rows(const HeadNormBackwardArgs& a, float* d_w, float* d
 }
 
 /// to[d] += the rows of `shares`, `stride` apart, for columns [begin, end).
-void add_shares(const float* shares, std::int64_t stride, std::int64_t count, float* to,
-                std::int64_t begin, std::int64_t end) {
+void add_share_columns(const float* shares, std::int64_t stride, std::int64_t count, float* to,
+                       std::int64_t begin, std::int64_t end) {
   const auto step = static_cast<std::int64_t>(lanes());
   for (std::int64_t d = begin; d < end; d += step) {
     const auto n = static_cast<std::size_t>(end - d);
@@ -197,7 +197,7 @@ namespace xlstm::ops::cpu {
 
 HWY_EXPORT(rms_norm_backward_rows);
 HWY_EXPORT(head_norm_backward_rows);
-HWY_EXPORT(add_shares);
+HWY_EXPORT(add_share_columns);
 HWY_EXPORT(gates_backward_rows);
 HWY_EXPORT(gate_weight_columns);
 
@@ -217,11 +217,7 @@ struct Shares {
         scales(memory + 2 * p.blocks * p.stride) {}
 
   void add(int threads, const float* shares, const Tensor& to) const {
-    if (!to) return;
-    parallel_ranges(threads, to.dim(0), kColumnGrain, [&](Range range) {
-      HWY_DYNAMIC_DISPATCH(add_shares)
-      (shares, plan.stride, plan.blocks, to.as<float>(), range.begin, range.end);
-    });
+    add_shares(threads, plan, shares, to);
   }
 };
 
@@ -248,6 +244,14 @@ void add_few_columns(const Tensor& from, const Tensor& to) {
 }
 
 }  // namespace
+
+void add_shares(int threads, const NormBackwardPlan& plan, const float* shares, const Tensor& to) {
+  if (!to) return;
+  parallel_ranges(threads, to.dim(0), kColumnGrain, [&](Range range) {
+    HWY_DYNAMIC_DISPATCH(add_share_columns)
+    (shares, plan.stride, plan.blocks, to.as<float>(), range.begin, range.end);
+  });
+}
 
 void rms_norm_backward(Context& context, const RmsNormBackwardArgs& a) {
   ArenaScope scope(context.arena());

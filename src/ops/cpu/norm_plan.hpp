@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "xlstm/tensor.hpp"
+
 namespace xlstm::ops::cpu {
 
 /// Rows are worked on in blocks of a fixed number. Each block sums its share of the gradients of
@@ -21,5 +23,8 @@ struct NormBackwardPlan {
     return sizeof(float) * static_cast<std::size_t>(2 * blocks * stride + tokens);
   }
 };
+
+/// to += the sum of the shares of all blocks, in their order; does nothing if `to` is empty.
+void add_shares(int threads, const NormBackwardPlan& plan, const float* shares, const Tensor& to);
 
 }  // namespace xlstm::ops::cpu
