@@ -96,17 +96,15 @@ std::vector<double> of_parameter(const SafetensorsFile& file, const std::string&
   return {begin, begin + p.count()};
 }
 
-std::int64_t rows_of(const SafetensorsFile& file) {
-  return file.tensors().at("input_ids").dim(0);
-}
+std::int64_t rows_of(const SafetensorsFile& file) { return file.tensors().at("input_ids").dim(0); }
 
 std::vector<GradientCase> gradient_cases() {
   const fs::path source = XLSTM_SOURCE_DIR, golden = source / "tests/golden";
   std::vector<GradientCase> list = {
       {"large_fused_bias", golden / "large_fused_bias_gradients.safetensors",
        golden / "large_fused_bias_adamw.safetensors", golden / "large_fused_bias.safetensors"},
-      {"v1_mixed", golden / "v1_mixed_gradients.safetensors",
-       golden / "v1_mixed_adamw.safetensors", golden / "v1_mixed.safetensors"}};
+      {"v1_mixed", golden / "v1_mixed_gradients.safetensors", golden / "v1_mixed_adamw.safetensors",
+       golden / "v1_mixed.safetensors"}};
   for (const char* name : {"large_base", "large_no_out_norm", "large_wide_v", "v1_mlstm",
                            "v1_slstm", "v1_mixed_tied_bias"}) {
     const fs::path file = source / "../shared/golden" / (std::string(name) + ".safetensors");

@@ -2,9 +2,9 @@
 // passes in double, element by element.
 
 #include <cmath>
-#include <functional>
 
 #include "ops/activation.hpp"
+#include "ops/central_differences.hpp"
 #include "ops/embed.hpp"
 #include "ops/linear.hpp"
 #include "ops/norm.hpp"
@@ -15,38 +15,6 @@ namespace xlstm::ops::test {
 namespace {
 
 using oracle::Vector;
-
-double dot(const Vector& a, const Vector& b) {
-  double sum = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-/// Gradient of `loss` with respect to x, which it reads.
-Vector central(Vector& x, const std::function<double()>& loss) {
-  Vector result;
-  for (double& value : x) {
-    const double before = value, step = 1e-5 * std::max(1.0, std::abs(before));
-    value = before + step;
-    const double up = loss();
-    value = before - step;
-    result.push_back((up - loss()) / (2 * step));
-    value = before;
-  }
-  return result;
-}
-
-void near(const Vector& got, const Vector& want, const char* what, double bound = 1e-5) {
-  EXPECT_LE(max_error(got, want), bound * max_abs(want)) << what;
-}
-
-/// What an accumulated gradient added to `start`.
-Vector added(const Array& now, const Array& start) {
-  Vector result = now.values();
-  const Vector before = start.values();
-  for (std::size_t i = 0; i < result.size(); ++i) result[i] -= before[i];
-  return result;
-}
 
 TEST(RmsNormBackward, MatchesCentralDifferences) {
   for_each_isa([] {
