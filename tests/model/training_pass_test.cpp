@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "formats/temp_dir.hpp"
 #include "model/golden.hpp"
@@ -210,6 +211,19 @@ Model small_model(DType dtype = DType::f32, const char* kernel = "chunkwise--nat
   return Model::random(config, DType::f32, 4, options);
 }
 
+// mLSTM, sLSTM, mLSTM.
+Model stack_model() {
+  Config config;
+  config.vocab_size = 50;
+  config.hidden_size = 48;
+  config.num_blocks = 3;
+  config.block_stack.emplace();
+  config.block_stack->mlstm.emplace();
+  config.block_stack->slstm.emplace();
+  config.block_stack->slstm_at = {1};
+  return Model::random(config, DType::f32, 4);
+}
+
 std::vector<std::int32_t> some_ids(std::size_t count, std::int32_t factor) {
   std::vector<std::int32_t> ids;
   for (std::size_t i = 0; i < count; ++i)
@@ -218,36 +232,172 @@ std::vector<std::int32_t> some_ids(std::size_t count, std::int32_t factor) {
 }
 
 // The loss along the gradient falls as its square says: d loss / d step = -|g|^2.
+void expect_gradients_of_the_loss(Model model, float dropout) {
+  model::Hyperparameters& hp = model.impl().network.hp;
+  hp.dropout = hp.embedding_dropout = hp.ffn_dropout = dropout;
+  Documents documents;
+  documents.add(some_ids(70, 7));
+  documents.add(some_ids(9, 11));
+  Gradients gradients(model);
+  const double scale = 1 / documents.scored();
+  documents.run(model, gradients, scale);
+  double squares = 0;
+  for (const auto& values : gradients.values)
+    for (const float value : values) squares += static_cast<double>(value) * value;
+  const auto loss_at = [&](double step) {
+    for (std::size_t i = 0; i < gradients.parameters.size(); ++i) {
+      const auto& parameters = model.impl().parameters;
+      const auto p = std::find_if(parameters.begin(), parameters.end(), [&](const auto& q) {
+        return q.name == gradients.parameters[i].name;
+      });
+      float* w = p->view->as<float>();
+      for (std::size_t k = 0; k < gradients.values[i].size(); ++k)
+        w[k] += static_cast<float>(step) * gradients.values[i][k];
+    }
+    Gradients ignored(model);
+    return documents.run(model, ignored, scale) * scale;
+  };
+  const double step = 2e-3 / std::sqrt(squares);
+  const double above = loss_at(step), below = loss_at(-2 * step);
+  EXPECT_NEAR((above - below) / (2 * step), squares, 1e-2 * squares);
+}
+
 TEST(TrainingPassTest, GradientsAreThoseOfTheLoss) {
-  for (const char* kernel : {"chunkwise--native_autograd", "chunkwise--triton_xl_chunk_siging"}) {
-    SCOPED_TRACE(kernel);
-    Model model = small_model(DType::f32, kernel);
-    Documents documents;
-    documents.add(some_ids(70, 7));
-    documents.add(some_ids(9, 11));
-    Gradients gradients(model);
-    const double scale = 1 / documents.scored();
-    documents.run(model, gradients, scale);
-    double squares = 0;
-    for (const auto& values : gradients.values)
-      for (const float value : values) squares += static_cast<double>(value) * value;
-    const auto loss_at = [&](double step) {
-      for (std::size_t i = 0; i < gradients.parameters.size(); ++i) {
-        const auto& parameters = model.impl().parameters;
-        const auto p = std::find_if(parameters.begin(), parameters.end(), [&](const auto& q) {
-          return q.name == gradients.parameters[i].name;
-        });
-        float* w = p->view->as<float>();
-        for (std::size_t k = 0; k < gradients.values[i].size(); ++k)
-          w[k] += static_cast<float>(step) * gradients.values[i][k];
-      }
-      Gradients ignored(model);
-      return documents.run(model, ignored, scale) * scale;
-    };
-    const double step = 2e-3 / std::sqrt(squares);
-    const double above = loss_at(step), below = loss_at(-2 * step);
-    EXPECT_NEAR((above - below) / (2 * step), squares, 1e-2 * squares);
+  expect_gradients_of_the_loss(small_model(), 0);
+  expect_gradients_of_the_loss(small_model(DType::f32, "chunkwise--triton_xl_chunk_siging"), 0);
+  expect_gradients_of_the_loss(stack_model(), 0);
+}
+
+TEST(TrainingPassTest, GradientsAreThoseOfTheLossWithDropout) {
+  expect_gradients_of_the_loss(small_model(), 0.3F);
+  expect_gradients_of_the_loss(stack_model(), 0.3F);
+}
+
+// One token sequence with records of the state and its gradient.
+struct Stream {
+  explicit Stream(const Model& model)
+      : state(model.impl().network.state.bytes(), {}, true), gradient(state.size(), {}, true) {}
+
+  double run(const Model& model, Gradients& gradients, std::span<const std::int32_t> ids,
+             std::span<const std::int32_t> targets, bool with_gradient,
+             model::Recompute recompute = model::Recompute::none) {
+    const std::vector<std::int32_t> offsets = {0, static_cast<std::int32_t>(ids.size())};
+    const std::vector<std::byte*> slots = {state.data()}, d_slots = {gradient.data()};
+    const ops::Batch batch{offsets, slots};
+    Context context({}, 2);
+    model::TrainingPass pass(model.impl().network, gradients.network, context, recompute);
+    return pass.run({batch, ids, targets}, 0.1F, 3,
+                    with_gradient ? std::span(d_slots) : std::span<std::byte* const>());
   }
+  std::vector<std::byte> bytes() const { return {state.data(), state.data() + state.size()}; }
+
+  Buffer state, gradient;
+};
+
+// A text cut in two, whose gradients meet in the state between the halves, has those of the whole.
+TEST(TrainingPassTest, StatesCarryValuesAndGradients) {
+  for (const bool first_xlstm : {false, true}) {
+    SCOPED_TRACE(first_xlstm);
+    const Model model = first_xlstm ? stack_model() : small_model();
+    const std::vector<std::int32_t> ids = some_ids(61, 7);
+    const std::span<const std::int32_t> all(ids), targets = all.subspan(1);
+    Gradients whole(model), halves(model), unused(model);
+    Stream one(model), two(model), start(model);
+    const double loss = one.run(model, whole, all.first(60), targets, false);
+
+    start.run(model, unused, all.first(37), targets.first(37), false);
+    const double second = [&] {
+      std::memcpy(two.state.data(), start.state.data(), two.state.size());
+      return two.run(model, halves, all.subspan(37, 23), targets.subspan(37), true);
+    }();
+    EXPECT_LT(
+        relative_difference({reinterpret_cast<float*>(two.state.data()), 64},
+                            std::vector<double>(reinterpret_cast<float*>(one.state.data()),
+                                                reinterpret_cast<float*>(one.state.data()) + 64)),
+        1e-4);
+    std::memset(two.state.data(), 0, two.state.size());
+    const double first = two.run(model, halves, all.first(37), targets.first(37), true);
+    EXPECT_NEAR(first + second, loss, 1e-3);
+    for (std::size_t i = 0; i < whole.values.size(); ++i) {
+      const std::vector<double> want(whole.values[i].begin(), whole.values[i].end());
+      if (whole.parameters[i].name.ends_with("_bias_")) continue;  // slot i: rounding alone
+      EXPECT_LT(relative_difference(halves.values[i], want), 1e-3) << whole.parameters[i].name;
+    }
+  }
+}
+
+TEST(TrainingPassTest, ComputingAgainChangesNoBit) {
+  for (const bool first_xlstm : {false, true}) {
+    Model model = first_xlstm ? stack_model() : small_model();
+    model.impl().network.hp.dropout = 0.2F;
+    const std::vector<std::int32_t> ids = some_ids(61, 7);
+    const std::span<const std::int32_t> all(ids);
+    Gradients expected(model);
+    Stream stream(model);
+    // Twice, so that the second begins with a state.
+    stream.run(model, expected, all.first(60), all.subspan(1), false);
+    const double loss = stream.run(model, expected, all.first(60), all.subspan(1), false);
+    for (const auto level : {model::Recompute::norms, model::Recompute::blocks}) {
+      Gradients again(model);
+      Stream other(model);
+      other.run(model, again, all.first(60), all.subspan(1), false, level);
+      EXPECT_EQ(other.run(model, again, all.first(60), all.subspan(1), false, level), loss);
+      EXPECT_EQ(again.values, expected.values);
+      EXPECT_EQ(other.bytes(), stream.bytes());
+    }
+  }
+}
+
+TEST(TrainingPassTest, RowsWithoutTargetsNeedNoLogits) {
+  const Model model = stack_model();
+  Documents documents;
+  documents.add(some_ids(40, 7));
+  Gradients all(model), few(model), none(model);
+  documents.run(model, all, 0.1);
+  for (std::size_t t = 0; t < documents.targets.size(); ++t)
+    if (t % 7 != 3) documents.targets[t] = -1;
+  const double loss = documents.run(model, few, 0.1);
+  // One target at a time, each against all others unscored, adds up to the same.
+  Gradients sum(model);
+  double losses = 0;
+  for (std::size_t t = 3; t < documents.targets.size(); t += 7) {
+    Documents one = documents;
+    for (std::size_t u = 0; u < one.targets.size(); ++u)
+      if (u != t) one.targets[u] = -1;
+    losses += one.run(model, sum, 0.1);
+  }
+  EXPECT_NEAR(loss, losses, 1e-4);
+  const std::vector<double> want(sum.values[1].begin(), sum.values[1].end());
+  EXPECT_LT(relative_difference(few.values[1], want), 1e-4);
+  std::fill(documents.targets.begin(), documents.targets.end(), -1);
+  EXPECT_EQ(documents.run(model, none, 0.1), 0);
+  for (const auto& values : none.values)
+    for (const float value : values) ASSERT_EQ(value, 0);
+}
+
+TEST(TrainingPassTest, EvaluationCountsRightAnswersAndFindsWhereNumbersEnd) {
+  Model model = stack_model();
+  Gradients unused(model);
+  Documents documents;
+  documents.add(some_ids(40, 7));
+  const ops::Batch batch{documents.offsets, documents.slots};
+  Context context({}, 2);
+  model::TrainingPass pass(model.impl().network, unused.network, context);
+  const model::TrainingPass::Input input{batch, documents.ids, documents.targets};
+  const auto score = pass.evaluate(input);
+  EXPECT_NEAR(score.loss, documents.run(model, unused, 1), 1e-3);
+  // The same, with the model's own logits.
+  State state = model.make_state();
+  std::int64_t correct = 0;
+  for (std::size_t t = 0; t + 1 < documents.ids.size(); ++t) {
+    const auto logits = model.eval(state, std::span(documents.ids).subspan(t, 1));
+    const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
+    if (best == documents.targets[t]) ++correct;
+  }
+  EXPECT_EQ(score.correct, correct);
+  EXPECT_EQ(pass.find_nonfinite(input), "");
+  std::get<model::SlstmBlock>(model.impl().network.blocks[1]).r.as<float>()[3] = NAN;
+  EXPECT_EQ(pass.find_nonfinite(input), "block 1 (sLSTM)");
 }
 
 TEST(TrainingPassTest, PackedDocumentsAreSeparateDocuments) {
