@@ -15,6 +15,7 @@ int run_tokenize(Arguments args);
 int run_eval(Arguments args);
 int run_info(Arguments args);
 int run_convert(Arguments args);
+int run_train(Arguments args);
 int run_bench(Arguments args);
 int run_doctor(Arguments args);
 

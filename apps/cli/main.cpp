@@ -32,6 +32,7 @@ constexpr std::array kCommands = {
     Command{"eval", "Likelihood, perplexity and bits per byte of a text", run_eval},
     Command{"info", "What a model directory holds", run_info},
     Command{"convert", "Write a model as a Hugging Face directory", run_convert},
+    Command{"train", "Train a model, from a configuration file", run_train},
     Command{"bench", "Speed beside what this machine could do at most", run_bench},
     Command{"doctor", "Check this machine and this build", run_doctor},
 };

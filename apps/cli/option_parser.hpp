@@ -11,6 +11,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/nearest.hpp"
+
 namespace xlstm::cli {
 
 /// What the user typed is not a valid command line: exit status 2.
@@ -67,8 +69,5 @@ double parse_number(std::string_view text, double min, double max, const std::st
 /// "0,5,9". @throws UsageError naming `what`
 std::vector<std::int64_t> parse_integers(std::string_view text, std::int64_t min, std::int64_t max,
                                          const std::string& what);
-
-/// The candidate that `word` was most likely meant to be, or empty if none is close.
-std::string nearest(std::string_view word, std::span<const std::string> candidates);
 
 }  // namespace xlstm::cli

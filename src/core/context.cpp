@@ -15,10 +15,11 @@ void Context::start_measuring() {
   measuring_ = true;
 }
 
-void Context::finish_measuring() {
-  const std::size_t bytes = arena_.stop_measuring();
+std::size_t Context::stop_measuring() {
   measuring_ = false;
-  arena_.reserve(bytes);
+  return arena_.stop_measuring();
 }
+
+void Context::finish_measuring() { arena_.reserve(stop_measuring()); }
 
 }  // namespace xlstm

@@ -20,6 +20,8 @@ class Context {
   /// same forward pass then says how much memory it needs.
   bool measuring() const noexcept { return measuring_; }
   void start_measuring();
+  /// Ends measuring and returns what was counted.
+  std::size_t stop_measuring();
   /// Ends measuring and reserves what was counted.
   void finish_measuring();
 

@@ -96,6 +96,13 @@ double TrainingPass::run(const Input& input, float scale, std::uint64_t key,
   return measured([&] { return forward_backward({input, scale, key, d_slots, initial, scratch}); });
 }
 
+std::size_t TrainingPass::bytes(const Input& input) {
+  context_.start_measuring();
+  saved_.start_measuring();
+  forward_backward({input, 1.0F, 0, {}, input.batch.slots, input.batch.slots});
+  return context_.stop_measuring() + saved_.stop_measuring();
+}
+
 TrainingPass::Score TrainingPass::evaluate(const Input& input) {
   return measured([&] { return forward(input); });
 }

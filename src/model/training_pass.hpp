@@ -47,6 +47,9 @@ class TrainingPass {
   double run(const Input& input, float scale, std::uint64_t key = 0,
              std::span<std::byte* const> d_slots = {});
 
+  /// Bytes of activations that run() takes for such an input.
+  std::size_t bytes(const Input& input);
+
   /// Neither dropout nor gradients.
   Score evaluate(const Input& input);
 

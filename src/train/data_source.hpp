@@ -14,19 +14,22 @@ struct Examples {
   std::vector<std::int32_t> offsets = {0};  ///< [sequences + 1], rising
   std::vector<std::int32_t> ids;            ///< [T]
   std::vector<std::int32_t> targets;        ///< [T], what follows each token; -1: not scored
-  /// [sequences] the stream whose state a sequence starts from and whose state its end becomes; -1:
-  /// it starts from the empty state, and its end is dropped.
-  std::vector<std::int32_t> streams;
+  /// [sequences] the stream whose state a sequence starts from, and the one whose state its end
+  /// becomes; -1: it starts from the empty state, and its end is dropped. A stream appears at most
+  /// once in each.
+  std::vector<std::int32_t> stream_in, stream_out;
 
   std::int64_t tokens() const noexcept { return static_cast<std::int64_t>(ids.size()); }
-  std::int64_t sequences() const noexcept { return static_cast<std::int64_t>(streams.size()); }
+  std::int64_t sequences() const noexcept { return static_cast<std::int64_t>(stream_in.size()); }
   /// Appends one sequence; `sequence_ids` and `sequence_targets` are of one length, at least 1.
   void add(std::span<const std::int32_t> sequence_ids,
-           std::span<const std::int32_t> sequence_targets, std::int32_t stream = -1) {
+           std::span<const std::int32_t> sequence_targets, std::int32_t in = -1,
+           std::int32_t out = -1) {
     ids.insert(ids.end(), sequence_ids.begin(), sequence_ids.end());
     targets.insert(targets.end(), sequence_targets.begin(), sequence_targets.end());
     offsets.push_back(static_cast<std::int32_t>(ids.size()));
-    streams.push_back(stream);
+    stream_in.push_back(in);
+    stream_out.push_back(out);
   }
 };
 

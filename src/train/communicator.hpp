@@ -1,0 +1,36 @@
+#pragma once
+// Processes that train one model together, each on its rows of the batch.
+
+#include <cstddef>
+#include <memory>
+#include <span>
+
+namespace xlstm::train {
+
+/// Every process calls the same functions in the same order. Sums are the same bits everywhere.
+class Communicator {
+ public:
+  Communicator() = default;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+  virtual ~Communicator() = default;
+
+  virtual int rank() const { return 0; }
+  virtual int size() const { return 1; }
+  /// Replaces each element by its sum over all processes.
+  virtual void sum(std::span<float>) {}
+  virtual void sum(std::span<double>) {}
+  /// Replaces the bytes by those of process 0.
+  virtual void broadcast(std::span<std::byte>) {}
+  /// Waits for all.
+  virtual void barrier() {}
+  /// Ends all processes, because this one cannot go on.
+  virtual void abort() {}
+};
+
+/// The processes that `mpirun` started, or this one alone: also in a build without MPI.
+std::unique_ptr<Communicator> world();
+/// Whether this build can train with several processes.
+bool has_mpi() noexcept;
+
+}  // namespace xlstm::train

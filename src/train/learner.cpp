@@ -1,0 +1,251 @@
+#include "train/learner.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/check.hpp"
+#include "core/float_bits.hpp"
+#include "core/threads.hpp"
+#include "model/model_impl.hpp"
+#include "ops/optim.hpp"
+
+namespace xlstm::train {
+namespace {
+
+constexpr std::int64_t kRound = kAlignment / sizeof(float);
+
+// The registry of a second network with the parameters that `impl` has.
+std::vector<model::Parameter> same_parameters(const Model::Impl& impl, model::Network& network) {
+  std::vector<model::Parameter> list =
+      model::list_parameters(impl.config, model::Dialect::nxai, network);
+  std::erase_if(list, [&](const model::Parameter& p) {
+    return std::none_of(impl.parameters.begin(), impl.parameters.end(),
+                        [&](const model::Parameter& q) { return q.name == p.name; });
+  });
+  XLSTM_ASSERT(list.size() == impl.parameters.size());
+  for (std::size_t i = 0; i < list.size(); ++i)
+    XLSTM_ASSERT(list[i].name == impl.parameters[i].name);
+  network.hp = impl.network.hp;
+  network.state = impl.network.state;
+  return list;
+}
+
+void tie(model::Network& network) {
+  if (!network.lm_head[0]) network.lm_head[0] = network.embedding;
+}
+
+}  // namespace
+
+Learner::Learner(Model model, const LearnerOptions& options)
+    : model_(std::move(model)),
+      context_({}, options.threads),
+      record_bytes_(model_.impl().network.state.bytes()),
+      pass_(compute_network(options), gradient_network_, context_, options.recompute) {
+  if (options.streams > 0)
+    streams_ = Buffer(record_bytes_ * static_cast<std::size_t>(options.streams), {}, true);
+}
+
+// The network that the passes read: the model's own, or one with bf16 copies of the matrices.
+model::Network& Learner::compute_network(const LearnerOptions& options) {
+  Model::Impl& impl = model_.impl();
+  model::Hyperparameters& hp = impl.network.hp;
+  hp.exact_backward = options.exact_backward;
+  if (options.dropout >= 0) hp.dropout = static_cast<float>(options.dropout);
+
+  parameters_ = same_parameters(impl, gradient_network_);
+  std::int64_t floats = 0;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    offsets_.push_back(floats);
+    weights_.push_back(*impl.parameters[i].view);
+    XLSTM_ASSERT(weights_.back().dtype == DType::f32);
+    floats += (parameters_[i].count() + kRound - 1) / kRound * kRound;
+  }
+  offsets_.push_back(floats);
+  const std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
+  for (Buffer* buffer : {&gradients_, &m_, &v_}) *buffer = Buffer(bytes, {}, true);
+  for (std::size_t i = 0; i < parameters_.size(); ++i)
+    *parameters_[i].view =
+        model::dense_view(reinterpret_cast<float*>(gradients_.data()) + offsets_[i], DType::f32,
+                          parameters_[i].shape);
+  tie(gradient_network_);
+
+  copies_.resize(parameters_.size());
+  if (options.compute == DType::f32) return impl.network;
+  rounded_ = Buffer(bytes / 2, {}, true);
+  rounded_parameters_ = same_parameters(impl, rounded_network_);
+  rounded_network_.hp.activation = DType::bf16;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    if (!parameters_[i].quantisable) {
+      *rounded_parameters_[i].view = weights_[i];
+      continue;
+    }
+    copies_[i] = model::dense_view(
+        rounded_.data() + static_cast<std::size_t>(offsets_[i]) * size_of(DType::bf16), DType::bf16,
+        parameters_[i].shape);
+    *rounded_parameters_[i].view = copies_[i];
+  }
+  tie(rounded_network_);
+  round_copies();
+  return rounded_network_;
+}
+
+void Learner::round_copies() {
+  for (std::size_t i = 0; i < copies_.size(); ++i) {
+    if (!copies_[i]) continue;
+    parallel_ranges(context_.threads(), copies_[i].count(), 4096, [&](Range range) {
+      for (std::int64_t k = range.begin; k < range.end; ++k)
+        copies_[i].as<std::uint16_t>()[k] = f32_to_bf16(weights_[i].as<float>()[k]);
+    });
+  }
+}
+
+std::vector<std::byte*> Learner::slots(const Examples& examples) {
+  std::vector<std::byte*> list(examples.stream_in.size(), nullptr);
+  std::size_t copies = 0;
+  // One sequence may read a stream's state and another write it: the reader gets a copy first.
+  for (std::size_t s = 0; s < list.size(); ++s) {
+    const std::int32_t in = examples.stream_in[s];
+    if (in < 0) continue;
+    list[s] = stream(in);
+    if (examples.stream_out[s] == in) continue;
+    if (copies == ending_.size()) ending_.emplace_back(record_bytes_);
+    std::memcpy(ending_[copies].data(), list[s], record_bytes_);
+    list[s] = ending_[copies++].data();
+  }
+  for (std::size_t s = 0; s < list.size(); ++s) {
+    const std::int32_t out = examples.stream_out[s];
+    if (out < 0 || list[s] != nullptr) continue;
+    list[s] = stream(out);
+    std::memset(list[s], 0, record_bytes_);
+  }
+  return list;
+}
+
+std::byte* Learner::stream(std::int32_t index) {
+  const std::size_t at = static_cast<std::size_t>(index) * record_bytes_;
+  XLSTM_ASSERT(at + record_bytes_ <= streams_.size());
+  return streams_.data() + at;
+}
+
+double Learner::forward_backward(const Examples& examples, std::uint64_t key) {
+  if (examples.tokens() == 0) return 0;
+  const std::vector<std::byte*> records = slots(examples);
+  const ops::Batch batch{examples.offsets, records};
+  return pass_.run({batch, examples.ids, examples.targets}, 1.0F, key);
+}
+
+std::size_t Learner::activation_bytes(const Examples& examples) {
+  const std::vector<std::byte*> records(examples.stream_in.size(), nullptr);
+  const ops::Batch batch{examples.offsets, records};
+  return pass_.bytes({batch, examples.ids, examples.targets});
+}
+
+std::size_t Learner::parameter_bytes() const {
+  return 4 * gradients_.size() + rounded_.size() + streams_.size();
+}
+
+Learner::Score Learner::evaluate(const Examples& examples) {
+  if (examples.tokens() == 0) return {};
+  const std::vector<std::byte*> records(examples.stream_in.size(), nullptr);
+  const ops::Batch batch{examples.offsets, records};
+  return pass_.evaluate({batch, examples.ids, examples.targets});
+}
+
+std::string Learner::find_nonfinite(const Examples& examples) {
+  const std::vector<std::byte*> records = slots(examples);
+  const ops::Batch batch{examples.offsets, records};
+  return pass_.find_nonfinite({batch, examples.ids, examples.targets});
+}
+
+std::string Learner::nonfinite_gradient() const {
+  for (const model::Parameter& p : parameters_) {
+    const float* g = p.view->as<float>();
+    for (std::int64_t i = 0; i < p.count(); ++i)
+      if (!std::isfinite(g[i])) return p.name;
+  }
+  return {};
+}
+
+void Learner::zero_gradients() {
+  parallel_ranges(context_.threads(), offsets_.back(), 1 << 16, [&](Range range) {
+    std::memset(gradients().data() + range.begin, 0,
+                static_cast<std::size_t>(range.end - range.begin) * sizeof(float));
+  });
+}
+
+std::span<float> Learner::gradients() noexcept {
+  return {reinterpret_cast<float*>(gradients_.data()), static_cast<std::size_t>(offsets_.back())};
+}
+
+Tensor Learner::flat(Buffer& buffer, std::size_t i) const {
+  return Tensor::dense(reinterpret_cast<float*>(buffer.data()) + offsets_[i], DType::f32,
+                       {parameters_[i].count()});
+}
+
+double Learner::gradient_norm() {
+  double squares = 0;
+  const Tensor all = Tensor::dense(gradients_.data(), DType::f32, {offsets_.back()});
+  context_.start_measuring();
+  ops::squared_norm(context_, {.x = all, .sum = &squares});
+  context_.finish_measuring();
+  ops::squared_norm(context_, {.x = all, .sum = &squares});
+  return std::sqrt(squares);
+}
+
+void Learner::step(const AdamW& adamw, double grad_scale) {
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const auto as_row = [&](const Tensor& t) {
+      return t ? Tensor::dense(t.data, t.dtype, {t.count()}) : Tensor();
+    };
+    ops::adamw(context_, {.w = as_row(weights_[i]),
+                          .g = flat(gradients_, i),
+                          .m = flat(m_, i),
+                          .v = flat(v_, i),
+                          .copy = as_row(copies_[i]),
+                          .step = adamw.step,
+                          .lr = adamw.lr,
+                          .beta1 = adamw.beta1,
+                          .beta2 = adamw.beta2,
+                          .eps = adamw.eps,
+                          .weight_decay = parameters_[i].decay ? adamw.weight_decay : 0.0,
+                          .grad_scale = static_cast<float>(grad_scale)});
+  }
+}
+
+std::vector<formats::NamedTensor> Learner::state() const {
+  std::vector<formats::NamedTensor> list;
+  const auto view = [&](const Buffer& buffer, std::size_t i) {
+    return model::dense_view(reinterpret_cast<float*>(buffer.data()) + offsets_[i], DType::f32,
+                             parameters_[i].shape);
+  };
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    list.push_back({"weight." + parameters_[i].name, weights_[i]});
+    list.push_back({"m." + parameters_[i].name, view(m_, i)});
+    list.push_back({"v." + parameters_[i].name, view(v_, i)});
+  }
+  if (streams_.size() > 0)
+    list.push_back(
+        {"streams", Tensor::dense(streams_.data(), DType::f32,
+                                  {static_cast<std::int64_t>(streams_.size() / sizeof(float))})});
+  return list;
+}
+
+void Learner::state_changed() { round_copies(); }
+
+double Learner::flops_per_token() const {
+  const Model::Impl& impl = model_.impl();
+  double products = 0;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    // The embedding is looked up; tied, it is the head as well.
+    const bool looked_up = impl.parameters[i].view == &impl.network.embedding && !impl.tied;
+    if (parameters_[i].shape.size() >= 2 && !looked_up)
+      products += static_cast<double>(parameters_[i].count());
+  }
+  double cells = 0;  // C = f C + i k v^T and q C: four operations per element of C
+  for (const model::BlockState& block : impl.network.state.blocks())
+    cells += 4.0 * static_cast<double>(block.heads * block.dqk * block.dv);
+  return 3 * (2 * products + cells);
+}
+
+}  // namespace xlstm::train
