@@ -39,6 +39,17 @@ bool has(const SafetensorsFile& file, const std::string& name) {
   return file.tensors().count(name) != 0;
 }
 
+/// The tensors whose names begin with `prefix`, under the oracle's names.
+Weights named(const SafetensorsFile& file, const std::string& prefix) {
+  Weights weights;
+  for (const auto& [name, tensor] : file.tensors()) {
+    if (name.rfind(prefix, 0) != 0) continue;
+    const std::string own = name.substr(prefix.size());
+    weights[own == "embedding.weight" ? "backbone.embeddings.weight" : own] = values(tensor);
+  }
+  return weights;
+}
+
 /// Entry `b` of the outermost dimension.
 Vector entry(const SafetensorsFile& file, const std::string& name, std::int64_t b) {
   return values(file.tensors().at(name).rows(b, 1));
@@ -97,17 +108,30 @@ std::vector<CellCase> read_cell(const std::filesystem::path& path) {
   const int dqk = static_cast<int>(q.dim(3)), dv = static_cast<int>(v.dim(3));
   std::vector<CellCase> cases;
   for (std::int64_t b = 0; b < q.dim(0); ++b) {
+    const auto read = [&](const std::string& name, int width) {
+      return token_major(entry(file, name, b), heads, tokens, width);
+    };
+    const auto read_inputs = [&](const std::string& prefix) {
+      MlstmInputs in;
+      in.heads = heads;
+      in.dqk = dqk;
+      in.dv = dv;
+      in.q = read(prefix + "q", dqk);
+      in.k = read(prefix + "k", dqk);
+      in.v = read(prefix + "v", dv);
+      in.i = read(prefix + "i", 1);
+      in.log_f = read(prefix + "f", 1);
+      return in;
+    };
     CellCase cell;
-    cell.inputs.heads = heads;
-    cell.inputs.dqk = dqk;
-    cell.inputs.dv = dv;
-    cell.inputs.q = token_major(entry(file, "in.q", b), heads, tokens, dqk);
-    cell.inputs.k = token_major(entry(file, "in.k", b), heads, tokens, dqk);
-    cell.inputs.v = token_major(entry(file, "in.v", b), heads, tokens, dv);
-    cell.inputs.i = token_major(entry(file, "in.i", b), heads, tokens, 1);
-    cell.inputs.log_f = token_major(entry(file, "in.f", b), heads, tokens, 1);
+    cell.inputs = read_inputs("in.");
+    cell.f = cell.inputs.log_f;
     for (double& value : cell.inputs.log_f) value = log_sigmoid(value);
-    cell.h = token_major(entry(file, "h", b), heads, tokens, dv);
+    cell.h = read("h", dv);
+    cell.dh = read("dh", dv);
+    cell.gradients = read_inputs("grad.");
+    if (has(file, "grad.c_initial"))
+      cell.initial_gradients = state(file, "grad.c_initial", "grad.n_initial", "grad.m_initial", b);
     cell.initial = has(file, "in.c_initial")
                        ? state(file, "in.c_initial", "in.n_initial", "in.m_initial", b)
                        : MlstmState(heads, dqk, dv);
@@ -117,17 +141,42 @@ std::vector<CellCase> read_cell(const std::filesystem::path& path) {
   return cases;
 }
 
+SlstmCellCases read_slstm_cell(const std::filesystem::path& path) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  const Tensor& h = file.tensors().at("h");
+  const int heads = static_cast<int>(h.dim(1)), tokens = static_cast<int>(h.dim(2));
+  const int head_width = static_cast<int>(h.dim(3));
+  SlstmCellCases cases;
+  const Vector last = values(file.tensors().at("last"));  // [4, B, D]
+  for (std::int64_t b = 0; b < h.dim(0); ++b) {
+    SlstmCellCase cell;
+    cell.heads = heads;
+    cell.head_width = head_width;
+    cell.wx = entry(file, "in.x", b);
+    cell.r = values(file.tensors().at("param._recurrent_kernel_"));
+    cell.b = values(file.tensors().at("param._bias_"));
+    cell.h = token_major(entry(file, "h", b), heads, tokens, head_width);
+    cell.dh = token_major(entry(file, "dh", b), heads, tokens, head_width);
+    cell.d_wx = entry(file, "grad.x", b);
+    const std::int64_t width = std::int64_t{heads} * head_width;
+    Vector* parts[] = {&cell.last.h, &cell.last.c, &cell.last.n, &cell.last.m};
+    for (std::int64_t part = 0; part < 4; ++part) {
+      const auto begin = last.begin() + (part * h.dim(0) + b) * width;
+      parts[part]->assign(begin, begin + width);
+    }
+    cases.entries.push_back(cell);
+  }
+  cases.d_r = values(file.tensors().at("grad._recurrent_kernel_"));
+  cases.d_b = values(file.tensors().at("grad._bias_"));
+  return cases;
+}
+
 ModelCase read_model(const std::filesystem::path& path) {
   const SafetensorsFile file = SafetensorsFile::open(path);
   ModelCase model;
   // The metadata's config is JSON, which is YAML too: it has the keys of NX-AI's config.yaml.
   model.config = xlstm::formats::parse_nxai_config(file.metadata().at("config"), path.string());
-  for (const auto& [name, tensor] : file.tensors()) {
-    const std::string prefix = "param.";
-    if (name.rfind(prefix, 0) != 0) continue;
-    const std::string own = name.substr(prefix.size());
-    model.weights[own == "embedding.weight" ? "backbone.embeddings.weight" : own] = values(tensor);
-  }
+  model.weights = named(file, "param.");
   const std::int64_t blocks = model.config.num_blocks;
   for (std::int64_t b = 0; b < file.tensors().at("input_ids").dim(0); ++b) {
     ModelPass whole = read_pass(file, "", b, {{"state", 0}}, blocks);
@@ -150,9 +199,7 @@ StackCase read_stack(const std::filesystem::path& path) {
                              {"feedforward", settings["feedforward"]}};
   for (const char* key : {"mlstm", "slstm", "feedforward"}) settings.erase(key);
   model.config = xlstm::formats::parse_nxai_config(settings.dump(), path.string());
-  const std::string prefix = "param.";
-  for (const auto& [name, tensor] : file.tensors())
-    if (name.rfind(prefix, 0) == 0) model.weights[name.substr(prefix.size())] = values(tensor);
+  model.weights = named(file, "param.");
   for (std::int64_t b = 0; b < file.tensors().at("input_ids").dim(0); ++b) {
     model.ids.emplace_back();
     for (double id : entry(file, "input_ids", b))
@@ -186,5 +233,55 @@ std::vector<std::string> files_with(const std::string& prefix, const std::string
 
 std::vector<std::string> model_files() { return files_with("large_", "param.lm_head.weight"); }
 std::vector<std::string> stack_files() { return files_with("v1_", "param.token_embedding.weight"); }
+
+std::vector<TrainingFiles> training_files() {
+  std::vector<std::string> models = model_files();
+  for (const std::string& file : stack_files()) models.push_back(file);
+  std::vector<TrainingFiles> list;
+  for (const std::filesystem::path model : models) {
+    const std::string name = (model.parent_path() / model.stem()).string();
+    const TrainingFiles apart{model, name + "_gradients.safetensors", name + "_adamw.safetensors"};
+    if (has(SafetensorsFile::open(model), "adamw.losses"))
+      list.push_back({model, model, model});
+    else if (std::filesystem::exists(apart.gradients) && std::filesystem::exists(apart.adamw))
+      list.push_back(apart);
+  }
+  return list;
+}
+
+TrainingCase read_training(const TrainingFiles& files) {
+  TrainingCase result;
+  if (files.model.filename().string().rfind("v1_", 0) == 0) {
+    const StackCase model = read_stack(files.model);
+    result.config = model.config;
+    result.weights = model.weights;
+    result.ids = model.ids;
+    result.logits = model.logits;
+  } else {
+    const ModelCase model = read_model(files.model);
+    result.config = model.config;
+    result.weights = model.weights;
+    for (const ModelPass& pass : model.passes) {
+      if (pass.ends.size() > 1) continue;  // not what was trained on
+      result.ids.push_back(pass.ids);
+      result.logits.push_back(pass.logits);
+    }
+  }
+  const SafetensorsFile gradients = SafetensorsFile::open(files.gradients);
+  result.loss = values(gradients.tensors().at("loss"))[0];
+  result.gradients = named(gradients, "grad.");
+  const SafetensorsFile adamw = SafetensorsFile::open(files.adamw);
+  const auto settings = nlohmann::json::parse(adamw.metadata().at("adamw"));
+  result.adamw.lr = settings.at("lr");
+  result.adamw.beta1 = settings.at("betas").at(0);
+  result.adamw.beta2 = settings.at("betas").at(1);
+  result.adamw.eps = settings.at("eps");
+  result.adamw.weight_decay = settings.at("weight_decay");
+  result.adamw.clip = settings.at("clip");
+  result.losses = values(adamw.tensors().at("adamw.losses"));
+  result.after = named(adamw, "adamw10.");
+  result.single = files.adamw != files.model;
+  return result;
+}
 
 }  // namespace oracle

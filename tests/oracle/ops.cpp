@@ -3,16 +3,21 @@
 #include <algorithm>
 #include <cmath>
 
+#include "oracle/tape.hpp"
+
 namespace oracle {
+
+// Of numbers; of a Var, tape.hpp's.
+using std::abs, std::exp, std::log1p, std::sqrt, std::tanh;
 
 template <class Real>
 Real log_sigmoid(Real x) {
-  return std::min(x, Real(0)) - std::log1p(std::exp(-std::abs(x)));
+  return x < Real(0) ? x - log1p(exp(x)) : -log1p(exp(-x));
 }
 
 template <class Real>
 Real sigmoid(Real x) {
-  return 1 / (1 + std::exp(-x));
+  return 1 / (1 + exp(-x));
 }
 
 template <class Real>
@@ -42,12 +47,12 @@ std::vector<Real> linear(const std::vector<Real>& x, const std::vector<Real>& w,
 
 template <class Real>
 std::vector<Real> rms_norm(const std::vector<Real>& x, const std::vector<Real>& w,
-                           const std::vector<Real>& b, int width, Real eps) {
+                           const std::vector<Real>& b, int width, std::type_identity_t<Real> eps) {
   std::vector<Real> y(x.size());
   for (std::size_t row = 0; row < x.size(); row += width) {
     Real squares = 0;
     for (int d = 0; d < width; ++d) squares += x[row + d] * x[row + d];
-    const Real scale = 1 / std::sqrt(squares / width + eps);
+    const Real scale = 1 / sqrt(squares / width + eps);
     for (int d = 0; d < width; ++d)
       y[row + d] = x[row + d] * scale * (w.empty() ? Real(1) : w[d]) + (b.empty() ? Real(0) : b[d]);
   }
@@ -55,10 +60,10 @@ std::vector<Real> rms_norm(const std::vector<Real>& x, const std::vector<Real>& 
 }
 
 template <class Real>
-std::vector<Real> soft_cap(const std::vector<Real>& x, Real cap) {
+std::vector<Real> soft_cap(const std::vector<Real>& x, std::type_identity_t<Real> cap) {
   std::vector<Real> y = x;
   if (cap != 0)
-    for (Real& value : y) value = cap * std::tanh(value / cap);
+    for (Real& value : y) value = cap * tanh(value / cap);
   return y;
 }
 
@@ -72,7 +77,7 @@ std::vector<Real> swiglu(const std::vector<Real>& gate, const std::vector<Real>&
 template <class Real>
 std::vector<Real> head_norm(const std::vector<Real>& h, const std::vector<Real>& o,
                             const std::vector<Real>& w, const std::vector<Real>& b, int heads,
-                            int head_width, Real eps) {
+                            int head_width, std::type_identity_t<Real> eps) {
   const int width = heads * head_width;
   std::vector<Real> y(h.size());
   for (std::size_t begin = 0; begin < h.size(); begin += head_width) {
@@ -82,7 +87,7 @@ std::vector<Real> head_norm(const std::vector<Real>& h, const std::vector<Real>&
       variance += (h[begin + d] - mean) * (h[begin + d] - mean) / head_width;
     for (int d = 0; d < head_width; ++d) {
       const std::size_t at = begin + d, feature = at % width;
-      const Real normed = (h[at] - mean) / std::sqrt(variance + eps);
+      const Real normed = (h[at] - mean) / sqrt(variance + eps);
       y[at] = sigmoid(o[at]) * (normed * w[feature] + (b.empty() ? Real(0) : b[feature]));
     }
   }
@@ -115,7 +120,7 @@ Real dot(const Real* a, const Real* b, int count) {
 
 template <class Real>
 std::vector<Real> mlstm_recurrent(const MlstmInputsOf<Real>& in, MlstmStateOf<Real>& state) {
-  const Real s = 1 / std::sqrt(static_cast<Real>(in.dqk));
+  const Real s = 1 / sqrt(static_cast<Real>(in.dqk));
   std::vector<Real> h(in.v.size());
   for (int head = 0; head < in.heads; ++head) {
     Real* c = &state.c[static_cast<std::size_t>(head) * in.dqk * in.dv];
@@ -124,7 +129,7 @@ std::vector<Real> mlstm_recurrent(const MlstmInputsOf<Real>& in, MlstmStateOf<Re
     for (int t = 0; t < in.tokens(); ++t) {
       const auto x = token(in, t, head);
       const Real m_new = in.sigmoid ? Real(0) : std::max(x.log_f + m, x.i);
-      const Real forget = std::exp(x.log_f + m - m_new), input = std::exp(x.i - m_new);
+      const Real forget = exp(x.log_f + m - m_new), input = exp(x.i - m_new);
       m = m_new;
       for (int a = 0; a < in.dqk; ++a) {
         n[a] = forget * n[a] + input * x.k[a];
@@ -132,8 +137,7 @@ std::vector<Real> mlstm_recurrent(const MlstmInputsOf<Real>& in, MlstmStateOf<Re
           c[a * in.dv + y] = forget * c[a * in.dv + y] + input * x.k[a] * x.v[y];
       }
       const Real l = s * dot(n, x.q, in.dqk);
-      const Real denominator =
-          in.normalise ? std::max(std::abs(l), std::exp(-m)) + in.eps : Real(1);
+      const Real denominator = in.normalise ? std::max(abs(l), exp(-m)) + in.eps : Real(1);
       Real* out = &h[(static_cast<std::size_t>(t) * in.heads + head) * in.dv];
       for (int y = 0; y < in.dv; ++y) {
         Real numerator = 0;
@@ -148,7 +152,7 @@ std::vector<Real> mlstm_recurrent(const MlstmInputsOf<Real>& in, MlstmStateOf<Re
 template <class Real>
 std::vector<Real> mlstm_chunkwise(const MlstmInputsOf<Real>& in, MlstmStateOf<Real>& state,
                                   int chunk) {
-  const Real s = 1 / std::sqrt(static_cast<Real>(in.dqk));
+  const Real s = 1 / sqrt(static_cast<Real>(in.dqk));
   std::vector<Real> h(in.v.size());
   for (int head = 0; head < in.heads; ++head) {
     Real* c = &state.c[static_cast<std::size_t>(head) * in.dqk * in.dv];
@@ -164,32 +168,32 @@ std::vector<Real> mlstm_chunkwise(const MlstmInputsOf<Real>& in, MlstmStateOf<Re
         const auto x = token(in, t0 + t, head);
         Real m_t = b[t] + m;
         for (int j = 0; j <= t; ++j) m_t = std::max(m_t, b[t] - b[j] + token(in, t0 + j, head).i);
-        const Real carried = s * std::exp(b[t] + m - m_t);
+        const Real carried = s * exp(b[t] + m - m_t);
         std::vector<Real> numerator(in.dv);
         for (int a = 0; a < in.dqk; ++a)
           for (int y = 0; y < in.dv; ++y) numerator[y] += carried * x.q[a] * c[a * in.dv + y];
         Real l = carried * dot(n, x.q, in.dqk);
         for (int j = 0; j <= t; ++j) {
           const auto past = token(in, t0 + j, head);
-          const Real weight = s * dot(x.q, past.k, in.dqk) * std::exp(b[t] - b[j] + past.i - m_t);
+          const Real weight = s * dot(x.q, past.k, in.dqk) * exp(b[t] - b[j] + past.i - m_t);
           l += weight;
           for (int y = 0; y < in.dv; ++y) numerator[y] += weight * past.v[y];
         }
         Real* out = &h[(static_cast<std::size_t>(t0 + t) * in.heads + head) * in.dv];
         for (int y = 0; y < in.dv; ++y)
-          out[y] = numerator[y] / (std::max(std::abs(l), std::exp(-m_t)) + in.eps);
+          out[y] = numerator[y] / (std::max(abs(l), exp(-m_t)) + in.eps);
       }
 
       const Real g = b[length - 1];
       Real m_new = g + m;
       for (int j = 0; j < length; ++j)
         m_new = std::max(m_new, g - b[j] + token(in, t0 + j, head).i);
-      const Real decay = std::exp(g + m - m_new);
+      const Real decay = exp(g + m - m_new);
       for (int a = 0; a < in.dqk; ++a) n[a] *= decay;
       for (int a = 0; a < in.dqk * in.dv; ++a) c[a] *= decay;
       for (int j = 0; j < length; ++j) {
         const auto past = token(in, t0 + j, head);
-        const Real weight = std::exp(g - b[j] + past.i - m_new);
+        const Real weight = exp(g - b[j] + past.i - m_new);
         for (int a = 0; a < in.dqk; ++a) {
           n[a] += weight * past.k[a];
           for (int y = 0; y < in.dv; ++y) c[a * in.dv + y] += weight * past.k[a] * past.v[y];
@@ -243,6 +247,7 @@ Vector mlstm_unstabilised(const MlstmInputs& in) {
   template std::vector<Real> mlstm_chunkwise(const MlstmInputsOf<Real>&, MlstmStateOf<Real>&, int);
 INSTANTIATE(float)
 INSTANTIATE(double)
+INSTANTIATE(Var)
 #undef INSTANTIATE
 
 }  // namespace oracle

@@ -1,10 +1,12 @@
 #pragma once
 // The executable specification: every op in scalar double, straight from the equations, with no
 // regard for speed. Matrices are row-major vectors. The same code in float is the naive run whose
-// error bounds that of the engine; both are instantiated in ops.cpp.
+// error bounds that of the engine, and in the Var of tape.hpp it gives gradients; all three are
+// instantiated in ops.cpp.
 
 #include <cstdint>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 namespace oracle {
@@ -30,11 +32,11 @@ std::vector<Real> linear(const std::vector<Real>& x, const std::vector<Real>& w,
 /// y = x rsqrt(mean(x^2) + eps) w + b per row of `width`; w and b may be empty (factor 1, no sum)
 template <class Real>
 std::vector<Real> rms_norm(const std::vector<Real>& x, const std::vector<Real>& w,
-                           const std::vector<Real>& b, int width, Real eps);
+                           const std::vector<Real>& b, int width, std::type_identity_t<Real> eps);
 
 /// cap tanh(x / cap); cap 0 = no cap
 template <class Real>
-std::vector<Real> soft_cap(const std::vector<Real>& x, Real cap);
+std::vector<Real> soft_cap(const std::vector<Real>& x, std::type_identity_t<Real> cap);
 
 /// silu(gate) up
 template <class Real>
@@ -44,7 +46,7 @@ std::vector<Real> swiglu(const std::vector<Real>& gate, const std::vector<Real>&
 template <class Real>
 std::vector<Real> head_norm(const std::vector<Real>& h, const std::vector<Real>& o,
                             const std::vector<Real>& w, const std::vector<Real>& b, int heads,
-                            int head_width, Real eps);
+                            int head_width, std::type_identity_t<Real> eps);
 
 /// State of all heads of one sequence: C [H, dqk, dv], n [H, dqk], m [H]; zero at the beginning.
 template <class Real>

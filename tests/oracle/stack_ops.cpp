@@ -5,7 +5,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "oracle/tape.hpp"
+
 namespace oracle {
+
+// Of numbers; of a Var, tape.hpp's.
+using std::abs, std::erfc, std::exp, std::sqrt, std::tanh;
 
 template <class Real>
 std::vector<Real> causal_conv(const std::vector<Real>& x, const std::vector<Real>& w,
@@ -45,8 +50,8 @@ std::vector<Real> headwise_linear(const std::vector<Real>& x, const std::vector<
 
 template <class Real>
 std::vector<Real> layer_norm(const std::vector<Real>& x, const std::vector<Real>& w,
-                             const std::vector<Real>& b, int width, int heads, Real eps,
-                             Real offset) {
+                             const std::vector<Real>& b, int width, int heads,
+                             std::type_identity_t<Real> eps, std::type_identity_t<Real> offset) {
   const int share = width / heads;
   std::vector<Real> y(x.size());
   for (std::size_t begin = 0; begin < x.size(); begin += share) {
@@ -56,7 +61,7 @@ std::vector<Real> layer_norm(const std::vector<Real>& x, const std::vector<Real>
       variance += (x[begin + d] - mean) * (x[begin + d] - mean) / share;
     for (int d = 0; d < share; ++d) {
       const std::size_t at = begin + d, feature = at % width;
-      y[at] = (x[at] - mean) / std::sqrt(variance + eps);
+      y[at] = (x[at] - mean) / sqrt(variance + eps);
       if (!w.empty()) y[at] *= offset + w[feature];
       if (!b.empty()) y[at] += b[feature];
     }
@@ -67,7 +72,8 @@ std::vector<Real> layer_norm(const std::vector<Real>& x, const std::vector<Real>
 template <class Real>
 std::vector<Real> skip_gate(const std::vector<Real>& h, const std::vector<Real>& w,
                             const std::vector<Real>& skip, const std::vector<Real>& c,
-                            const std::vector<Real>& z, int width, int heads, Real eps) {
+                            const std::vector<Real>& z, int width, int heads,
+                            std::type_identity_t<Real> eps) {
   std::vector<Real> y = layer_norm<Real>(h, w, {}, width, heads, eps);
   for (std::size_t i = 0; i < y.size(); ++i)
     y[i] = (y[i] + skip[i % width] * c[i]) * z[i] * sigmoid(z[i]);
@@ -79,7 +85,7 @@ std::vector<Real> gated_activation(const std::vector<Real>& gate, const std::vec
                                    const char* act) {
   const std::string name = act;
   const auto apply = [&](Real x) {
-    if (name == "gelu") return x * std::erfc(-x * Real(0.70710678118654752440)) / 2;
+    if (name == "gelu") return x * erfc(-x * Real(0.70710678118654752440)) / 2;
     if (name == "relu") return std::max(x, Real(0));
     if (name == "relu^2") return std::max(x, Real(0)) * std::max(x, Real(0));
     if (name == "sigmoid") return sigmoid(x);
@@ -112,9 +118,9 @@ std::vector<Real> slstm(const std::vector<Real>& wx, const std::vector<Real>& r,
       }
       const Real lf = state.m[j] + log_sigmoid(raw[1]);
       const Real m = state.n[j] == 0 ? raw[0] : std::max(raw[0], lf);
-      const Real i = std::min(std::exp(raw[0] - m), Real(1));
-      const Real f = std::min(std::exp(lf - m), Real(1));
-      state.c[j] = f * state.c[j] + i * std::tanh(raw[2]);
+      const Real i = std::min(exp(raw[0] - m), Real(1));
+      const Real f = std::min(exp(lf - m), Real(1));
+      state.c[j] = f * state.c[j] + i * tanh(raw[2]);
       state.n[j] = f * state.n[j] + i;
       state.m[j] = m;
       state.h[j] = sigmoid(raw[3]) * state.c[j] / state.n[j];
@@ -124,31 +130,33 @@ std::vector<Real> slstm(const std::vector<Real>& wx, const std::vector<Real>& r,
   return result;
 }
 
-Vector mlstm_parallel(const MlstmInputs& in) {
+template <class Real>
+std::vector<Real> mlstm_parallel(const MlstmInputsOf<Real>& in) {
   const int heads = in.heads, tokens = in.tokens();
-  const double scale = 1 / std::sqrt(static_cast<double>(in.dqk));
+  const Real scale = 1 / sqrt(static_cast<Real>(in.dqk));
   const auto at = [heads](int t, int head) { return static_cast<std::size_t>(t) * heads + head; };
-  Vector h(static_cast<std::size_t>(tokens) * heads * in.dv);
+  std::vector<Real> h(static_cast<std::size_t>(tokens) * heads * in.dv);
   for (int head = 0; head < heads; ++head) {
     for (int t = 0; t < tokens; ++t) {
-      Vector d(static_cast<std::size_t>(t) + 1);  // D of A.4: sums of log f after j, plus i of j
-      double decay = 0, m = -INFINITY;
+      std::vector<Real> d(static_cast<std::size_t>(t) +
+                          1);  // D of A.4: sums of log f after j, plus i of j
+      Real decay = 0, m = -INFINITY;
       for (int j = t; j >= 0; --j) {
         d[j] = decay + in.i[at(j, head)];
         decay += in.log_f[at(j, head)];
         m = std::max(m, d[j]);
       }
-      double sum = 0;
-      double* out = &h[at(t, head) * in.dv];
+      Real sum = 0;
+      Real* out = &h[at(t, head) * in.dv];
       for (int j = 0; j <= t; ++j) {
-        double weight = 0;
+        Real weight = 0;
         for (int k = 0; k < in.dqk; ++k)
           weight += in.q[at(t, head) * in.dqk + k] * in.k[at(j, head) * in.dqk + k];
-        weight *= scale * std::exp(d[j] - m);
+        weight *= scale * exp(d[j] - m);
         sum += weight;
         for (int x = 0; x < in.dv; ++x) out[x] += weight * in.v[at(j, head) * in.dv + x];
       }
-      const double norm = std::max(std::abs(sum), std::exp(-m)) + in.eps;
+      const Real norm = std::max(abs(sum), exp(-m)) + in.eps;
       for (int x = 0; x < in.dv; ++x) out[x] /= norm;
     }
   }
@@ -168,8 +176,10 @@ Vector mlstm_parallel(const MlstmInputs& in) {
   template std::vector<Real> gated_activation(const std::vector<Real>&, const std::vector<Real>&,  \
                                               const char*);                                        \
   template std::vector<Real> slstm(const std::vector<Real>&, const std::vector<Real>&,             \
-                                   const std::vector<Real>&, int, int, SlstmStateOf<Real>&);
+                                   const std::vector<Real>&, int, int, SlstmStateOf<Real>&);       \
+  template std::vector<Real> mlstm_parallel(const MlstmInputsOf<Real>&);
 ORACLE_INSTANTIATE(double)
 ORACLE_INSTANTIATE(float)
+ORACLE_INSTANTIATE(Var)
 
 }  // namespace oracle

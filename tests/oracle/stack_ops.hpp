@@ -1,6 +1,6 @@
 #pragma once
 // The operations of the first xLSTM in scalar code, straight from specification B.2 to B.4. As in
-// ops.hpp, `Real` is double for the oracle and float for the naive run beside it.
+// ops.hpp, `Real` is double for the oracle, float for the naive run beside it, Var for gradients.
 
 #include <vector>
 
@@ -25,14 +25,15 @@ std::vector<Real> headwise_linear(const std::vector<Real>& x, const std::vector<
 /// b may be empty (factor 1, no sum)
 template <class Real>
 std::vector<Real> layer_norm(const std::vector<Real>& x, const std::vector<Real>& w,
-                             const std::vector<Real>& b, int width, int heads, Real eps,
-                             Real offset = 1);
+                             const std::vector<Real>& b, int width, int heads,
+                             std::type_identity_t<Real> eps, std::type_identity_t<Real> offset = 1);
 
 /// (layer_norm(h) + skip c) silu(z)
 template <class Real>
 std::vector<Real> skip_gate(const std::vector<Real>& h, const std::vector<Real>& w,
                             const std::vector<Real>& skip, const std::vector<Real>& c,
-                            const std::vector<Real>& z, int width, int heads, Real eps);
+                            const std::vector<Real>& z, int width, int heads,
+                            std::type_identity_t<Real> eps);
 
 /// act(gate) up, act by NX-AI's name: gelu, relu, relu^2, sigmoid, swish
 template <class Real>
@@ -41,7 +42,8 @@ std::vector<Real> gated_activation(const std::vector<Real>& gate, const std::vec
 
 /// The mLSTM cell's quadratic form from the empty state, A.4 (2): the first xLSTM's own. It differs
 /// from the recurrent form by its stabiliser, which only the eps of the denominator shows.
-Vector mlstm_parallel(const MlstmInputs& inputs);
+template <class Real>
+std::vector<Real> mlstm_parallel(const MlstmInputsOf<Real>& inputs);
 
 /// State of an sLSTM cell, [D] each, zero at the beginning.
 template <class Real>
