@@ -64,9 +64,11 @@ Ids missing_duplicate(const Ids& in, int s) {
   EXPECT_EQ(in.size() % 2, 0U);
   const std::size_t half = in.size() / 2;
   EXPECT_EQ(count_of(in, s + 1), 1);
+  if (count_of(in, s + 1) == 0) return {};
   const std::size_t at =
       static_cast<std::size_t>(std::find(in.begin(), in.end(), s + 1) - in.begin());
   EXPECT_GE(at, half);
+  if (at < half) return {};
   Ids complete = in;
   complete[at] = in[at - half];
   expect_range(complete, 1, s);

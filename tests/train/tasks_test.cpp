@@ -11,6 +11,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/hash.hpp"
@@ -132,6 +133,20 @@ TEST(Tasks, AreAllTestedHere) {
   const auto names = task_names();
   EXPECT_EQ(std::set<std::string>(names.begin(), names.end()), tested);
   for (const std::string& name : names) EXPECT_FALSE(describe_task(name).empty()) << name;
+}
+
+// (a o b) = c: the unknown is a or b, beside every operator.
+TEST(Tasks, EquationsHideEveryDigit) {
+  std::map<std::pair<std::size_t, std::int32_t>, int> met;  // place of x, operator
+  constexpr int kRows = 3000;
+  for (const Sequence& row : draw(make_options("solve_equation", 7, 7), kRows)) {
+    const auto x = std::find(row.ids.begin(), row.ids.end(), 5 + 7);
+    ++met[{static_cast<std::size_t>(x - row.ids.begin()), row.ids[2]}];
+  }
+  EXPECT_EQ(met.size(), 6U);
+  // Products of two zeros are drawn again: 24 of 25 stay.
+  for (const auto& [where, times] : met)
+    EXPECT_NEAR(times, kRows / 6.0, 0.02 * kRows) << where.first << ' ' << where.second;
 }
 
 TEST(Tasks, AssociativeRecallAsksForEveryKeyOnce) {
