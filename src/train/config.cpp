@@ -108,7 +108,15 @@ std::vector<Key> list_keys(TrainConfig& c) {
       {"model", "use_bias", &m.use_bias},
       {"model", "dropout", &m.dropout, 0, 0.99},
       {"model", "slstm_at", &m.slstm_at, 0, 9999},
-      {"model", "conv1d_kernel_size", &m.conv1d_kernel_size, 0, 64},
+      {"model", "conv1d_kernel_size", &m.conv1d_kernel_size, 1, 64},
+      {"model", "slstm_conv1d_kernel_size", &m.slstm_conv1d_kernel_size, 0, 64},
+      {"model", "recurrent_weight_init", &m.recurrent_weight_init, 0, 0, {"zeros", "standard"}},
+      {"model",
+       "bias_init",
+       &m.bias_init,
+       0,
+       0,
+       {"powerlaw_blockdependent", "small_init", "zeros", "standard"}},
       {"model", "mlstm_proj_factor", &m.mlstm_proj_factor, 1e-3, 100},
       {"model", "slstm_ffn_proj_factor", &m.slstm_ffn_proj_factor, 1e-3, 100},
 
@@ -370,7 +378,9 @@ Config architecture(const TrainConfig& c, std::int64_t vocabulary) {
       if (slstm_blocks > 0) {
         stack.slstm.emplace();
         stack.slstm->num_heads = m.num_heads;
-        stack.slstm->conv1d_kernel_size = m.conv1d_kernel_size;
+        stack.slstm->conv1d_kernel_size = m.slstm_conv1d_kernel_size;
+        stack.slstm->recurrent_weight_init = m.recurrent_weight_init;
+        stack.slstm->bias_init = m.bias_init;
         stack.slstm->ffn_proj_factor = m.slstm_ffn_proj_factor;
       }
       config.block_stack = stack;

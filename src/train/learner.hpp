@@ -68,8 +68,12 @@ class Learner {
   /// Called when the tensors of state() were overwritten.
   void state_changed();
 
-  /// Multiply-adds count two; forward and backward, without the attention within chunks.
-  double flops_per_token() const;
+  /// Operations of forward and backward, a multiply-add counting two, without the attention within
+  /// chunks: of a token in the blocks, and of a target in the head.
+  struct Operations {
+    double token = 0, target = 0;
+  };
+  Operations operations() const;
 
  private:
   struct Flat;

@@ -256,9 +256,10 @@ StepReport Run::step(std::int64_t index) {
   const double seconds = seconds_since(start);
   result_.tokens += static_cast<std::int64_t>(sums[2]);
   report.tokens_per_second = sums[2] / seconds;
+  const Learner::Operations operations = learner_.operations();
   if (peak_ > 0)
-    report.percent_of_peak =
-        100 * report.tokens_per_second * learner_.flops_per_token() / peak_ / processes_.size();
+    report.percent_of_peak = 100 * (sums[2] * operations.token + sums[1] * operations.target) /
+                             seconds / peak_ / processes_.size();
   const std::int64_t end =
       config_.run.stop_at > 0 ? std::min(config_.run.stop_at, report.steps) : report.steps;
   report.seconds_left = seconds_since(start_) / static_cast<double>(index - first_step_) *
@@ -405,7 +406,8 @@ TrainPlan plan(const TrainConfig& config) {
   plan.tokens_per_step = examples.tokens() * config.run.accumulation;
   plan.parameter_bytes = learner.parameter_bytes();
   plan.activation_bytes = learner.activation_bytes(examples);
-  plan.flops_per_token = learner.flops_per_token();
+  const Learner::Operations operations = learner.operations();
+  plan.flops_per_token = operations.token + operations.target;
   return plan;
 }
 
