@@ -323,7 +323,8 @@ void validate(const TrainConfig& c, int processes) {
               "data.mode: a task has no streams, expected \"packed\"");
   XLSTM_CHECK(c.model.config.empty() || c.model.init_from.empty(), invalid_argument,
               "model.config and model.init_from: expected at most one of them");
-  if (c.model.config.empty() && c.model.init_from.empty()) architecture(c, 256);
+  // The ids are not counted yet: any vocab_size does.
+  if (c.model.config.empty() && c.model.init_from.empty()) architecture(c, 1);
 }
 
 Config architecture(const TrainConfig& c, std::int64_t vocabulary) {
