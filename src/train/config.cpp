@@ -22,7 +22,18 @@ struct Overloaded : Types... {
 template <class... Types>
 Overloaded(Types...) -> Overloaded<Types...>;
 
-std::string quoted(const std::string& text) { return nlohmann::json(text).dump(); }
+// A string of TOML, which is one of JSON but for DEL; what is not UTF-8 becomes U+FFFD.
+std::string quoted(const std::string& text) {
+  using Json = nlohmann::json;
+  std::string result;
+  for (const char c : Json(text).dump(-1, ' ', false, Json::error_handler_t::replace)) {
+    if (c == '\x7f')
+      result += "\\u007f";
+    else
+      result += c;
+  }
+  return result;
+}
 
 // "from 0 to 1", "of at least 0" or nothing.
 std::string range_text(const Key& key) {
