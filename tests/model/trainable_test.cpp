@@ -292,5 +292,18 @@ TEST(TrainableModel, HasFloatWeightsOfItsOwn) {
   }
 }
 
+TEST(TrainableModel, HeadsThatAreNotTheEmbeddingStayApart) {
+  Config config = large_config();
+  const formats::TempDir dir;
+  model::initial_model(config, 5, {}, {}).save(dir / "model", DType::f32);
+  std::string json = formats::read_text_file(dir / "model" / "config.json");
+  const std::string untied = "\"tie_word_embeddings\": false";
+  ASSERT_NE(json.find(untied), std::string::npos);
+  json.replace(json.find(untied), untied.size(), "\"tie_word_embeddings\": true");
+  dir.write("model/config.json", json);
+  const auto weights = weights_of(model::trainable_model(dir / "model", {}));
+  EXPECT_NE(weights.at("lm_head.weight"), weights.at("backbone.embeddings.weight"));
+}
+
 }  // namespace
 }  // namespace xlstm::testing
