@@ -361,6 +361,25 @@ TEST(LearnerStreams, AnEndThatIsDroppedLeavesTheStream) {
   EXPECT_EQ(learner.forward_backward(dropped, 0), loss);
 }
 
+TEST(LearnerStreams, ASequenceMayLeaveItsEndToAnotherStream) {
+  LearnerOptions options;
+  options.streams = 2;
+  Learner straight = make_learner(stack_config(), options),
+          crossed = make_learner(stack_config(), options);
+  const Ids a = some_ids(31, 3), b = some_ids(31, 22);
+  Examples begin, same, other;
+  add(begin, a, 0, 13, -1, 0);
+  add(begin, b, 0, 13, -1, 1);
+  add(same, a, 13, 20, 0, 0);
+  add(same, b, 13, 20, 1, 1);
+  add(other, a, 13, 20, 0, 1);
+  add(other, b, 13, 20, 1, 0);
+  for (Learner* learner : {&straight, &crossed}) learner->forward_backward(begin, 0);
+  EXPECT_EQ(straight.forward_backward(same, 0), crossed.forward_backward(other, 0));
+  EXPECT_EQ(stream_of(straight, 0, 2), stream_of(crossed, 1, 2));
+  EXPECT_EQ(stream_of(straight, 1, 2), stream_of(crossed, 0, 2));
+}
+
 // --- compute types and options -------------------------------------------------------------------
 
 TEST(LearnerBf16, MastersAreFloatsAndTheirCopiesFollow) {
