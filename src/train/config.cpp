@@ -22,7 +22,18 @@ struct Overloaded : Types... {
 template <class... Types>
 Overloaded(Types...) -> Overloaded<Types...>;
 
-std::string quoted(const std::string& text) { return nlohmann::json(text).dump(); }
+// A string of TOML, which is one of JSON but for DEL; what is not UTF-8 becomes U+FFFD.
+std::string quoted(const std::string& text) {
+  using Json = nlohmann::json;
+  std::string result;
+  for (const char c : Json(text).dump(-1, ' ', false, Json::error_handler_t::replace)) {
+    if (c == '\x7f')
+      result += "\\u007f";
+    else
+      result += c;
+  }
+  return result;
+}
 
 // "from 0 to 1", "of at least 0" or nothing.
 std::string range_text(const Key& key) {
@@ -331,7 +342,8 @@ void validate(const TrainConfig& c, int processes) {
               "data.mode: a task has no streams, expected \"packed\"");
   XLSTM_CHECK(c.model.config.empty() || c.model.init_from.empty(), invalid_argument,
               "model.config and model.init_from: expected at most one of them");
-  if (c.model.config.empty() && c.model.init_from.empty()) architecture(c, 256);
+  // The ids are not counted yet: any vocab_size does.
+  if (c.model.config.empty() && c.model.init_from.empty()) architecture(c, 1);
 }
 
 Config architecture(const TrainConfig& c, std::int64_t vocabulary) {

@@ -115,9 +115,13 @@ std::vector<std::byte*> Learner::slots(const Examples& examples) {
   }
   for (std::size_t s = 0; s < list.size(); ++s) {
     const std::int32_t out = examples.stream_out[s];
-    if (out < 0 || list[s] != nullptr) continue;
-    list[s] = stream(out);
-    std::memset(list[s], 0, record_bytes_);
+    if (out < 0 || out == examples.stream_in[s]) continue;
+    std::byte* record = stream(out);
+    if (list[s] != nullptr)
+      std::memcpy(record, list[s], record_bytes_);
+    else
+      std::memset(record, 0, record_bytes_);
+    list[s] = record;
   }
   return list;
 }
