@@ -79,6 +79,12 @@ struct OptimizerKeys {
   double clip = 1.0;
 };
 
+struct LoraKeys {
+  std::int64_t rank = 0;
+  double alpha = 0.0;
+  std::vector<std::string> targets = {"all"};
+};
+
 struct RunKeys {
   std::string out;
   std::int64_t steps = 1000;
@@ -109,6 +115,7 @@ struct TrainConfig {
   DataKeys data;
   TaskKeys task;
   OptimizerKeys optimizer;
+  LoraKeys lora;
   RunKeys run;
 };
 
