@@ -40,7 +40,7 @@ std::vector<Sequence> draw(const TaskOptions& options, std::int64_t rows, std::i
   std::vector<Sequence> found;
   for (std::size_t i = 0; i + 1 < examples.offsets.size(); ++i) {
     const std::int32_t begin = examples.offsets[i], end = examples.offsets[i + 1];
-    EXPECT_EQ(examples.streams[i], -1);
+    EXPECT_EQ(examples.stream_in[i], -1);
     found.push_back({Ids(examples.ids.begin() + begin, examples.ids.begin() + end),
                      Ids(examples.targets.begin() + begin, examples.targets.begin() + end)});
   }
@@ -249,7 +249,7 @@ TEST(Tasks, RowsDependOnSeedStepAndRowAlone) {
     EXPECT_EQ(whole.ids, parts.ids) << name;
     EXPECT_EQ(whole.targets, parts.targets) << name;
     EXPECT_EQ(whole.offsets, parts.offsets) << name;
-    EXPECT_EQ(whole.streams, parts.streams) << name;
+    EXPECT_EQ(whole.stream_in, parts.stream_in) << name;
 
     task->rows(6, 0, 40, other_step);
     EXPECT_NE(whole.ids, other_step.ids) << name;
