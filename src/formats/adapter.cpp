@@ -19,6 +19,7 @@ constexpr const char* kConfig = "adapter_config.json";
 constexpr const char* kTensors = "adapter_model.safetensors";
 constexpr std::string_view kPrefix = "base_model.model.";
 constexpr std::string_view kA = ".lora_A.weight", kB = ".lora_B.weight";
+constexpr std::string_view kBaseLayer = ".base_layer.weight";
 
 AdapterConfig parse_config(const std::string& text, const std::string& name) {
   const json object = parse_json(text, name);
@@ -86,6 +87,8 @@ AdapterFile read_adapter(const fs::path& directory) {
 
   std::map<std::string, AdapterMatrix> modules;
   for (const auto& [name, tensor] : adapter.file.tensors()) {
+    // peft adds a copy of the base's head when that is adapted.
+    if (name.starts_with(kPrefix) && name.ends_with(kBaseLayer)) continue;
     const bool a = name.ends_with(kA), b = name.ends_with(kB);
     XLSTM_CHECK(name.starts_with(kPrefix) && (a || b), unsupported,
                 "{}: tensor '{}': expected names {}<module>{} and {}", file, excerpt(name), kPrefix,
@@ -103,7 +106,8 @@ AdapterFile read_adapter(const fs::path& directory) {
         name.substr(kPrefix.size(), name.size() - kPrefix.size() - (a ? kA : kB).size());
     (a ? modules[module].a : modules[module].b) = tensor;
   }
-  XLSTM_CHECK(!modules.empty(), invalid_file, "{}: expected tensors, found none", file);
+  XLSTM_CHECK(!modules.empty(), invalid_file, "{}: expected tensors, found none of an adapter",
+              file);
   for (auto& [module, matrix] : modules) {
     XLSTM_CHECK(matrix.a && matrix.b, not_found, "{}: tensor '{}' is missing", file,
                 adapter_tensor_name(module, !matrix.b));

@@ -470,6 +470,8 @@ TEST_F(AdapterFiles, WhatDoesNotFitIsAnError) {
   expect(ErrorCode::not_found, {"'base_model.model.lm_head.lora_B.weight' is missing"});
   alone("base_model.model.lm_head.lora_magnitude_vector");
   expect(unsupported, {"lora_magnitude_vector"});
+  alone("base_model.model.lm_head.base_layer.weight");  // a copy of the base's: not an adapter
+  expect(invalid, {"found none of an adapter"});
   alone("lm_head.lora_A.weight");
   expect(unsupported, {"'lm_head.lora_A.weight'", "base_model.model."});
 }
