@@ -60,6 +60,8 @@ bool parse(Arguments args, BenchArguments& a) {
   if (!parser.parse(args)) return false;
   if (!a.config.empty() && !a.run.model.empty() && std::getenv("XLSTM_MODEL") == nullptr)
     throw UsageError("give -m or --config, not both");
+  if (!a.config.empty() && !a.run.lora.empty())
+    throw UsageError("--lora needs a model, and --config makes random weights");
   return true;
 }
 

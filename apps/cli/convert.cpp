@@ -14,7 +14,9 @@ namespace {
 
 constexpr const char* kExamples =
     "  xlstm convert -m nxai_directory -o hf_directory       NX-AI to Hugging Face\n"
-    "  xlstm convert -m DIR -o DIR-bf16 --dtype bf16         half the size of float32";
+    "  xlstm convert -m DIR -o DIR-bf16 --dtype bf16         half the size of float32\n"
+    "  xlstm convert -m DIR --lora ADAPTER -o MERGED         an adapter becomes part of the "
+    "weights";
 
 // The type that most bytes of the weights have.
 DType main_dtype(const Model& model) {
@@ -44,6 +46,7 @@ int run_convert(Arguments args) {
   parser.group("Model");
   parser.text("-m,--model", "DIR", run.model, "Model directory: Hugging Face or NX-AI",
               "XLSTM_MODEL");
+  add_lora_option(parser, run);
   parser.flag("--check-tensors", run.check_tensors, "Refuse weights that hold NaN or infinity");
   parser.group("Output");
   parser.text("-o,--output", "DIR", output, "Directory to write");

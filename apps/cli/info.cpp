@@ -102,7 +102,7 @@ std::map<std::string, std::string> unknown_settings(const Config& config) {
   return all;
 }
 
-Json info_json(const LoadedModel& loaded) {
+Json info_json(const LoadedModel& loaded, const std::vector<std::string>& adapters) {
   const Model& model = loaded.model;
   const Weights weights = count_weights(model);
   Json json = {{"model", loaded.directory.string()},
@@ -117,6 +117,7 @@ Json info_json(const LoadedModel& loaded) {
                {"eos_ids", model.eos_ids()},
                {"unknown_config_keys", Json::object()},
                {"unexpected_tensors", model.unexpected_tensors()}};
+  if (!adapters.empty()) json["adapters"] = adapters;
   if (const Tokenizer* tokenizer = model.tokenizer())
     json["tokenizer"] = {{"size", tokenizer->size()}, {"description", tokenizer->description()}};
   for (const auto& [key, text] : unknown_settings(model.config())) {
@@ -126,7 +127,7 @@ Json info_json(const LoadedModel& loaded) {
   return json;
 }
 
-std::string info_text(const LoadedModel& loaded) {
+std::string info_text(const LoadedModel& loaded, const std::vector<std::string>& adapters) {
   const Model& model = loaded.model;
   const Config& config = model.config();
   const Weights weights = count_weights(model);
@@ -144,6 +145,7 @@ std::string info_text(const LoadedModel& loaded) {
   for (const auto& [key, value] : unknown_settings(config)) unknown.push_back(key);
 
   row("model", loaded.directory.string());
+  if (!adapters.empty()) row("adapters", list(adapters));
   if (config.block_stack)
     row("architecture", fmt::format("first xLSTM, {} blocks ({}), width {}", config.num_blocks,
                                     block_list(config), config.hidden_size));
@@ -185,8 +187,9 @@ int run_info(Arguments args) {
   if (!parser.parse(args)) return 0;
   apply(run.log);
   const LoadedModel loaded = load_model(run);
-  write_out(json ? info_json(loaded).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"
-                 : info_text(loaded));
+  write_out(
+      json ? info_json(loaded, run.lora).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"
+           : info_text(loaded, run.lora));
   return 0;
 }
 

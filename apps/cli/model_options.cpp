@@ -28,10 +28,16 @@ void apply(const LogOptions& options) {
   connect_library_log();
 }
 
+void add_lora_option(OptionParser& parser, RunOptions& options) {
+  parser.texts("--lora", "DIR[=SCALE]", options.lora,
+               "Adapter to add to the weights, SCALE times (1); may be given several times");
+}
+
 void add_run_options(OptionParser& parser, RunOptions& options) {
   parser.group("Model");
   parser.text("-m,--model", "DIR", options.model,
               "Model directory: Hugging Face or NX-AI (the small default model)", "XLSTM_MODEL");
+  add_lora_option(parser, options);
   parser.choice("--dtype", {"f32", "bf16"}, options.dtype,
                 "Arithmetic; bf16 rounds the inputs of matrix products", "XLSTM_DTYPE");
   parser.text("--device", "NAME", options.device, "cpu, cuda or cuda:<index> (cpu)",
@@ -45,6 +51,24 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
   parser.flag("--progress", options.progress, "Progress bars even if stderr is no terminal");
 }
 
+namespace {
+
+// The directory's own name may hold a '=': what exists as it is has no scale.
+Adapter parse_adapter(const std::string& text) {
+  std::error_code ignored;
+  const std::size_t equals = text.rfind('=');
+  Adapter adapter{.directory = text};
+  if (equals != std::string::npos && !fs::is_directory(text, ignored)) {
+    adapter.directory = text.substr(0, equals);
+    adapter.scale = parse_number(std::string_view(text).substr(equals + 1), -1e6, 1e6, "--lora");
+  }
+  if (adapter.directory.empty())
+    throw UsageError(fmt::format("--lora: expected DIR or DIR=SCALE, found '{}'", text));
+  return adapter;
+}
+
+}  // namespace
+
 LoadOptions to_load_options(const RunOptions& options) {
   LoadOptions load;
   try {
@@ -56,6 +80,7 @@ LoadOptions to_load_options(const RunOptions& options) {
   load.threads = static_cast<int>(options.threads);
   load.check_tensors = options.check_tensors;
   load.chunk_size = options.chunk_size;
+  for (const std::string& text : options.lora) load.adapters.push_back(parse_adapter(text));
   return load;
 }
 

@@ -24,6 +24,7 @@ struct RunOptions {
   std::string model;
   std::string dtype = "f32";
   std::string device = "cpu";
+  std::vector<std::string> lora;  ///< as typed: DIR or DIR=SCALE
   std::int64_t threads = 0;
   std::int64_t chunk_size = 0;
   bool check_tensors = false;
@@ -31,6 +32,8 @@ struct RunOptions {
   LogOptions log;
 };
 
+/// --lora, for commands that have not all of add_run_options().
+void add_lora_option(OptionParser& parser, RunOptions& options);
 /// -m, --threads and the other flags of RunOptions.
 void add_run_options(OptionParser& parser, RunOptions& options);
 

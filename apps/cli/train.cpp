@@ -100,18 +100,21 @@ std::string format_duration(double seconds) {
 void print_plan(const train::TrainPlan& plan, bool json) {
   if (json) {
     const nlohmann::ordered_json object = {{"parameters", plan.parameters},
+                                           {"trained", plan.trained},
                                            {"tokens_per_step", plan.tokens_per_step},
                                            {"parameter_bytes", plan.parameter_bytes},
                                            {"activation_bytes", plan.activation_bytes},
                                            {"flops_per_token", plan.flops_per_token}};
     return write_out(object.dump() + "\n");
   }
-  write_out(fmt::format(
-      "parameters           {}\ntokens per step      {}\nweights, gradients, moments  {}\n"
-      "activations of a pass        {}\noperations per token {:.3g}\n",
-      format_count(static_cast<std::uint64_t>(plan.parameters)), plan.tokens_per_step,
-      format_bytes(plan.parameter_bytes), format_bytes(plan.activation_bytes),
-      plan.flops_per_token));
+  write_out(
+      fmt::format("parameters           {}\ntrained              {}\ntokens per step      "
+                  "{}\nweights, gradients, moments  {}\n"
+                  "activations of a pass        {}\noperations per token {:.3g}\n",
+                  format_count(static_cast<std::uint64_t>(plan.parameters)),
+                  format_count(static_cast<std::uint64_t>(plan.trained)), plan.tokens_per_step,
+                  format_bytes(plan.parameter_bytes), format_bytes(plan.activation_bytes),
+                  plan.flops_per_token));
 }
 
 void print_result(const train::TrainResult& result) {

@@ -17,12 +17,21 @@
 
 namespace xlstm {
 
+/// A low-rank adapter (LoRA) in the files of Hugging Face's peft: docs/lora.md.
+struct Adapter {
+  std::filesystem::path directory;  ///< adapter_config.json and adapter_model.safetensors
+  double scale = 1;                 ///< factor beside alpha / rank
+};
+
 struct LoadOptions {
   Device device;                ///< where to run
   DType dtype = DType::f32;     ///< arithmetic: f32, or bf16 = product inputs rounded to bf16
   int threads = 0;              ///< 0: one per physical core
   bool check_tensors = false;   ///< look for NaN and infinities in the weights; reads every byte
   std::int64_t chunk_size = 0;  ///< L of the chunkwise form; 0: the engine's choice
+  /// Added to the weights one after the other: W + scale alpha / rank B A in float32, rounded to
+  /// the type of W. The matrices they change are copied. Model::load() alone takes them.
+  std::vector<Adapter> adapters = {};
   /// Called while loading with bytes done and bytes in all.
   std::function<void(std::uint64_t done, std::uint64_t total)> progress;
 };
@@ -48,7 +57,7 @@ struct SequenceInput {
 class Model {
  public:
   /// Loads a Hugging Face directory (config.json, safetensors, tokenizer.json) or an NX-AI
-  /// xlstm_large directory (config.yaml, model_{n}.safetensors).
+  /// xlstm_large directory (config.yaml, model_{n}.safetensors), and the adapters on it.
   /// @throws Error naming file, tensor, expected and found
   static Model load(const std::filesystem::path& directory, const LoadOptions& options = {});
   /// A model of this shape with random weights of type `weights`, for benchmarks and tests. The

@@ -9,6 +9,7 @@
 #include "core/hash.hpp"
 #include "core/log.hpp"
 #include "core/threads.hpp"
+#include "model/adapter.hpp"
 #include "model/model_impl.hpp"
 
 namespace xlstm {
@@ -264,6 +265,7 @@ Model Model::load(const std::filesystem::path& directory, const LoadOptions& opt
   if (options.check_tensors) model::check_finite(*impl);
   model::load_vocabulary(*impl);
   impl->hash = model::hash_model(*impl);
+  for (const Adapter& adapter : options.adapters) model::apply_adapter(*impl, adapter);
   return Model(std::move(impl));
 }
 

@@ -131,6 +131,9 @@ Model Model::random(const Config& config, DType weights, std::uint64_t seed,
   config.validate();
   XLSTM_CHECK(is_weight_dtype(weights), invalid_argument,
               "random weights: expected f32, bf16 or f16, found {}", to_string(weights));
+  XLSTM_CHECK(options.adapters.empty(), invalid_argument,
+              "random weights: expected no adapters, found {}",
+              options.adapters.front().directory.string());
   auto impl = std::make_unique<Impl>(config, options);
   model::random_weights(*impl, weights, seed);
   model::load_vocabulary(*impl);

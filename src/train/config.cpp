@@ -100,6 +100,7 @@ std::vector<Key> list_keys(TrainConfig& c) {
   DataKeys& d = c.data;
   TaskKeys& t = c.task;
   OptimizerKeys& o = c.optimizer;
+  LoraKeys& l = c.lora;
   RunKeys& r = c.run;
   const std::vector<std::string> dtypes = {"f32", "bf16"};
   return {
@@ -149,6 +150,7 @@ std::vector<Key> list_keys(TrainConfig& c) {
       {"task", "name", &t.name},
       {"task", "min_length", &t.min_length, 1, 1 << 20},
       {"task", "max_length", &t.max_length, 1, 1 << 20},
+      {"task", "curriculum_steps", &t.curriculum_steps, 0, kMany},
       {"task", "validation_min_length", &t.validation_min_length, 1, 1 << 20},
       {"task", "validation_max_length", &t.validation_max_length, 1, 1 << 20},
       {"task", "validation_count", &t.validation_count, 1, 1 << 24},
@@ -165,6 +167,10 @@ std::vector<Key> list_keys(TrainConfig& c) {
       {"optimizer", "eps", &o.eps, 1e-30, 1},
       {"optimizer", "weight_decay", &o.weight_decay, 0, 100},
       {"optimizer", "clip", &o.clip, 0, 1e9},
+
+      {"lora", "rank", &l.rank, 0, 65536},
+      {"lora", "alpha", &l.alpha, 0, 1e9},
+      {"lora", "targets", &l.targets},
 
       {"run", "out", &r.out, 0, 0, {}, true},
       {"run", "steps", &r.steps, 1, kMany},
@@ -342,6 +348,10 @@ void validate(const TrainConfig& c, int processes) {
               "data.mode: a task has no streams, expected \"packed\"");
   XLSTM_CHECK(c.model.config.empty() || c.model.init_from.empty(), invalid_argument,
               "model.config and model.init_from: expected at most one of them");
+  XLSTM_CHECK(c.lora.rank == 0 || !c.model.init_from.empty(), invalid_argument,
+              "lora.rank: an adapter needs a model to adapt: set model.init_from");
+  XLSTM_CHECK(c.lora.rank == 0 || !c.lora.targets.empty(), invalid_argument,
+              "lora.targets: expected names of matrices or \"all\", found none");
   // The ids are not counted yet: any vocab_size does.
   if (c.model.config.empty() && c.model.init_from.empty()) architecture(c, 1);
 }

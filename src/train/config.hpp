@@ -62,6 +62,7 @@ struct TaskKeys {
   std::string name;
   std::int64_t min_length = 1;
   std::int64_t max_length = 40;
+  std::int64_t curriculum_steps = 0;
   std::int64_t validation_min_length = 40;
   std::int64_t validation_max_length = 256;
   std::int64_t validation_count = 256;
@@ -80,6 +81,12 @@ struct OptimizerKeys {
   double eps = 1e-8;
   double weight_decay = 0.1;
   double clip = 1.0;
+};
+
+struct LoraKeys {
+  std::int64_t rank = 0;
+  double alpha = 0.0;
+  std::vector<std::string> targets = {"all"};
 };
 
 struct RunKeys {
@@ -112,6 +119,7 @@ struct TrainConfig {
   DataKeys data;
   TaskKeys task;
   OptimizerKeys optimizer;
+  LoraKeys lora;
   RunKeys run;
 };
 

@@ -76,7 +76,7 @@ void read_config_text(std::string_view text, const std::string& name, TrainConfi
     if (!node.is_table() || !known) {
       fail(ErrorCode::invalid_argument, "{}unknown {} '{}'{}", place,
            node.is_table() ? "section" : "key", section_name,
-           node.is_table() ? "; expected [model], [data], [task], [optimizer] or [run]"
+           node.is_table() ? "; expected [model], [data], [task], [optimizer], [lora] or [run]"
                            : detail::guess(section_name));
     }
     for (const auto& [key_name, value] : *node.as_table()) {

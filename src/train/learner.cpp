@@ -53,6 +53,7 @@ model::Network& Learner::compute_network(const LearnerOptions& options) {
   hp.exact_backward = options.exact_backward;
   if (options.dropout >= 0) hp.dropout = static_cast<float>(options.dropout);
 
+  if (options.lora.rank > 0) lora_.emplace(impl, options.lora, context_);
   parameters_ = same_parameters(impl, gradient_network_);
   std::int64_t floats = 0;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
@@ -63,7 +64,7 @@ model::Network& Learner::compute_network(const LearnerOptions& options) {
   }
   offsets_.push_back(floats);
   const std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
-  for (Buffer* buffer : {&gradients_, &m_, &v_}) *buffer = Buffer(bytes, {}, true);
+  gradients_ = Buffer(bytes, {}, true);
   for (std::size_t i = 0; i < parameters_.size(); ++i)
     *parameters_[i].view =
         model::dense_view(reinterpret_cast<float*>(gradients_.data()) + offsets_[i], DType::f32,
@@ -71,7 +72,10 @@ model::Network& Learner::compute_network(const LearnerOptions& options) {
   tie(gradient_network_);
 
   copies_.resize(parameters_.size());
-  if (options.compute == DType::f32) return impl.network;
+  if (options.compute == DType::f32) {
+    list_trained();
+    return impl.network;
+  }
   rounded_ = Buffer(bytes / 2, {}, true);
   rounded_parameters_ = same_parameters(impl, rounded_network_);
   rounded_network_.hp.activation = DType::bf16;
@@ -87,7 +91,43 @@ model::Network& Learner::compute_network(const LearnerOptions& options) {
   }
   tie(rounded_network_);
   round_copies();
+  list_trained();
   return rounded_network_;
+}
+
+void Learner::list_trained() {
+  if (lora_) {
+    for (const Lora::Matrix& m : lora_->matrices()) {
+      trained_.push_back({m.module + ".lora_A", true, m.a, m.d_a, {}, {}, {}});
+      trained_.push_back({m.module + ".lora_B", true, m.b, m.d_b, {}, {}, {}});
+    }
+  } else {
+    for (std::size_t i = 0; i < parameters_.size(); ++i)
+      trained_.push_back({parameters_[i].name,
+                          parameters_[i].decay,
+                          weights_[i],
+                          *parameters_[i].view,
+                          {},
+                          {},
+                          copies_[i]});
+  }
+  const auto place = [this](Buffer& buffer, Tensor Trained::*moment) {
+    std::size_t bytes = 0;
+    const auto next = [&bytes](const Trained& t) {
+      const std::size_t at = bytes;
+      bytes += (t.weight.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+      return at;
+    };
+    for (const Trained& t : trained_) next(t);
+    buffer = Buffer(bytes, {}, true);
+    bytes = 0;
+    for (Trained& t : trained_) {
+      t.*moment = t.weight;
+      (t.*moment).data = buffer.data() + next(t);
+    }
+  };
+  place(m_, &Trained::m);
+  place(v_, &Trained::v);
 }
 
 void Learner::round_copies() {
@@ -136,7 +176,10 @@ double Learner::forward_backward(const Examples& examples, std::uint64_t key) {
   if (examples.tokens() == 0) return 0;
   const std::vector<std::byte*> records = slots(examples);
   const ops::Batch batch{examples.offsets, records};
-  return pass_.run({batch, examples.ids, examples.targets}, 1.0F, key);
+  const double loss = pass_.run({batch, examples.ids, examples.targets}, 1.0F, key);
+  // Of all that was added up so far: it replaces what an earlier pass gave.
+  if (lora_) lora_->project(context_, parameters_);
+  return loss;
 }
 
 std::size_t Learner::activation_bytes(const Examples& examples) {
@@ -145,8 +188,15 @@ std::size_t Learner::activation_bytes(const Examples& examples) {
   return pass_.bytes({batch, examples.ids, examples.targets});
 }
 
+std::int64_t Learner::trained_count() const {
+  std::int64_t count = 0;
+  for (const Trained& t : trained_) count += t.weight.count();
+  return count;
+}
+
 std::size_t Learner::parameter_bytes() const {
-  return 4 * gradients_.size() + rounded_.size() + streams_.size();
+  return 2 * gradients_.size() + m_.size() + v_.size() + rounded_.size() + streams_.size() +
+         (lora_ ? lora_->bytes() : 0);
 }
 
 Learner::Score Learner::evaluate(const Examples& examples) {
@@ -163,33 +213,32 @@ std::string Learner::find_nonfinite(const Examples& examples) {
 }
 
 std::string Learner::nonfinite_gradient() const {
-  for (const model::Parameter& p : parameters_) {
-    const float* g = p.view->as<float>();
-    for (std::int64_t i = 0; i < p.count(); ++i)
-      if (!std::isfinite(g[i])) return p.name;
+  for (const Trained& t : trained_) {
+    const float* g = t.gradient.as<float>();
+    for (std::int64_t i = 0; i < t.gradient.count(); ++i)
+      if (!std::isfinite(g[i])) return t.name;
   }
   return {};
 }
 
 void Learner::zero_gradients() {
   parallel_ranges(context_.threads(), offsets_.back(), 1 << 16, [&](Range range) {
-    std::memset(gradients().data() + range.begin, 0,
+    std::memset(reinterpret_cast<float*>(gradients_.data()) + range.begin, 0,
                 static_cast<std::size_t>(range.end - range.begin) * sizeof(float));
   });
+  if (lora_) std::ranges::fill(lora_->gradients(), 0.0F);
 }
 
 std::span<float> Learner::gradients() noexcept {
+  if (lora_) return lora_->gradients();
   return {reinterpret_cast<float*>(gradients_.data()), static_cast<std::size_t>(offsets_.back())};
-}
-
-Tensor Learner::flat(Buffer& buffer, std::size_t i) const {
-  return Tensor::dense(reinterpret_cast<float*>(buffer.data()) + offsets_[i], DType::f32,
-                       {parameters_[i].count()});
 }
 
 double Learner::gradient_norm() {
   double squares = 0;
-  const Tensor all = Tensor::dense(gradients_.data(), DType::f32, {offsets_.back()});
+  const std::span<float> values = gradients();
+  const Tensor all =
+      Tensor::dense(values.data(), DType::f32, {static_cast<std::int64_t>(values.size())});
   context_.start_measuring();
   ops::squared_norm(context_, {.x = all, .sum = &squares});
   context_.finish_measuring();
@@ -198,35 +247,32 @@ double Learner::gradient_norm() {
 }
 
 void Learner::step(const AdamW& adamw, double grad_scale) {
-  for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    const auto as_row = [&](const Tensor& t) {
-      return t ? Tensor::dense(t.data, t.dtype, {t.count()}) : Tensor();
-    };
-    ops::adamw(context_, {.w = as_row(weights_[i]),
-                          .g = flat(gradients_, i),
-                          .m = flat(m_, i),
-                          .v = flat(v_, i),
-                          .copy = as_row(copies_[i]),
+  const auto as_row = [](const Tensor& t) {
+    return t ? Tensor::dense(t.data, t.dtype, {t.count()}) : Tensor();
+  };
+  for (const Trained& t : trained_) {
+    ops::adamw(context_, {.w = as_row(t.weight),
+                          .g = as_row(t.gradient),
+                          .m = as_row(t.m),
+                          .v = as_row(t.v),
+                          .copy = as_row(t.copy),
                           .step = adamw.step,
                           .lr = adamw.lr,
                           .beta1 = adamw.beta1,
                           .beta2 = adamw.beta2,
                           .eps = adamw.eps,
-                          .weight_decay = parameters_[i].decay ? adamw.weight_decay : 0.0,
+                          .weight_decay = t.decay ? adamw.weight_decay : 0.0,
                           .grad_scale = static_cast<float>(grad_scale)});
   }
+  if (lora_) state_changed();
 }
 
 std::vector<formats::NamedTensor> Learner::state() const {
   std::vector<formats::NamedTensor> list;
-  const auto view = [&](const Buffer& buffer, std::size_t i) {
-    return model::dense_view(reinterpret_cast<float*>(buffer.data()) + offsets_[i], DType::f32,
-                             parameters_[i].shape);
-  };
-  for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    list.push_back({"weight." + parameters_[i].name, weights_[i]});
-    list.push_back({"m." + parameters_[i].name, view(m_, i)});
-    list.push_back({"v." + parameters_[i].name, view(v_, i)});
+  for (const Trained& t : trained_) {
+    list.push_back({"weight." + t.name, t.weight});
+    list.push_back({"m." + t.name, t.m});
+    list.push_back({"v." + t.name, t.v});
   }
   if (streams_.size() > 0)
     list.push_back(
@@ -235,7 +281,17 @@ std::vector<formats::NamedTensor> Learner::state() const {
   return list;
 }
 
-void Learner::state_changed() { round_copies(); }
+void Learner::state_changed() {
+  if (lora_) lora_->merge(context_);
+  round_copies();
+}
+
+void Learner::save(const std::filesystem::path& directory, DType dtype) const {
+  if (lora_)
+    lora_->save(directory, dtype);
+  else
+    model_.save(directory, dtype);
+}
 
 Learner::Operations Learner::operations() const {
   const Model::Impl& impl = model_.impl();

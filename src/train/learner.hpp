@@ -1,7 +1,10 @@
 #pragma once
-// A model that learns: float32 weights, their gradients and moments, and the passes over them.
+// A model that learns: float32 weights, their gradients and moments, and the passes over them. What
+// is trained is every weight, or the matrices of an adapter beside weights that stay.
 
 #include <cstdint>
+#include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -11,6 +14,7 @@
 #include "model/parameters.hpp"
 #include "model/training_pass.hpp"
 #include "train/data_source.hpp"
+#include "train/lora.hpp"
 #include "xlstm/model.hpp"
 
 namespace xlstm::train {
@@ -22,6 +26,7 @@ struct LearnerOptions {
   double dropout = -1;         ///< below 0: as the model's configuration says
   int threads = 0;             ///< 0: one per physical core
   std::int64_t streams = 0;    ///< states that are carried from step to step
+  LoraOptions lora;            ///< with a rank: train an adapter
 };
 
 /// One step of AdamW (ops/optim.hpp); `weight_decay` is that of the parameters that decay.
@@ -47,26 +52,31 @@ class Learner {
   double forward_backward(const Examples& examples, std::uint64_t key);
   /// Bytes of activations that forward_backward() takes; runs nothing.
   std::size_t activation_bytes(const Examples& examples);
+  /// Numbers that are trained.
+  std::int64_t trained_count() const;
   /// Bytes of weights, gradients, moments and states of streams.
   std::size_t parameter_bytes() const;
   /// Neither dropout nor gradients; every sequence starts from the empty state.
   Score evaluate(const Examples& examples);
   /// Where the first number that is not finite appears on these examples.
   std::string find_nonfinite(const Examples& examples);
-  /// The first parameter whose gradient is not finite, or nothing.
+  /// The first trained tensor whose gradient is not finite, or nothing.
   std::string nonfinite_gradient() const;
 
   void zero_gradients();
-  /// All gradients, for processes to add up.
+  /// All gradients of what is trained, for processes to add up.
   std::span<float> gradients() noexcept;
   double gradient_norm();
   /// @param grad_scale  factor of the gradients
   void step(const AdamW& adamw, double grad_scale);
 
-  /// Weights, moments and states of streams: what a checkpoint holds.
+  /// What is trained, moments and states of streams: what a checkpoint holds.
   std::vector<formats::NamedTensor> state() const;
   /// Called when the tensors of state() were overwritten.
   void state_changed();
+
+  /// Writes the model, or the adapter that was trained. `dtype` is the type of the numbers.
+  void save(const std::filesystem::path& directory, DType dtype) const;
 
   /// Operations of forward and backward, a multiply-add counting two, without the attention within
   /// chunks: of a token in the blocks, and of a target in the head.
@@ -76,8 +86,14 @@ class Learner {
   Operations operations() const;
 
  private:
-  struct Flat;
-  Tensor flat(Buffer& buffer, std::size_t parameter) const;
+  /// What the optimiser steps.
+  struct Trained {
+    std::string name;
+    bool decay;
+    Tensor weight, gradient, m, v;  ///< f32, of one shape
+    Tensor copy;                    ///< bf16, or empty
+  };
+  void list_trained();
   std::vector<std::byte*> slots(const Examples& examples);
   std::byte* stream(std::int32_t index);
   void round_copies();
@@ -88,6 +104,8 @@ class Learner {
   std::vector<std::int64_t> offsets_;         ///< of each parameter in the flat buffers, in floats
   std::vector<Tensor> weights_;               ///< float32
   std::vector<Tensor> copies_;                ///< bf16, or empty
+  std::optional<Lora> lora_;
+  std::vector<Trained> trained_;
   Buffer gradients_, m_, v_, rounded_, streams_;
   std::vector<Buffer> ending_;  ///< copies of the states of streams whose documents end
   std::size_t record_bytes_;

@@ -117,11 +117,13 @@ Sources task_sources(const TrainConfig& config) {
   options.name = t.name;
   options.min_length = t.min_length;
   options.max_length = t.max_length;
+  options.curriculum_steps = t.curriculum_steps;
   options.symbols = t.symbols;
   options.pairs = t.pairs;
   options.seed = static_cast<std::uint64_t>(config.run.seed);
   Sources sources;
   sources.training = make_task(options);
+  options.curriculum_steps = 0;
   options.min_length = t.validation_min_length;
   options.max_length = t.validation_max_length;
   options.count = t.validation_count;

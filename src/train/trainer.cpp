@@ -66,6 +66,11 @@ LearnerOptions learner_options(const TrainConfig& config, const Sources& sources
   if (config.model.dropout > 0) options.dropout = config.model.dropout;
   options.threads = threads;
   options.streams = sources.training->streams();
+  options.lora = {.rank = config.lora.rank,
+                  .alpha = config.lora.alpha,
+                  .targets = config.lora.targets,
+                  .seed = static_cast<std::uint64_t>(config.run.seed),
+                  .base = config.model.init_from};
   return options;
 }
 
@@ -179,6 +184,8 @@ RunFacts Run::facts() const {
   RunFacts facts;
   for (const auto& [key, value] : snapshot(config_)) facts["key." + key] = value;
   facts["data"] = sources_.training->identity();
+  // The checkpoints of an adapter do not hold the weights that it is for.
+  if (config_.lora.rank > 0) facts["base"] = fmt::format("{:016x}", learner_.model().hash());
   facts["best_step"] = fmt::format("{}", result_.best.step);
   facts["best_loss"] = fmt::format("{}", result_.best.loss);
   return facts;
@@ -206,6 +213,12 @@ void Run::resume() {
   XLSTM_CHECK(fact("data") == sources_.training->identity(), invalid_argument,
               "{}: the run was started on other data: {}; found {}", out_.string(), fact("data"),
               sources_.training->identity());
+  if (config_.lora.rank > 0) {
+    const std::string base = fmt::format("{:016x}", learner_.model().hash());
+    XLSTM_CHECK(fact("base") == base, invalid_argument,
+                "{}: the run was started on another model: hash {}; found {} in {}", out_.string(),
+                fact("base"), base, config_.model.init_from);
+  }
   read_tensors(folder, step, learner_.state());
   learner_.state_changed();
   result_.best.step = std::stoll(fact("best_step"));
@@ -362,7 +375,7 @@ void Run::save(const fs::path& directory) {
   const fs::path temporary = directory.string() + ".tmp";
   std::error_code error;
   fs::remove_all(temporary, error);
-  learner_.model().save(temporary, *parse_dtype(config_.run.save_dtype));
+  learner_.save(temporary, *parse_dtype(config_.run.save_dtype));
   fs::remove_all(directory, error);
   fs::rename(temporary, directory, error);
   XLSTM_CHECK(!error, io, "{}: could not rename '{}': {}", directory.string(), temporary.string(),
@@ -387,7 +400,7 @@ TrainResult Run::run() {
   const std::int64_t end = r.stop_at > 0 ? std::min(r.stop_at, r.steps) : r.steps;
   const auto every = [&](std::int64_t n, std::int64_t step) { return n > 0 && step % n == 0; };
   message(fmt::format(
-      "{} parameters, {}; {}", learner_.model().parameters().size(), sources_.training->identity(),
+      "{} numbers to train, {}; {}", learner_.trained_count(), sources_.training->identity(),
       sources_.validation ? "validation: " + sources_.validation->identity() : "no validation"));
   if (processes_.size() > 1)
     message(fmt::format("{} processes, {} {} in each", processes_.size(), threads_,
@@ -459,6 +472,7 @@ TrainPlan plan(const TrainConfig& config) {
     for (const std::int64_t size : p.shape) count *= size;
     plan.parameters += count;
   }
+  plan.trained = learner.trained_count();
   plan.tokens_per_step = examples.tokens() * config.run.accumulation;
   plan.parameter_bytes = learner.parameter_bytes();
   plan.activation_bytes = learner.activation_bytes(examples);

@@ -59,6 +59,7 @@ TrainResult train(const TrainConfig& config, Communicator& processes,
 /// What a run of this configuration would need, without running it.
 struct TrainPlan {
   std::int64_t parameters = 0;
+  std::int64_t trained = 0;            ///< of an adapter, or all
   std::int64_t tokens_per_step = 0;    ///< of all processes
   std::uint64_t parameter_bytes = 0;   ///< weights, gradients, moments
   std::uint64_t activation_bytes = 0;  ///< of one pass

@@ -79,15 +79,20 @@ class Task : public DataSource {
     check_symbols();
     check_lengths();
     if (kind_.write == write_associative_recall) check_pairs();
+    XLSTM_CHECK(options_.curriculum_steps >= 0, invalid_argument,
+                "task.curriculum_steps: expected 0 or more, found {}", options_.curriculum_steps);
     XLSTM_CHECK(options_.count >= 0, invalid_argument, "task.count: expected 0 or more, found {}",
                 options_.count);
   }
 
   void rows(std::int64_t step, std::int64_t begin, std::int64_t end, Examples& out) const override {
     Row row;
+    std::int64_t more_lengths = more_lengths_;
+    if (step < options_.curriculum_steps)
+      more_lengths = more_lengths_ * step / options_.curriculum_steps;
     for (std::int64_t i = begin; i < end; ++i) {
       Random random(options_.seed, step, i);
-      const std::int64_t length = first_length_ + stride_ * random.between(0, more_lengths_);
+      const std::int64_t length = first_length_ + stride_ * random.between(0, more_lengths);
       row.ids.clear();
       row.targets.clear();
       kind_.write({length, options_.symbols, options_.pairs}, random, row);
@@ -102,9 +107,11 @@ class Task : public DataSource {
   double chance() const override { return 1.0 / static_cast<double>(options_.symbols); }
   std::string identity() const override {
     return fmt::format(
-        "task {}: min_length {}, max_length {}, symbols {}, pairs {}, seed {}, count {}",
-        kind_.name, options_.min_length, options_.max_length, options_.symbols, options_.pairs,
-        options_.seed, options_.count);
+        "task {}: min_length {}, max_length {}, curriculum_steps {}, symbols {}, pairs {}, seed "
+        "{}, "
+        "count {}",
+        kind_.name, options_.min_length, options_.max_length, options_.curriculum_steps,
+        options_.symbols, options_.pairs, options_.seed, options_.count);
   }
 
  private:

@@ -23,6 +23,8 @@ struct TaskOptions {
   /// in the paper.
   std::int64_t symbols = 0;
   std::int64_t pairs = 4;  ///< keys with a value in associative_recall; other tasks ignore it
+  /// Steps in which the longest input grows from min_length to max_length; 0: max_length at once.
+  std::int64_t curriculum_steps = 0;
   std::uint64_t seed = 0;  ///< rows of different seeds have nothing in common
   std::int64_t count = 0;  ///< rows to measure with; 0: endless
 };
