@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -12,6 +13,7 @@
 #include <set>
 
 #include "core/float_bits.hpp"
+#include "formats/config_files.hpp"
 #include "formats/temp_dir.hpp"
 #include "model/model_impl.hpp"
 

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <ostream>
 #include <set>
 
 #include "model/trainable.hpp"
@@ -129,6 +130,8 @@ struct LearnerCase {
   Config config;
   LearnerOptions options;
 };
+
+void PrintTo(const LearnerCase& c, std::ostream* out) { *out << c.name; }
 
 std::vector<LearnerCase> learner_cases() {
   std::vector<LearnerCase> cases;

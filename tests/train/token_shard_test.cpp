@@ -4,12 +4,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
 
-#include "core/hash.hpp"
-#include "formats/config_files.hpp"
 #include "formats/expect_error.hpp"
 #include "formats/temp_dir.hpp"
 #include "text/utf8.hpp"
