@@ -15,7 +15,7 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/xlstm-config.cmake
 
 # pkg-config: whoever links the static library links what it uses (pkg-config --static).
 set(pc_requires "fmt libhwy yaml-cpp libpcre2-8 libutf8proc")
-set(pc_libs "-lstdc++ -lm ${OpenMP_CXX_FLAGS}")
+set(pc_libs "-lstdc++ -lm -ldl ${OpenMP_CXX_FLAGS}")
 if(XLSTM_WITH_ONEDNN)
   string(APPEND pc_libs " -ldnnl")
 endif()

@@ -17,6 +17,13 @@ Verbosity current_verbosity = Verbosity::info;
 
 volatile sig_atomic_t interrupt_seen = 0;
 void on_interrupt(int) { interrupt_seen = 1; }
+void catch_once(int number) {
+  struct sigaction action = {};
+  action.sa_handler = on_interrupt;
+  action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);  // a second Ctrl-C kills
+  sigemptyset(&action.sa_mask);
+  sigaction(number, &action, nullptr);
+}
 
 // Bars shorter than this are over before anybody could read them.
 constexpr auto kFirstDraw = std::chrono::milliseconds(300);
@@ -50,12 +57,11 @@ void write_out(std::string_view text) {
          errno != 0 ? std::strerror(errno) : "it is closed");
 }
 
-void catch_interrupt() {
-  struct sigaction action = {};
-  action.sa_handler = on_interrupt;
-  action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);  // a second Ctrl-C kills
-  sigemptyset(&action.sa_mask);
-  sigaction(SIGINT, &action, nullptr);
+void catch_interrupt() { catch_once(SIGINT); }
+
+void catch_termination() {
+  catch_once(SIGTERM);
+  catch_once(SIGUSR1);
 }
 
 bool interrupted() noexcept { return interrupt_seen != 0; }

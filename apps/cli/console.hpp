@@ -32,6 +32,8 @@ bool try_write_out(std::string_view text) noexcept;
 
 /// From now on the first Ctrl-C only makes interrupted() true; a second one ends the program.
 void catch_interrupt();
+/// The same for SIGTERM and SIGUSR1, by which launchers of long runs say that time is up.
+void catch_termination();
 bool interrupted() noexcept;
 /// Forgets a Ctrl-C and waits for the next.
 void clear_interrupt();

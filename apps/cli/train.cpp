@@ -2,7 +2,9 @@
 
 #include "train/trainer.hpp"
 
+#include <chrono>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "commands.hpp"
 #include "console.hpp"
@@ -133,19 +135,18 @@ void print_result(const train::TrainResult& result) {
   write_out(object.dump() + "\n");
 }
 
-}  // namespace
-
-int run_train(Arguments args) {
+int train_with(train::Communicator& processes, Arguments args) {
   Command command;
+  if (processes.rank() != 0) set_verbosity(Verbosity::none);  // process 0 speaks for all
   if (!parse(args, command)) return 0;
-  set_verbosity(command.quiet ? Verbosity::warning : Verbosity::info);
+  if (processes.rank() == 0) set_verbosity(command.quiet ? Verbosity::warning : Verbosity::info);
   connect_library_log();
   if (command.plan) {
-    print_plan(train::plan(command.config), command.json);
+    if (processes.rank() == 0) print_plan(train::plan(command.config), command.json);
     return 0;
   }
   catch_interrupt();
-  const std::unique_ptr<train::Communicator> processes = train::world();
+  catch_termination();  // what Ctrl-C becomes under mpirun
   train::TrainCallbacks callbacks;
   callbacks.on_message = [](const std::string& text) { info("{}", text); };
   callbacks.on_step = [](const train::StepReport& r) {
@@ -164,16 +165,8 @@ int run_train(Arguments args) {
     info("step {}  sample:\n{}", step, text);
   };
   callbacks.should_stop = [] { return interrupted(); };
-  train::TrainResult result;
-  try {
-    result = train::train(command.config, *processes, callbacks);
-  } catch (const std::exception& error) {
-    if (processes->size() == 1) throw;
-    fmt::print(stderr, "xlstm: error: process {}: {}\n", processes->rank(), error.what());
-    processes->abort();
-    return 1;
-  }
-  if (processes->rank() != 0) return 0;
+  const train::TrainResult result = train::train(command.config, processes, callbacks);
+  if (processes.rank() != 0) return 0;
   if (command.json) print_result(result);
   if (result.interrupted) {
     message(LogLevel::warning,
@@ -183,6 +176,22 @@ int run_train(Arguments args) {
   info("{} tokens in {}; the model is {}", result.tokens, format_duration(result.seconds),
        result.model.string());
   return 0;
+}
+
+}  // namespace
+
+int run_train(Arguments args) {
+  const std::unique_ptr<train::Communicator> processes = train::world();
+  if (processes->size() == 1) return train_with(*processes, args);
+  try {
+    return train_with(*processes, args);
+  } catch (const std::exception& error) {
+    // What all processes meet alike, process 0 tells: it ends the others while they wait.
+    if (processes->rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(2));
+    fmt::print(stderr, "xlstm: error: process {}: {}\n", processes->rank(), error.what());
+    processes->end_all();
+  }
+  return 1;
 }
 
 }  // namespace xlstm::cli

@@ -148,7 +148,15 @@ Model trainable_model(const std::filesystem::path& directory, const LoadOptions&
                                           : f16_to_f32(from.as<std::uint16_t>()[i]);
     *p.view = dense_view(to, DType::f32, p.shape);
   }
-  if (impl.tied) impl.network.lm_head[0] = impl.network.embedding;
+  // Files of tied models hold the matrix twice: it stays one while it learns.
+  Tensor& head = impl.network.lm_head[0];
+  const Tensor& embedding = impl.network.embedding;
+  if (impl.config.tie_word_embeddings && !impl.tied &&
+      std::memcmp(head.data, embedding.data, embedding.bytes()) == 0) {
+    std::erase_if(impl.parameters, [&](const Parameter& p) { return p.view == &head; });
+    impl.tied = true;
+  }
+  if (impl.tied) head = embedding;
   return model;
 }
 

@@ -14,7 +14,8 @@ namespace xlstm::model {
 Model initial_model(const Config& config, std::uint64_t seed,
                     const std::filesystem::path& vocabulary, const LoadOptions& options);
 
-/// The model of a directory, its weights copied to float32.
+/// The model of a directory, its weights copied to float32. A configuration that ties lm_head to
+/// the embedding is followed where the files hold the same numbers for both.
 /// @throws Error naming file, tensor, expected and found
 Model trainable_model(const std::filesystem::path& directory, const LoadOptions& options);
 

@@ -195,8 +195,7 @@ void TrainingPass::block_backward(std::size_t i, const Step& step, const Tensor&
       [&](const auto& block) {
         using Kind = std::decay_t<decltype(block)>;
         block.backward(c, network_.hp, d_x, batch, step.d_slots, network_.state.blocks()[i],
-                       std::get<typename Kind::Saved>(saved),
-                       std::get<Kind>(gradients_.blocks[i]));
+                       std::get<typename Kind::Saved>(saved), std::get<Kind>(gradients_.blocks[i]));
       },
       network_.blocks[i]);
 }

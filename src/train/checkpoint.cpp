@@ -49,7 +49,7 @@ void write_checkpoint(const fs::path& folder, std::int64_t step,
     const fs::path old = directory_of(folder, steps.front());
     const fs::path doomed = old.string() + ".tmp";
     fs::rename(old, doomed, error);
-    fs::remove_all(doomed, error);
+    if (!error) fs::remove_all(doomed, error);
     if (error)
       log(LogLevel::warning,
           fmt::format("{}: could not remove it: {}", old.string(), error.message()));

@@ -22,7 +22,18 @@ struct Overloaded : Types... {
 template <class... Types>
 Overloaded(Types...) -> Overloaded<Types...>;
 
-std::string quoted(const std::string& text) { return nlohmann::json(text).dump(); }
+// A string of TOML, which is one of JSON but for DEL; what is not UTF-8 becomes U+FFFD.
+std::string quoted(const std::string& text) {
+  using Json = nlohmann::json;
+  std::string result;
+  for (const char c : Json(text).dump(-1, ' ', false, Json::error_handler_t::replace)) {
+    if (c == '\x7f')
+      result += "\\u007f";
+    else
+      result += c;
+  }
+  return result;
+}
 
 // "from 0 to 1", "of at least 0" or nothing.
 std::string range_text(const Key& key) {
@@ -109,7 +120,15 @@ std::vector<Key> list_keys(TrainConfig& c) {
       {"model", "use_bias", &m.use_bias},
       {"model", "dropout", &m.dropout, 0, 0.99},
       {"model", "slstm_at", &m.slstm_at, 0, 9999},
-      {"model", "conv1d_kernel_size", &m.conv1d_kernel_size, 0, 64},
+      {"model", "conv1d_kernel_size", &m.conv1d_kernel_size, 1, 64},
+      {"model", "slstm_conv1d_kernel_size", &m.slstm_conv1d_kernel_size, 0, 64},
+      {"model", "recurrent_weight_init", &m.recurrent_weight_init, 0, 0, {"zeros", "standard"}},
+      {"model",
+       "bias_init",
+       &m.bias_init,
+       0,
+       0,
+       {"powerlaw_blockdependent", "small_init", "zeros", "standard"}},
       {"model", "mlstm_proj_factor", &m.mlstm_proj_factor, 1e-3, 100},
       {"model", "slstm_ffn_proj_factor", &m.slstm_ffn_proj_factor, 1e-3, 100},
 
@@ -332,7 +351,8 @@ void validate(const TrainConfig& c, int processes) {
               "lora.rank: an adapter needs a model to adapt: set model.init_from");
   XLSTM_CHECK(c.lora.rank == 0 || !c.lora.targets.empty(), invalid_argument,
               "lora.targets: expected names of matrices or \"all\", found none");
-  if (c.model.config.empty() && c.model.init_from.empty()) architecture(c, 256);
+  // The ids are not counted yet: any vocab_size does.
+  if (c.model.config.empty() && c.model.init_from.empty()) architecture(c, 1);
 }
 
 Config architecture(const TrainConfig& c, std::int64_t vocabulary) {
@@ -379,7 +399,9 @@ Config architecture(const TrainConfig& c, std::int64_t vocabulary) {
       if (slstm_blocks > 0) {
         stack.slstm.emplace();
         stack.slstm->num_heads = m.num_heads;
-        stack.slstm->conv1d_kernel_size = m.conv1d_kernel_size;
+        stack.slstm->conv1d_kernel_size = m.slstm_conv1d_kernel_size;
+        stack.slstm->recurrent_weight_init = m.recurrent_weight_init;
+        stack.slstm->bias_init = m.bias_init;
         stack.slstm->ffn_proj_factor = m.slstm_ffn_proj_factor;
       }
       config.block_stack = stack;

@@ -34,6 +34,9 @@ struct ModelKeys {
   double dropout = 0.0;
   std::vector<std::int64_t> slstm_at;
   std::int64_t conv1d_kernel_size = 4;
+  std::int64_t slstm_conv1d_kernel_size = 4;
+  std::string recurrent_weight_init = "zeros";
+  std::string bias_init = "powerlaw_blockdependent";
   double mlstm_proj_factor = 2.0;
   double slstm_ffn_proj_factor = 1.3;
 };

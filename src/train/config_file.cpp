@@ -35,6 +35,9 @@ void assign_list(const Key& key, const toml::array& list, const std::string& whe
     }
     return detail::assign(key, std::move(values), where);
   }
+  XLSTM_CHECK(std::holds_alternative<std::vector<std::string>*>(key.value), invalid_argument,
+              "{}{}: expected {}, found {}", where, key.full_name(), key.expected(),
+              type_name(list));
   std::vector<std::string> values;
   for (const toml::node& item : list) {
     XLSTM_CHECK(item.is_string(), invalid_argument, "{}{}: expected {}, found {} in it", where,

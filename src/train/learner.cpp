@@ -155,9 +155,13 @@ std::vector<std::byte*> Learner::slots(const Examples& examples) {
   }
   for (std::size_t s = 0; s < list.size(); ++s) {
     const std::int32_t out = examples.stream_out[s];
-    if (out < 0 || list[s] != nullptr) continue;
-    list[s] = stream(out);
-    std::memset(list[s], 0, record_bytes_);
+    if (out < 0 || out == examples.stream_in[s]) continue;
+    std::byte* record = stream(out);
+    if (list[s] != nullptr)
+      std::memcpy(record, list[s], record_bytes_);
+    else
+      std::memset(record, 0, record_bytes_);
+    list[s] = record;
   }
   return list;
 }
@@ -289,19 +293,18 @@ void Learner::save(const std::filesystem::path& directory, DType dtype) const {
     model_.save(directory, dtype);
 }
 
-double Learner::flops_per_token() const {
+Learner::Operations Learner::operations() const {
   const Model::Impl& impl = model_.impl();
   double products = 0;
-  for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    // The embedding is looked up; tied, it is the head as well.
-    const bool looked_up = impl.parameters[i].view == &impl.network.embedding && !impl.tied;
-    if (parameters_[i].shape.size() >= 2 && !looked_up)
-      products += static_cast<double>(parameters_[i].count());
-  }
+  for (const model::Parameter& p : impl.parameters)
+    if (p.shape.size() >= 2 && p.view != &impl.network.embedding &&
+        p.view != &impl.network.lm_head[0])
+      products += static_cast<double>(p.count());
   double cells = 0;  // C = f C + i k v^T and q C: four operations per element of C
   for (const model::BlockState& block : impl.network.state.blocks())
     cells += 4.0 * static_cast<double>(block.heads * block.dqk * block.dv);
-  return 3 * (2 * products + cells);
+  const auto head = static_cast<double>(impl.config.vocab_size * impl.config.hidden_size);
+  return {3 * (2 * products + cells), 3 * 2 * head};
 }
 
 }  // namespace xlstm::train

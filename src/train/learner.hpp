@@ -78,8 +78,12 @@ class Learner {
   /// Writes the model, or the adapter that was trained. `dtype` is the type of the numbers.
   void save(const std::filesystem::path& directory, DType dtype) const;
 
-  /// Multiply-adds count two; forward and backward, without the attention within chunks.
-  double flops_per_token() const;
+  /// Operations of forward and backward, a multiply-add counting two, without the attention within
+  /// chunks: of a token in the blocks, and of a target in the head.
+  struct Operations {
+    double token = 0, target = 0;
+  };
+  Operations operations() const;
 
  private:
   /// What the optimiser steps.

@@ -66,11 +66,13 @@ void TextSource::rows(std::int64_t step, std::int64_t begin, std::int64_t end,
   const std::int64_t length = options_.seq_len;
   for (std::int64_t i = begin; i < end; ++i) {
     if (options_.validation) {
-      add_row(i * length, (i + 1) * length, -1, out);
+      add_row(i * length, (i + 1) * length, -1, -1, out);
     } else if (options_.stream) {
       const std::int64_t part = (tokens() - 1) / options_.batch, pieces = part / length;
       const std::int64_t at = i * part + step % pieces * length;
-      add_row(at, at + length, static_cast<std::int32_t>(i), out);
+      // Back at the begin of its part, a stream's state is that of other text.
+      const auto stream = static_cast<std::int32_t>(i);
+      add_row(at, at + length, step % pieces == 0 ? -1 : stream, stream, out);
     } else {
       // One row less in an epoch whose cut is moved, where the text is not long enough.
       const std::int64_t spare = options_.random_offset ? rows_ - 1 : rows_;
@@ -84,13 +86,13 @@ void TextSource::rows(std::int64_t step, std::int64_t begin, std::int64_t end,
       if (options_.random_offset && room > 0)
         offset = static_cast<std::int64_t>(mix64(key + 1) %
                                            static_cast<std::uint64_t>(std::min(room, length) + 1));
-      add_row(offset + window * length, offset + (window + 1) * length, -1, out);
+      add_row(offset + window * length, offset + (window + 1) * length, -1, -1, out);
     }
   }
 }
 
-void TextSource::add_row(std::int64_t begin, std::int64_t end, std::int32_t stream,
-                         Examples& out) const {
+void TextSource::add_row(std::int64_t begin, std::int64_t end, std::int32_t stream_in,
+                         std::int32_t stream_out, Examples& out) const {
   std::vector<std::int32_t> ids, targets;
   auto document = std::upper_bound(ends_.begin(), ends_.end(), begin);
   auto shard = static_cast<std::size_t>(std::upper_bound(bases_.begin(), bases_.end(), begin) -
@@ -109,7 +111,7 @@ void TextSource::add_row(std::int64_t begin, std::int64_t end, std::int32_t stre
       targets.push_back(ids[static_cast<std::size_t>(i - at)]);
     targets.push_back(stop < *document ? token(stop) : -1);
     // The document that a row begins in goes on from the stream's state, that it ends in leaves it.
-    if (!ids.empty()) out.add(ids, targets, fresh ? -1 : stream, stop == end ? stream : -1);
+    if (!ids.empty()) out.add(ids, targets, fresh ? -1 : stream_in, stop == end ? stream_out : -1);
     at = stop;
   }
 }

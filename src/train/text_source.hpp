@@ -21,7 +21,7 @@ struct TextOptions {
 /// All documents end to end. Packed, they are cut into rows of seq_len tokens; within a row every
 /// document starts from the empty state, and so does the rest of one that a cut went through.
 /// As streams, row i of every step is the next seq_len tokens of the i-th part of the text; the
-/// state is carried, and emptied where a document begins.
+/// state is carried, and emptied where a document begins and where the part begins again.
 class TextSource final : public DataSource {
  public:
   /// @throws Error(invalid_argument) if there are fewer tokens than a row takes
@@ -38,7 +38,8 @@ class TextSource final : public DataSource {
   std::int64_t documents() const { return static_cast<std::int64_t>(ends_.size()); }
 
  private:
-  void add_row(std::int64_t begin, std::int64_t end, std::int32_t stream, Examples& out) const;
+  void add_row(std::int64_t begin, std::int64_t end, std::int32_t stream_in,
+               std::int32_t stream_out, Examples& out) const;
 
   std::vector<TokenShard> shards_;
   std::vector<std::int64_t> bases_ = {0};  ///< the first token of each shard, and the end

@@ -23,9 +23,14 @@ struct Header {
   std::int64_t tokens = 0;
   std::int64_t documents = 0;
   std::int64_t text_bytes = 0;
-  std::uint64_t checksum = 0;  ///< of all that follows
+  std::uint64_t checksum = 0;  ///< of the header, this being 0, and all that follows
 };
 static_assert(sizeof(Header) == 48);
+
+std::uint64_t checksum_of(Header header, std::span<const std::byte> body) {
+  header.checksum = 0;
+  return hash_bytes(body, hash_bytes(std::as_bytes(std::span(&header, 1)), 0));
+}
 
 std::string_view text_of(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
@@ -114,7 +119,7 @@ void make_shard(const fs::path& path, std::string_view text, const std::string& 
       std::memcpy(at + 2 * i, &id, sizeof(id));
     }
   }
-  header.checksum = hash_bytes(body, 0);
+  header.checksum = checksum_of(header, body);
   formats::AtomicFile file(path);
   file.write(std::as_bytes(std::span(&header, 1)));
   file.write(body);
@@ -134,7 +139,7 @@ bool read_header(std::span<const std::byte> bytes, Header& header) {
          static_cast<std::size_t>(header.documents) * 8 +
                  static_cast<std::size_t>(header.tokens) * header.id_bytes ==
              body &&
-         hash_bytes(bytes.subspan(sizeof(Header)), 0) == header.checksum;
+         checksum_of(header, bytes.subspan(sizeof(Header))) == header.checksum;
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "core/check.hpp"
 #include "core/hash.hpp"
 #include "core/machine_peaks.hpp"
+#include "core/threads.hpp"
 #include "formats/mapped_file.hpp"
 #include "model/trainable.hpp"
 #include "train/checkpoint.hpp"
@@ -34,9 +35,14 @@ void make_directory(const fs::path& path) {
   XLSTM_CHECK(!error, io, "{}: could not create the directory: {}", path.string(), error.message());
 }
 
-Model make_model(const TrainConfig& config, const Sources& sources) {
+int thread_count(const TrainConfig& config, const Communicator& processes) {
+  return config.run.threads > 0 ? static_cast<int>(config.run.threads)
+                                : processes.share_of_cores(physical_cores());
+}
+
+Model make_model(const TrainConfig& config, const Sources& sources, int threads) {
   LoadOptions options;
-  options.threads = static_cast<int>(config.run.threads);
+  options.threads = threads;
   options.chunk_size = config.run.chunk_size;
   if (config.model.init_from.empty())
     return model::initial_model(architecture(config, sources.training->vocabulary()),
@@ -50,7 +56,7 @@ Model make_model(const TrainConfig& config, const Sources& sources) {
   return model;
 }
 
-LearnerOptions learner_options(const TrainConfig& config, const Sources& sources) {
+LearnerOptions learner_options(const TrainConfig& config, const Sources& sources, int threads) {
   LearnerOptions options;
   options.compute = config.run.compute == "bf16" ? DType::bf16 : DType::f32;
   if (config.run.recompute == "norms") options.recompute = model::Recompute::norms;
@@ -58,7 +64,7 @@ LearnerOptions learner_options(const TrainConfig& config, const Sources& sources
   options.exact_backward = config.run.exact_backward;
   // v1: the configuration of the model has it.
   if (config.model.dropout > 0) options.dropout = config.model.dropout;
-  options.threads = static_cast<int>(config.run.threads);
+  options.threads = threads;
   options.streams = sources.training->streams();
   options.lora = {.rank = config.lora.rank,
                   .alpha = config.lora.alpha,
@@ -92,7 +98,9 @@ class Run {
         callbacks_(callbacks),
         out_(config.run.out),
         sources_(prepare(config, processes)),
-        learner_(make_model(config, sources_), learner_options(config, sources_)) {}
+        threads_(thread_count(config, processes)),
+        learner_(make_model(config, sources_, threads_),
+                 learner_options(config, sources_, threads_)) {}
 
   TrainResult run();
 
@@ -105,6 +113,8 @@ class Run {
   void check_memory();
   void resume();
   RunFacts facts() const;
+  void gather_streams();
+  void check_equal_state(std::int64_t step);
   void checkpoint(std::int64_t step);
   StepReport step(std::int64_t index);
   ValidationReport validate(std::int64_t step);
@@ -116,6 +126,7 @@ class Run {
   const TrainCallbacks& callbacks_;
   fs::path out_;
   Sources sources_;
+  int threads_;
   Learner learner_;
   std::optional<Metrics> metrics_;
   TrainResult result_;
@@ -147,7 +158,11 @@ void Run::check_memory() {
     sources_.training->rows(0, 0, count, examples);
     return examples.tokens() == 0 ? 0 : learner_.activation_bytes(examples);
   };
-  const std::uint64_t needed = bytes_for(rows), have = available_memory();
+  // Every process of this machine takes as much, and none before all have compared.
+  const std::uint64_t have =
+      available_memory() / static_cast<std::uint64_t>(processes_.local_size());
+  const std::uint64_t needed = bytes_for(rows);
+  processes_.barrier();
   if (needed <= have) return;
   std::string advice = "; even one row does not fit";
   for (std::int64_t parts = 2; parts <= rows; ++parts) {
@@ -212,7 +227,39 @@ void Run::resume() {
   message(fmt::format("resuming after step {}", step));
 }
 
+// Each process carries the states of its own rows; a checkpoint holds those of all.
+void Run::gather_streams() {
+  if (sources_.training->streams() == 0) return;
+  for (const formats::NamedTensor& t : learner_.state()) {
+    if (t.name != "streams") continue;
+    const std::span<float> all(t.tensor.as<float>(), static_cast<std::size_t>(t.tensor.count()));
+    const std::size_t share = all.size() / static_cast<std::size_t>(processes_.size());
+    const std::size_t begin = share * static_cast<std::size_t>(processes_.rank());
+    std::fill(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(begin), 0.0F);
+    std::fill(all.begin() + static_cast<std::ptrdiff_t>(begin + share), all.end(), 0.0F);
+    processes_.sum(all);
+  }
+}
+
+// Equal sums make equal steps, unless the machines' arithmetic differs.
+void Run::check_equal_state(std::int64_t step) {
+  if (processes_.size() == 1) return;
+  gather_streams();
+  std::uint64_t own = 0;
+  for (const formats::NamedTensor& t : learner_.state())
+    own = hash_bytes({static_cast<const std::byte*>(t.tensor.data), t.tensor.bytes()}, own);
+  std::uint64_t first = own;
+  processes_.broadcast(std::as_writable_bytes(std::span(&first, 1)));
+  XLSTM_CHECK(own == first, unsupported,
+              "step {}: the weights differ from those of process 0: processes that train together "
+              "need machines with the same instruction sets, or XLSTM_ISA set to one that all "
+              "have; the last checkpoint is as it was",
+              step);
+  processes_.barrier();
+}
+
 void Run::checkpoint(std::int64_t step) {
+  check_equal_state(step);
   if (first())
     write_checkpoint(out_ / "checkpoints", step, learner_.state(), facts(),
                      config_.run.keep_checkpoints);
@@ -269,9 +316,10 @@ StepReport Run::step(std::int64_t index) {
   const double seconds = seconds_since(start);
   result_.tokens += static_cast<std::int64_t>(sums[2]);
   report.tokens_per_second = sums[2] / seconds;
+  const Learner::Operations operations = learner_.operations();
   if (peak_ > 0)
-    report.percent_of_peak =
-        100 * report.tokens_per_second * learner_.flops_per_token() / peak_ / processes_.size();
+    report.percent_of_peak = 100 * (sums[2] * operations.token + sums[1] * operations.target) /
+                             seconds / peak_ / processes_.size();
   const std::int64_t end =
       config_.run.stop_at > 0 ? std::min(config_.run.stop_at, report.steps) : report.steps;
   report.seconds_left = seconds_since(start_) / static_cast<double>(index - first_step_) *
@@ -341,16 +389,22 @@ TrainResult Run::run() {
     metrics_.emplace(out_, first_step_, config_.run.tensorboard);
     const std::string toml = to_toml(config_);
     formats::write_file_atomically(out_ / "config.toml", std::as_bytes(std::span(toml)));
-    const int threads = learner_.threads();
-    peak_ = 1e9 * (config_.run.compute == "bf16" ? measure_bf16_peak(threads)
-                                                 : measure_f32_peak(threads));
   }
+  // All measure at the same time, as they will work; the mean counts.
+  processes_.barrier();
+  double peak[1] = {1e9 * (config_.run.compute == "bf16" ? measure_bf16_peak(threads_)
+                                                         : measure_f32_peak(threads_))};
+  processes_.sum(peak);
+  peak_ = peak[0] / processes_.size();
   const RunKeys& r = config_.run;
   const std::int64_t end = r.stop_at > 0 ? std::min(r.stop_at, r.steps) : r.steps;
   const auto every = [&](std::int64_t n, std::int64_t step) { return n > 0 && step % n == 0; };
   message(fmt::format(
       "{} numbers to train, {}; {}", learner_.trained_count(), sources_.training->identity(),
       sources_.validation ? "validation: " + sources_.validation->identity() : "no validation"));
+  if (processes_.size() > 1)
+    message(fmt::format("{} processes, {} {} in each", processes_.size(), threads_,
+                        threads_ == 1 ? "thread" : "threads"));
   start_ = Clock::now();
   std::int64_t step_index = first_step_;
   while (step_index < end) {
@@ -386,6 +440,8 @@ TrainResult Run::run() {
     result_.interrupted = stop[0] > 0 && step_index < end;
     if (every(r.checkpoint_every, step_index) || step_index == end || result_.interrupted)
       checkpoint(step_index);
+    else if (step_index == first_step_ + 1)
+      check_equal_state(step_index);  // early, when little is lost
     if (result_.interrupted) break;
   }
   if (!result_.interrupted) {
@@ -406,7 +462,8 @@ TrainResult train(const TrainConfig& config, Communicator& processes,
 TrainPlan plan(const TrainConfig& config) {
   validate(config);
   const Sources sources = open_sources(config, fs::path(config.run.out) / "tokenizer");
-  Learner learner(make_model(config, sources), learner_options(config, sources));
+  const int threads = static_cast<int>(config.run.threads);
+  Learner learner(make_model(config, sources, threads), learner_options(config, sources, threads));
   Examples examples;
   sources.training->rows(0, 0, pass_rows(config, 1), examples);
   TrainPlan plan;
@@ -419,7 +476,8 @@ TrainPlan plan(const TrainConfig& config) {
   plan.tokens_per_step = examples.tokens() * config.run.accumulation;
   plan.parameter_bytes = learner.parameter_bytes();
   plan.activation_bytes = learner.activation_bytes(examples);
-  plan.flops_per_token = learner.flops_per_token();
+  const Learner::Operations operations = learner.operations();
+  plan.flops_per_token = operations.token + operations.target;
   return plan;
 }
 

@@ -52,15 +52,16 @@ nlohmann::json Outcome::json() const {
 }
 
 Program::Program(const std::vector<std::string>& arguments, const std::string& input,
-                 const std::vector<std::string>& environment, bool closed_stdout)
+                 const std::vector<std::string>& environment, bool closed_stdout,
+                 const std::string& executable)
     : folder_(make_folder()) {
   write_file(folder_ / "in", input);
-  start(arguments, environment, closed_stdout);
+  start(arguments, environment, closed_stdout, executable);
 }
 
 void Program::start(std::vector<std::string> arguments, std::vector<std::string> environment,
-                    bool closed_stdout) {
-  arguments.insert(arguments.begin(), XLSTM_CLI_PATH);
+                    bool closed_stdout, const std::string& executable) {
+  arguments.insert(arguments.begin(), executable);
   // The caller's XLSTM_* settings must not change what is tested.
   for (char** variable = environ; *variable != nullptr; ++variable)
     if (!std::string_view(*variable).starts_with("XLSTM_")) environment.emplace_back(*variable);
@@ -83,11 +84,11 @@ void Program::start(std::vector<std::string> arguments, std::vector<std::string>
   } else {
     posix_spawn_file_actions_addopen(&actions, 1, out.c_str(), O_WRONLY | O_CREAT, 0600);
   }
-  const int error = posix_spawn(&pid_, XLSTM_CLI_PATH, &actions, nullptr,
+  const int error = posix_spawn(&pid_, executable.c_str(), &actions, nullptr,
                                 pointers(arguments).data(), pointers(environment).data());
   posix_spawn_file_actions_destroy(&actions);
   if (closed_stdout) close(ends[1]);
-  ASSERT_EQ(error, 0) << "could not start " << XLSTM_CLI_PATH;
+  ASSERT_EQ(error, 0) << "could not start " << executable;
 }
 
 Program::~Program() {

@@ -24,19 +24,21 @@ class Program {
  public:
   /// Arguments after the program's name; `input` is its stdin; `environment` holds "NAME=value".
   explicit Program(const std::vector<std::string>& arguments, const std::string& input = {},
-                   const std::vector<std::string>& environment = {}, bool closed_stdout = false);
+                   const std::vector<std::string>& environment = {}, bool closed_stdout = false,
+                   const std::string& executable = XLSTM_CLI_PATH);
   ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
   void signal(int number) const;
+  pid_t pid() const { return pid_; }
   /// What came to stdout so far.
   std::string out() const;
   Outcome wait();
 
  private:
   void start(std::vector<std::string> arguments, std::vector<std::string> environment,
-             bool closed_stdout);
+             bool closed_stdout, const std::string& executable);
 
   std::filesystem::path folder_;
   pid_t pid_ = -1;
