@@ -529,8 +529,8 @@ class LoraRun : public ::testing::Test {
     config_.run.out = (folder_ / "whole").string();
   }
   TrainResult run() {
-    const std::unique_ptr<Communicator> alone = world();
-    return train(config_, *alone, {});
+    Communicator alone;
+    return train(config_, alone, {});
   }
   std::string adapter(const std::string& run, const std::string& file) {
     return formats::read_text_file(folder_ / run / "model" / file);
