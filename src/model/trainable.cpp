@@ -132,6 +132,10 @@ Model initial_model(const Config& config, std::uint64_t seed,
   }
   impl.directory = vocabulary;
   load_vocabulary(impl);
+  if (impl.tokenizer) {  // for whoever reads the model's config.json
+    if (const auto bos = impl.tokenizer->bos_id()) impl.config.bos_token_id = *bos;
+    if (const auto eos = impl.tokenizer->eos_id()) impl.config.eos_token_id = {*eos};
+  }
   return model;
 }
 
