@@ -52,8 +52,8 @@ struct PassBatch {
   }
 
   std::size_t size;
-  std::array<std::int32_t, kSharedTokens + 1> offsets;
-  std::array<std::byte*, kSharedTokens> slots;
+  std::array<std::int32_t, kSharedTokens + 1> offsets;  // NOLINT: filled as far as it is read
+  std::array<std::byte*, kSharedTokens> slots;          // NOLINT
 };
 
 std::int64_t length(const SequenceInput& s) { return static_cast<std::int64_t>(s.ids.size()); }
