@@ -244,6 +244,45 @@ TEST_F(TrainTest, PlanSaysWhatARunNeeds) {
   EXPECT_FALSE(fs::exists(folder_.path() / "planned/checkpoints"));
 }
 
+// `info --train` knows from the shape alone what a run takes.
+TEST_F(TrainTest, InfoComputesWhatARunNeeds) {
+  for (const Strings& family : {Strings{}, Strings{"--family", "v1", "--slstm_at", "1"}}) {
+    const std::string out = family.empty() ? "large" : "v1";
+    Strings more = family, plan = family;
+    more.insert(more.end(), {"--steps", "2"});
+    plan.insert(plan.end(), {"--plan", "--json"});
+    ASSERT_EQ(train(out, more).status, 0);
+    const auto planned = train(out + "_plan", plan).json();
+    const Outcome info = run({"info", "-m", folder_ / (out + "/model"), "--train", "--rows", "8",
+                              "--seq-len", "32", "--json"});
+    ASSERT_EQ(info.status, 0) << info.err;
+    const auto shape = info.json();
+    EXPECT_EQ(shape.at("parameters"), planned.at("parameters"));
+    EXPECT_EQ(shape.at("flops_per_token"), planned.at("flops_per_token"));
+    const std::int64_t activations = shape["compute"]["f32"]["none"]["activations_bytes"];
+    EXPECT_NEAR(activations, planned.at("activation_bytes"), 0.02 * activations);
+    EXPECT_LT(shape["compute"]["f32"]["norms"]["activations_bytes"], activations);
+    EXPECT_LT(shape["compute"]["f32"]["blocks"]["activations_bytes"],
+              shape["compute"]["f32"]["norms"]["activations_bytes"]);
+  }
+  EXPECT_EQ(run({"info", "--config", "x.json"}).status, 2);
+}
+
+// bf16 rounds the inputs of products: the curve of the losses stays where it is.
+TEST_F(TrainTest, LossesInBf16StayWithinOnePercent) {
+  const Strings more = {"--steps", "200", "--validate_every", "0", "--checkpoint_every", "0"};
+  Strings rounded = more;
+  rounded.insert(rounded.end(), {"--compute", "bf16"});
+  ASSERT_EQ(train("f32", more).status, 0);
+  ASSERT_EQ(train("bf16", rounded).status, 0);
+  const auto exact = losses("f32"), near = losses("bf16");
+  ASSERT_EQ(exact.size(), 200U);
+  ASSERT_EQ(near.size(), 200U);
+  for (std::size_t i = 0; i < 200; ++i)
+    EXPECT_NEAR(near[i].second, exact[i].second, 0.01 * exact[i].second) << i;
+  EXPECT_NE(near, exact);
+}
+
 // A smoke of every kind of data: short runs that learn something.
 
 TEST_F(TrainTest, FirstXlstmLearnsAndIsReadBack) {
