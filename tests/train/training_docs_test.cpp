@@ -52,7 +52,7 @@ Document read_document() {
       if (cells.size() < 4) continue;
       EXPECT_FALSE(cells[3].empty()) << line;
       document.rows.push_back(section + "." + cells[0] + " | " + cells[1] + " | " + cells[2]);
-    } else if (heading == "## Resuming" && line.starts_with("- ")) {
+    } else if (heading == "## Resuming" && (line.starts_with("- ") || line.starts_with("  "))) {
       for (std::size_t at = line.find('`'); at != std::string::npos; at = line.find('`', at)) {
         const std::size_t end = line.find('`', at + 1);
         if (end == std::string::npos) break;
