@@ -66,6 +66,7 @@ struct BlockStackConfig {
 /// for has_sigmoid_input_gate().
 /// The methods expect values that validate() accepts.
 struct Config {
+  /// 0: the block stack alone, without embedding and head; Model::forward_vectors() runs it.
   std::int64_t vocab_size = 50304;
   std::int64_t hidden_size = 4096;  ///< D, width of the residual stream
   std::int64_t num_blocks = 32;

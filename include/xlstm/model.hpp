@@ -52,12 +52,19 @@ struct SequenceInput {
   State* state = nullptr;             ///< read and updated; each state at most once in a batch
 };
 
+/// Vectors to append to one sequence, instead of embedded tokens.
+struct VectorInput {
+  std::span<const float> vectors;  ///< [at least one, hidden_size], row-major; any numbers
+  State* state = nullptr;          ///< read and updated; each state at most once in a batch
+};
+
 /// A loaded model. It runs one forward pass at a time: calls from several threads wait for each
 /// other. Weights stay where the file is mapped when their type is used as stored.
 class Model {
  public:
   /// Loads a Hugging Face directory (config.json, safetensors, tokenizer.json) or an NX-AI
-  /// xlstm_large directory (config.yaml, model_{n}.safetensors), and the adapters on it.
+  /// xlstm_large directory (config.yaml, model_{n}.safetensors), and the adapters on it. NX-AI's
+  /// xLSTMBlockStack, a model without a vocabulary, is recognised by settings without vocab_size.
   /// @throws Error naming file, tensor, expected and found
   static Model load(const std::filesystem::path& directory, const LoadOptions& options = {});
   /// A model of this shape with random weights of type `weights`, for benchmarks and tests. The
@@ -83,8 +90,19 @@ class Model {
   /// @param logits  `last`: [batch, vocab]; `all`: [sum of lengths, vocab]; row-major, float32,
   ///                soft-capped. May be empty only with Logits::none.
   /// @throws Error(invalid_argument) for an id outside the vocabulary, an empty sequence, a state
-  ///         of another model or one that appears twice
+  ///         of another model or one that appears twice; Error(unsupported) for a model without a
+  ///         vocabulary, as every function of tokens
   void forward(std::span<const SequenceInput> batch, Logits which, std::span<float> logits);
+
+  /// The blocks alone, between an embedding and a head of the caller's: appends vectors to each
+  /// sequence of a batch and returns what the head would read, after the output norm where the
+  /// model applies one. Batches and states are as in forward(); the states then have no last
+  /// logits. A vector counts as a token, and a sequence may go on with tokens.
+  /// @param outputs  [sum of the sequences' vectors, hidden_size]; row-major, float32; must not
+  ///                 overlap the inputs
+  /// @throws Error(invalid_argument) for an empty sequence, a length that hidden_size does not
+  ///         divide, a state of another model or one that appears twice
+  void forward_vectors(std::span<const VectorInput> batch, std::span<float> outputs);
 
   /// Appends `ids` to one sequence and returns the logits after the last: [vocab]. The span points
   /// into `state` and holds until the state changes.

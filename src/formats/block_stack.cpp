@@ -194,7 +194,7 @@ Config defaults() {
   Config config;
   config.num_blocks = 1;
   config.hidden_size = 128;
-  config.vocab_size = -1;
+  config.vocab_size = 0;  // xLSTMBlockStackConfig has none
   config.num_heads = 1;
   config.gate_soft_cap.reset();
   config.output_logit_soft_cap.reset();
@@ -245,12 +245,19 @@ Config read_community_config(const json& object, const std::string& name) {
 
 json write_community_config(const Config& config, DType dtype) {
   const BlockStackConfig& stack = *config.block_stack;
+  const bool stack_alone = config.vocab_size == 0;
   json nested = {{"num_blocks", config.num_blocks},
                  {"embedding_dim", config.hidden_size},
-                 {"vocab_size", config.vocab_size},
-                 {"tie_weights", config.tie_word_embeddings},
                  {"slstm_at", stack.slstm_at}};
+  if (!stack_alone) {
+    nested["vocab_size"] = config.vocab_size;
+    nested["tie_weights"] = config.tie_word_embeddings;
+  }
   visit_stack(stack, FieldWriter{nested});
+  if (stack_alone) {  // settings of NX-AI's language model, which its stack does not know
+    nested.erase("weight_decay_on_embedding");
+    nested.erase("add_embedding_dropout");
+  }
   if (stack.apply_post_blocks_norm) nested.erase("apply_post_blocks_norm");  // ours alone
   if (stack.mlstm) {
     json layer = json::object();
@@ -272,6 +279,7 @@ json write_community_config(const Config& config, DType dtype) {
   };
   for (const auto& [path, value] : stack.unknown)
     nested[json::json_pointer(path)] = parse_unknown(path, value);
+  if (stack_alone) return nested;
   json object = json::object();
   for (const auto& [key, value] : config.unknown) object[key] = parse_unknown(key, value);
   object["model_type"] = "xlstm";

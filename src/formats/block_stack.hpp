@@ -19,7 +19,7 @@ bool is_block_stack(const nlohmann::json& object);
 Config read_block_stack(const nlohmann::json& object, const std::string& name);
 /// Reads a config.json that holds them as `_xlstm_config`.
 Config read_community_config(const nlohmann::json& object, const std::string& name);
-/// The content of such a config.json.
+/// The content of such a config.json; for a stack alone, of NX-AI's xLSTMBlockStackConfig.
 nlohmann::json write_community_config(const Config& config, DType dtype);
 
 /// torch's name of a type of weights.

@@ -251,7 +251,7 @@ std::int64_t BlockStackConfig::ffn_dim(std::int64_t hidden_size) const {
 
 void Config::validate(const std::string& where) const {
   const Validator check{where};
-  check.at_least("vocab_size", vocab_size, 1);
+  check.at_least("vocab_size", vocab_size, 0);
   check.at_least("hidden_size", hidden_size, 1);
   check.at_least("num_blocks", num_blocks, 1, kMaxBlocks);
   if (bos_token_id) check.at_least("bos_token_id", *bos_token_id, 0);

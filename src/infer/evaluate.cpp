@@ -22,6 +22,8 @@ Evaluation evaluate(Model& model, std::span<const std::int32_t> ids,
               options.window);
   XLSTM_CHECK(options.windows >= -1 && options.windows != 0, invalid_argument,
               "eval: windows: expected 1 or more, or -1 for all, found {}", options.windows);
+  XLSTM_CHECK(model.config().vocab_size > 0, unsupported,
+              "eval: expected a model with a vocabulary, found a block stack alone (vocab_size 0)");
   XLSTM_CHECK(options.no_bos || model.bos_id() >= 0, invalid_argument,
               "eval: the model has no BOS token to put before each window");
   const auto have = static_cast<std::int64_t>(ids.size());

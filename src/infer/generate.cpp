@@ -39,6 +39,9 @@ class Writer {
  public:
   Writer(Model& model, const GenerateOptions& options, const GenerateCallbacks& callbacks)
       : model_(model), options_(options), callbacks_(callbacks) {
+    XLSTM_CHECK(model.config().vocab_size > 0, unsupported,
+                "generate: expected a model with a vocabulary, found a block stack alone "
+                "(vocab_size 0)");
     XLSTM_CHECK(options.max_tokens >= -1, invalid_argument,
                 "generate: max_tokens: expected -1 or more, found {}", options.max_tokens);
     XLSTM_CHECK(options.logprobs >= -1, invalid_argument,

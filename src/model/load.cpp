@@ -174,6 +174,7 @@ void check_finite(const Model::Impl& impl) {
 }
 
 void load_vocabulary(Model::Impl& impl) {
+  if (impl.config.vocab_size == 0) return;
   formats::GenerationDefaults defaults;
   if (!impl.directory.empty()) {
     const auto generation_config = impl.directory / "generation_config.json";

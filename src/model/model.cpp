@@ -46,6 +46,7 @@ State Model::make_state() const {
 }
 
 void Model::forward(std::span<const SequenceInput> batch, Logits which, std::span<float> logits) {
+  impl_->expect_vocabulary("forward");
   std::size_t rows = 0;
   if (which == Logits::last) rows = batch.size();
   if (which == Logits::all)
@@ -56,11 +57,21 @@ void Model::forward(std::span<const SequenceInput> batch, Logits which, std::spa
   impl_->forward(batch, which, logits.data());
 }
 
+void Model::forward_vectors(std::span<const VectorInput> batch, std::span<float> outputs) {
+  std::size_t expected = 0;
+  for (const VectorInput& s : batch) expected += s.vectors.size();
+  XLSTM_CHECK(outputs.size() >= expected, invalid_argument,
+              "forward_vectors: expected room for {} numbers, found {}", expected, outputs.size());
+  impl_->forward_vectors(batch, outputs.data());
+}
+
 std::span<const float> Model::eval(State& state, std::span<const std::int32_t> ids) {
+  impl_->expect_vocabulary("eval");
   return impl_->eval(state, ids);
 }
 
 std::vector<std::int32_t> Model::encode_prompt(std::string_view text, bool no_bos) const {
+  impl_->expect_vocabulary("encode_prompt");
   XLSTM_CHECK(impl_->tokenizer.has_value(), not_found,
               "{}: no tokenizer.json: give the prompt as token ids", impl_->directory.string());
   std::vector<std::int32_t> ids = impl_->tokenizer->encode(text, {.add_special_tokens = !no_bos});
@@ -97,7 +108,8 @@ std::uint64_t Model::weight_bytes() const noexcept {
 }
 
 std::uint64_t Model::streamed_bytes() const noexcept {
-  return weight_bytes() - (impl_->tied ? 0 : impl_->network.embedding.bytes());
+  return weight_bytes() -
+         (impl_->tied || !impl_->network.embedding ? 0 : impl_->network.embedding.bytes());
 }
 
 std::uint64_t Model::state_bytes() const noexcept { return impl_->network.state.bytes(); }

@@ -35,15 +35,20 @@ struct Model::Impl {
   std::mutex mutex;  ///< one forward pass at a time
   Context context;
 
+  /// Throws Error(unsupported) for a model that is a block stack alone.
+  void expect_vocabulary(const char* what) const;
   void forward(std::span<const SequenceInput> batch, Logits which, float* logits);
+  void forward_vectors(std::span<const VectorInput> batch, float* outputs);
   std::span<const float> eval(State& state, std::span<const std::int32_t> ids);
 
  private:
-  void check_batch(std::span<const SequenceInput> batch);
+  void check_state(const char* what, State* state, std::size_t sequence, std::uint64_t pass) const;
+  void check_batch(std::span<const SequenceInput> batch) const;
+  void check_batch(std::span<const VectorInput> batch) const;
   void run(std::span<const SequenceInput> sequences, std::int64_t begin, std::int64_t count,
            std::span<const std::int32_t> rows, float* logits);
-  void prepare(const ops::Batch& batch, std::span<const std::int32_t> ids,
-               std::span<const std::int32_t> rows, Tensor logits);
+  template <class Pass>
+  void run_prepared(const ops::Batch& batch, std::size_t kind, Pass&& pass);
 
   std::array<std::uint64_t, 64> prepared_{};  ///< shapes whose scratch is known to fit
   std::size_t next_prepared_ = 0;

@@ -8,15 +8,26 @@
 
 namespace xlstm::model {
 
+void Network::run_blocks(Context& c, const ops::Batch& batch, std::span<const std::int32_t> ids,
+                         Tensor table, Tensor x) const {
+  ops::embed(c, {.ids = ids, .table = table, .y = x});
+  for (std::size_t i = 0; i < blocks.size(); ++i)
+    std::visit([&](const auto& block) { block.forward(c, hp, x, batch, state.blocks()[i]); },
+               blocks[i]);
+}
+
+void Network::run_norm(Context& c, Tensor x, Tensor y) const {
+  if (hp.first_xlstm)
+    ops::layer_norm(c, {.x = x, .w = out_norm, .b = {}, .eps = hp.norm_eps, .y = y});
+  else
+    ops::rms_norm(c, {.x = x, .w = out_norm, .b = out_norm_bias, .eps = hp.norm_eps, .y = y});
+}
+
 void Network::forward(Context& c, const ops::Batch& batch, std::span<const std::int32_t> ids,
                       std::span<const std::int32_t> rows, Tensor logits) const {
   const ArenaScope scope(c.arena());
   const Tensor x = c.arena().tensor(DType::f32, {batch.tokens(), hp.d});
-
-  ops::embed(c, {.ids = ids, .table = embedding, .y = x});
-  for (std::size_t i = 0; i < blocks.size(); ++i)
-    std::visit([&](const auto& block) { block.forward(c, hp, x, batch, state.blocks()[i]); },
-               blocks[i]);
+  run_blocks(c, batch, ids, embedding, x);
   if (rows.empty()) return;
 
   const auto wanted = static_cast<std::int64_t>(rows.size());
@@ -26,15 +37,24 @@ void Network::forward(Context& c, const ops::Batch& batch, std::span<const std::
     ops::embed(c, {.ids = rows, .table = x, .y = last});
   }
   Tensor u = last;
-  if (out_norm && hp.apply_out_norm) {
+  if (has_norm()) {
     u = c.arena().tensor(hp.activation, {wanted, hp.d});
-    if (hp.first_xlstm)
-      ops::layer_norm(c, {.x = last, .w = out_norm, .b = {}, .eps = hp.norm_eps, .y = u});
-    else
-      ops::rms_norm(c, {.x = last, .w = out_norm, .b = out_norm_bias, .eps = hp.norm_eps, .y = u});
+    run_norm(c, last, u);
   }
   ops::linear(c, {.x = u, .w = lm_head, .b = {}, .y = logits});
   if (hp.logit_cap > 0) ops::soft_cap(c, {.x = logits, .cap = hp.logit_cap});
+}
+
+void Network::forward_vectors(Context& c, const ops::Batch& batch,
+                              std::span<const std::int32_t> ids, Tensor vectors,
+                              Tensor outputs) const {
+  const ArenaScope scope(c.arena());
+  const Tensor x = c.arena().tensor(DType::f32, {batch.tokens(), hp.d});
+  run_blocks(c, batch, ids, vectors, x);
+  if (has_norm())
+    run_norm(c, x, outputs);
+  else
+    ops::embed(c, {.ids = ids, .table = x, .y = outputs});
 }
 
 }  // namespace xlstm::model

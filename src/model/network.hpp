@@ -60,6 +60,17 @@ struct Network {
   /// @param logits  [rows, V] f32, soft-capped
   void forward(Context& c, const ops::Batch& batch, std::span<const std::int32_t> ids,
                std::span<const std::int32_t> rows, Tensor logits) const;
+  /// The same without embedding and head: outputs [T, D] f32 = the blocks on rows `ids` of
+  /// `vectors` [.., D] f32, after the norm. `outputs` may be `vectors`, with ids 0, 1, 2, ...
+  void forward_vectors(Context& c, const ops::Batch& batch, std::span<const std::int32_t> ids,
+                       Tensor vectors, Tensor outputs) const;
+
+ private:
+  /// x [T, D] = rows `ids` of `table` through the blocks
+  void run_blocks(Context& c, const ops::Batch& batch, std::span<const std::int32_t> ids,
+                  Tensor table, Tensor x) const;
+  bool has_norm() const { return out_norm && hp.apply_out_norm; }
+  void run_norm(Context& c, Tensor x, Tensor y) const;
 };
 
 }  // namespace xlstm::model

@@ -125,9 +125,11 @@ std::vector<Parameter> list_parameters(const Config& config, Dialect dialect, Ne
   network.blocks.resize(static_cast<std::size_t>(config.num_blocks));
   if (config.block_stack) return list_stack_parameters(config, network);
   Registry r(config);
-  r.matrix("backbone.embeddings.weight", config.vocab_size, config.hidden_size, &network.embedding,
-           Init::embedding);
-  r.back().nxai_name = "embedding.weight";
+  if (config.vocab_size > 0) {
+    r.matrix("backbone.embeddings.weight", config.vocab_size, config.hidden_size,
+             &network.embedding, Init::embedding);
+    r.back().nxai_name = "embedding.weight";
+  }
   for (std::size_t i = 0; i < network.blocks.size(); ++i)
     add_block(r, config, fmt::format("backbone.blocks.{}.", i),
               std::get<LargeBlock>(network.blocks[i]));
@@ -136,8 +138,9 @@ std::vector<Parameter> list_parameters(const Config& config, Dialect dialect, Ne
     // transformers' out_norm has no bias; xlstm_large's follows use_bias.
     if (config.use_bias) r.back().optional = dialect == Dialect::hugging_face;
   }
-  r.matrix("lm_head.weight", config.vocab_size, config.hidden_size, &network.lm_head[0],
-           Init::linear);
+  if (config.vocab_size > 0)
+    r.matrix("lm_head.weight", config.vocab_size, config.hidden_size, &network.lm_head[0],
+             Init::linear);
   return r.take();
 }
 

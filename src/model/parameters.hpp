@@ -59,7 +59,8 @@ Tensor dense_view(void* data, DType dtype, const std::vector<std::int64_t>& shap
 /// Who wrote a checkpoint: the rules differ for the bias of out_norm alone.
 enum class Dialect : std::uint8_t { hugging_face, nxai };
 
-/// Every parameter of `config`, with views into `network`, whose blocks are created.
+/// Every parameter of `config` (no embedding and no head if vocab_size is 0), with views into
+/// `network`, whose blocks are created.
 std::vector<Parameter> list_parameters(const Config& config, Dialect dialect, Network& network);
 /// The same for a model of the first xLSTM.
 std::vector<Parameter> list_stack_parameters(const Config& config, Network& network);

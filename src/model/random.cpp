@@ -118,7 +118,7 @@ void random_weights(Model::Impl& impl, DType dtype, std::uint64_t seed) {
     done += bytes_of(p);
     if (impl.options.progress) impl.options.progress(done, bytes);
   }
-  if (!impl.network.lm_head[0]) {
+  if (!impl.network.lm_head[0] && impl.config.vocab_size > 0) {
     impl.network.lm_head[0] = impl.network.embedding;
     impl.tied = true;
   }

@@ -1,5 +1,6 @@
 // The registry of the first xLSTM's parameters (specification B.7).
 
+#include <string_view>
 #include <utility>
 
 #include "core/check.hpp"
@@ -8,14 +9,19 @@
 namespace xlstm::model {
 namespace {
 
+constexpr std::string_view kStack = "xlstm_block_stack.";
+
 // Adds the parameters of one module after the other. Names are the community's; NX-AI's own state
-// dict has the same without "model.".
+// dict has the same without "model.". A stack alone has NX-AI's names of xLSTMBlockStack, or those
+// of the language model that it was taken from.
 class Registry {
  public:
+  explicit Registry(bool stack_alone) : stack_alone_(stack_alone) {}
+
   Parameter& add(const std::string& name, std::vector<std::int64_t> shape, Tensor* view,
                  Init init) {
     Parameter p;
-    p.name = "model." + name;
+    p.name = stack_alone_ ? name.substr(kStack.size()) : "model." + name;
     p.nxai_name = name;
     p.shape = std::move(shape);
     p.init = init;
@@ -45,6 +51,7 @@ class Registry {
   std::vector<Parameter> take() { return std::move(list_); }
 
  private:
+  bool stack_alone_;
   std::vector<Parameter> list_;
 };
 
@@ -117,22 +124,25 @@ void add_slstm_block(Registry& r, const Config& config, const std::string& prefi
 
 std::vector<Parameter> list_stack_parameters(const Config& config, Network& network) {
   const BlockStackConfig& stack = *config.block_stack;
-  Registry r;
-  r.add("token_embedding.weight", {config.vocab_size, config.hidden_size}, &network.embedding,
-        Init::embedding)
-      .decay = stack.weight_decay_on_embedding;
+  const bool stack_alone = config.vocab_size == 0;
+  Registry r(stack_alone);
+  if (!stack_alone)
+    r.add("token_embedding.weight", {config.vocab_size, config.hidden_size}, &network.embedding,
+          Init::embedding)
+        .decay = stack.weight_decay_on_embedding;
   for (std::size_t i = 0; i < network.blocks.size(); ++i) {
-    const std::string prefix = fmt::format("xlstm_block_stack.blocks.{}.", i);
+    const std::string prefix = fmt::format("{}blocks.{}.", kStack, i);
     if (stack.is_slstm(static_cast<std::int64_t>(i)))
       add_slstm_block(r, config, prefix, network.blocks[i].emplace<SlstmBlock>());
     else
       add_mlstm_block(r, config, prefix, network.blocks[i].emplace<MlstmBlock>());
   }
   if (stack.add_post_blocks_norm)
-    r.add("xlstm_block_stack.post_blocks_norm.weight", {config.hidden_size}, &network.out_norm,
+    r.add(fmt::format("{}post_blocks_norm.weight", kStack), {config.hidden_size}, &network.out_norm,
           Init::zero);
-  r.add("lm_head.weight", {config.vocab_size, config.hidden_size}, &network.lm_head[0],
-        Init::linear);
+  if (!stack_alone)
+    r.add("lm_head.weight", {config.vocab_size, config.hidden_size}, &network.lm_head[0],
+          Init::linear);
   return r.take();
 }
 

@@ -155,7 +155,7 @@ Model trainable_model(const std::filesystem::path& directory, const LoadOptions&
   // Files of tied models hold the matrix twice: it stays one while it learns.
   Tensor& head = impl.network.lm_head[0];
   const Tensor& embedding = impl.network.embedding;
-  if (impl.config.tie_word_embeddings && !impl.tied &&
+  if (impl.config.tie_word_embeddings && embedding && !impl.tied &&
       std::memcmp(head.data, embedding.data, embedding.bytes()) == 0) {
     std::erase_if(impl.parameters, [&](const Parameter& p) { return p.view == &head; });
     impl.tied = true;
