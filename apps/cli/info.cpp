@@ -1,11 +1,14 @@
 // xlstm info: what a model directory holds.
 
+#include <array>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "commands.hpp"
 #include "console.hpp"
+#include "formats/config_files.hpp"
 #include "model_options.hpp"
+#include "train/footprint.hpp"
 
 namespace xlstm::cli {
 namespace {
@@ -14,7 +17,8 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kExamples =
     "  xlstm info                 the default model\n"
-    "  xlstm info -m DIR --json";
+    "  xlstm info -m DIR --json\n"
+    "  xlstm info --train --config bench/configs/xlstm-7b.json --rows 1 --seq-len 2048";
 
 // How the weights lie in the files.
 struct Weights {
@@ -175,17 +179,88 @@ std::string info_text(const LoadedModel& loaded, const std::vector<std::string>&
   return text;
 }
 
+struct TrainOptions {
+  bool wanted = false;
+  std::string config;
+  std::int64_t rows = 8, seq_len = 512;
+};
+
+// The levels of `run.recompute`, and what each takes.
+constexpr std::array kLevels = {std::pair{"none", model::Recompute::none},
+                                std::pair{"norms", model::Recompute::norms},
+                                std::pair{"blocks", model::Recompute::blocks}};
+
+train::Footprint footprint(const Config& config, const TrainOptions& options, DType compute,
+                           model::Recompute recompute) {
+  return train::training_footprint(config, options.rows, options.seq_len, compute, recompute);
+}
+
+std::string footprint_json(const Config& config, const TrainOptions& options) {
+  const auto first = footprint(config, options, DType::f32, model::Recompute::none);
+  Json json = {{"parameters", first.parameters},
+               {"rows", options.rows},
+               {"seq_len", options.seq_len},
+               {"weights_bytes", first.weights},
+               {"gradients_bytes", first.gradients},
+               {"moments_bytes", first.moments},
+               {"flops_per_token", first.flops_per_token}};
+  for (const DType compute : {DType::f32, DType::bf16})
+    for (const auto& [name, level] : kLevels) {
+      const auto f = footprint(config, options, compute, level);
+      json["compute"][to_string(compute)][name] = {{"rounded_bytes", f.rounded},
+                                                   {"activations_bytes", f.activations},
+                                                   {"total_bytes", f.total()}};
+    }
+  return json.dump() + "\n";
+}
+
+std::string footprint_text(const Config& config, const TrainOptions& options) {
+  const auto first = footprint(config, options, DType::f32, model::Recompute::none);
+  std::string text = fmt::format(
+      "parameters            {}\nweights, float32      {}\ngradients             {}\n"
+      "moments of AdamW      {}\noperations per token  {:.3g}\n\n"
+      "One pass over {} sequences of {} tokens:\n"
+      "compute  recompute  activations   in all\n",
+      format_count(static_cast<std::uint64_t>(first.parameters)), format_bytes(first.weights),
+      format_bytes(first.gradients), format_bytes(first.moments), first.flops_per_token,
+      options.rows, options.seq_len);
+  for (const DType compute : {DType::f32, DType::bf16})
+    for (const auto& [name, level] : kLevels) {
+      const auto f = footprint(config, options, compute, level);
+      text += fmt::format("{:<9}{:<11}{:<14}{}\n", to_string(compute), name,
+                          format_bytes(f.activations), format_bytes(f.total()));
+    }
+  return text;
+}
+
 }  // namespace
 
 int run_info(Arguments args) {
   RunOptions run;
+  TrainOptions train;
   bool json = false;
   OptionParser parser("info", "Architecture, size, tokenizer and oddities of a model.", kExamples);
   parser.group("Output");
   parser.flag("--json", json, "One JSON object");
+  parser.group("Training");
+  parser.flag("--train", train.wanted, "What training a model of this shape takes");
+  parser.text("--config", "FILE", train.config,
+              "With --train: the shape of this config.json, without a model");
+  parser.integer("--rows", train.rows, 1, 1 << 20, "Sequences of one pass (8)");
+  parser.integer("--seq-len", train.seq_len, 1, 1 << 24, "Their tokens (512)");
   add_run_options(parser, run);
   if (!parser.parse(args)) return 0;
   apply(run.log);
+  if (!train.wanted && !train.config.empty())
+    throw UsageError("--config goes with --train; a model is named with -m");
+  if (train.wanted) {
+    const Config config =
+        train.config.empty()
+            ? load_model(run).model.config()
+            : formats::parse_hf_config(formats::read_text_file(train.config), train.config);
+    write_out(json ? footprint_json(config, train) : footprint_text(config, train));
+    return 0;
+  }
   const LoadedModel loaded = load_model(run);
   write_out(
       json ? info_json(loaded, run.lora).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"

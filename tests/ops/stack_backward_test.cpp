@@ -55,12 +55,14 @@ TEST(GatesBackward, MatchesCentralDifferences) {
 TEST(GatedActivationBackward, MatchesCentralDifferences) {
   for_each_isa([] {
     std::mt19937 random(2);
-    const std::pair<Activation, const char*> kinds[] = {{Activation::gelu, "gelu"},
-                                                        {Activation::relu, "relu"},
-                                                        {Activation::relu2, "relu^2"},
-                                                        {Activation::sigmoid, "sigmoid"},
-                                                        {Activation::silu, "swish"}};
-    for (const auto& [kind, name] : kinds) {
+    struct Kind {
+      Activation kind;
+      const char* name;
+    };
+    for (const Kind& k : {Kind{Activation::gelu, "gelu"}, Kind{Activation::relu, "relu"},
+                          Kind{Activation::relu2, "relu^2"}, Kind{Activation::sigmoid, "sigmoid"},
+                          Kind{Activation::silu, "swish"}}) {
+      const char* name = k.name;
       SCOPED_TRACE(name);
       const int tokens = 3, width = 37;
       Array gate = matrix(random, tokens, width, 2), up = matrix(random, tokens, width);
@@ -70,7 +72,7 @@ TEST(GatedActivationBackward, MatchesCentralDifferences) {
       run<GatedActivationBackwardArgs>(context, gated_activation_backward,
                                        {.gate = gate.tensor(),
                                         .up = up.tensor(),
-                                        .kind = kind,
+                                        .kind = k.kind,
                                         .d_y = d_y.tensor(),
                                         .d_gate = d_gate.tensor(),
                                         .d_up = d_up.tensor()});

@@ -1,0 +1,28 @@
+#pragma once
+// What training a model of some shape takes, computed without its weights.
+
+#include <cstdint>
+
+#include "model/training_pass.hpp"
+#include "xlstm/config.hpp"
+
+namespace xlstm::train {
+
+struct Footprint {
+  std::int64_t parameters = 0;
+  // Bytes. Weights, gradients and the two moments are float32; bf16 compute adds rounded matrices.
+  std::uint64_t weights = 0, gradients = 0, moments = 0, rounded = 0;
+  std::uint64_t activations = 0;  ///< of one pass over all its tokens
+  double flops_per_token = 0;     ///< forward and backward, a multiply-add counting two
+
+  std::uint64_t total() const noexcept {
+    return weights + gradients + moments + rounded + activations;
+  }
+};
+
+/// @param rows     sequences in one pass, `seq_len` tokens each
+/// @param compute  f32 or bf16
+Footprint training_footprint(const Config& config, std::int64_t rows, std::int64_t seq_len,
+                             DType compute, model::Recompute recompute);
+
+}  // namespace xlstm::train
