@@ -157,6 +157,10 @@ class Bench {
         deep_(model.make_state()) {}
 
   void run() {
+    if (model_.config().vocab_size == 0)
+      throw Error(ErrorCode::unsupported,
+                  "bench: expected a model with a vocabulary, found a block stack alone "
+                  "(vocab_size 0)");
     std::vector<std::int64_t> depths = arguments_.depth;
     std::sort(depths.begin(), depths.end());
     limits_.sample();

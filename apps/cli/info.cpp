@@ -160,7 +160,8 @@ std::string info_text(const LoadedModel& loaded, const std::vector<std::string>&
                     config.has_sigmoid_input_gate() ? " with sigmoid input gates" : "",
                     config.num_blocks, config.hidden_size, config.num_heads, config.qk_head_dim(),
                     config.v_head_dim(), config.ffn_dim()));
-  row("vocabulary", fmt::format("{}", config.vocab_size));
+  row("vocabulary", config.vocab_size > 0 ? fmt::format("{}", config.vocab_size)
+                                          : "none: a block stack alone, which reads vectors");
   row("parameters",
       fmt::format("{} ({})", format_count(static_cast<std::uint64_t>(weights.parameters)),
                   weights.parameters));
@@ -168,8 +169,9 @@ std::string info_text(const LoadedModel& loaded, const std::vector<std::string>&
   row("read per token", format_bytes(model.streamed_bytes()));
   row("state", format_bytes(model.state_bytes()) + " per sequence, however long it is");
   const Tokenizer* tokenizer = model.tokenizer();
-  row("tokenizer", tokenizer != nullptr ? tokenizer->description()
-                                        : "none: only --prompt-ids work with this model");
+  if (config.vocab_size > 0)
+    row("tokenizer", tokenizer != nullptr ? tokenizer->description()
+                                          : "none: only --prompt-ids work with this model");
   row("begin of text",
       fmt::format("{}, {}", model.bos_id() < 0 ? "none" : fmt::format("{}", model.bos_id()),
                   model.adds_bos() ? "put before every prompt" : "not put before prompts"));
