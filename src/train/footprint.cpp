@@ -33,6 +33,9 @@ void give_shapes(const Config& config, bool tied, DType matrices, model::Network
 Footprint training_footprint(const Config& config, std::int64_t rows, std::int64_t seq_len,
                              DType compute, model::Recompute recompute) {
   config.validate();
+  XLSTM_CHECK(config.vocab_size > 0, unsupported,
+              "training: expected a model with a vocabulary, found a block stack alone "
+              "(vocab_size 0)");
   XLSTM_CHECK(rows >= 1 && seq_len >= 1 && rows <= (std::int64_t{1} << 31) / seq_len - 1,
               invalid_argument,
               "a pass over {} sequences of {} tokens: expected at least one, and below 2^31 tokens",

@@ -336,6 +336,18 @@ TEST(CliBench, RandomWeightsOfAConfig) {
   EXPECT_NE(too_large.err.find(" TB"), std::string::npos) << too_large.err;
 }
 
+TEST(CliBench, ABlockStackAloneIsToldApart) {
+  const TemporaryFolder folder;
+  const json stack = {{"model_type", "xlstm"},
+                      {"hidden_size", 64},
+                      {"num_blocks", 2},
+                      {"num_heads", 2},
+                      {"vocab_size", 0}};
+  const std::string file = folder.write("stack.json", stack.dump());
+  expect_failure(run({"bench", "--config", file}), 1, "a block stack alone");
+  expect_failure(run({"info", "--train", "--config", file}), 1, "a block stack alone");
+}
+
 TEST(CliDoctor, TellsAboutTheMachine) {
   const Outcome outcome = run({"doctor"}, "", {"XLSTM_ISA=scalar"});
   EXPECT_EQ(outcome.status, 0) << outcome.err;

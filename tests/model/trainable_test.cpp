@@ -288,8 +288,9 @@ TEST(TrainableModel, HasFloatWeightsOfItsOwn) {
           for (std::int64_t i = 0; i < p.count(); ++i) p.view->as<float>()[i] *= 2;
       EXPECT_NE(logits(model), first);
       EXPECT_EQ(logits(model::trainable_model(dir / "model", {})), first);
-      if (tied)
+      if (tied) {
         EXPECT_EQ(model.impl().network.lm_head[0].data, model.impl().network.embedding.data);
+      }
     }
   }
 }

@@ -179,8 +179,9 @@ TEST_P(LearnerTest, RestoredStateGoesOnToTheBit) {
   const Bytes unlike = bytes_of(resumed);
   ASSERT_EQ(unlike.size(), saved.size());
   for (const auto& [name, bytes] : saved)
-    if (name.starts_with("weight.") && name.find("proj") != std::string::npos)
+    if (name.starts_with("weight.") && name.find("proj") != std::string::npos) {
       EXPECT_NE(unlike.at(name), bytes) << name;
+    }
   EXPECT_NE(unlike.at("streams"), saved.at("streams"));
   restore(resumed, saved);
   EXPECT_EQ(resumed.evaluate(rows_of(7, false)).loss, whole.evaluate(rows_of(7, false)).loss);

@@ -146,7 +146,9 @@ TEST_F(TokenShardTest, PartsOfJsonAreWholeDocuments) {
     ShardOptions options;
     options.end = split;
     EXPECT_EQ(open(file, options).ends().size(), static_cast<std::size_t>(split * 23));
-    if (!first.empty()) EXPECT_NE(first.back(), second.front()) << split;
+    if (!first.empty()) {
+      EXPECT_NE(first.back(), second.front()) << split;
+    }
   }
 }
 
