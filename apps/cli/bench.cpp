@@ -83,11 +83,22 @@ void check_memory(const Config& config, DType dtype, std::int64_t sequences) {
               dtype == DType::f32 ? "--dtype bf16 halves the weights" : "choose a smaller config");
 }
 
+void check_vocabulary(const Config& config) {
+  XLSTM_CHECK(config.vocab_size > 0, unsupported,
+              "bench: expected a model with a vocabulary, found a block stack alone "
+              "(vocab_size 0)");
+}
+
 Model make_model(const BenchArguments& a) {
-  if (a.config.empty()) return load_model(a.run).model;
+  if (a.config.empty()) {
+    Model model = load_model(a.run).model;
+    check_vocabulary(model.config());
+    return model;
+  }
   const LoadOptions load = to_load_options(a.run);
   const Config config = formats::parse_hf_config(formats::read_text_file(a.config), a.config);
   config.validate(a.config);
+  check_vocabulary(config);
   check_memory(config, load.dtype, *std::max_element(a.batch.begin(), a.batch.end()) + 1);
   const Stopwatch watch;
   Model model = Model::random(config, load.dtype, 1, load);
@@ -157,10 +168,6 @@ class Bench {
         deep_(model.make_state()) {}
 
   void run() {
-    if (model_.config().vocab_size == 0)
-      throw Error(ErrorCode::unsupported,
-                  "bench: expected a model with a vocabulary, found a block stack alone "
-                  "(vocab_size 0)");
     std::vector<std::int64_t> depths = arguments_.depth;
     std::sort(depths.begin(), depths.end());
     limits_.sample();
