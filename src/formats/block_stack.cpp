@@ -232,6 +232,11 @@ Config read_community_config(const json& object, const std::string& name) {
   FieldReader reader(*nested, inner);
   outer("vocab_size", config.vocab_size);  // what the nested object says counts
   read_stack(reader, inner, config);
+  // A stack alone has no such frame around it.
+  XLSTM_CHECK(config.vocab_size > 0, invalid_file,
+              "{}: vocab_size: expected a whole number of at least 1, {}", name,
+              nested->contains("vocab_size") || object.contains("vocab_size") ? "found 0"
+                                                                              : "it is missing");
   outer("bos_token_id", config.bos_token_id);
   outer("eos_token_id", config.eos_token_id);
   outer("pad_token_id", config.pad_token_id);

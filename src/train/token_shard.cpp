@@ -1,5 +1,6 @@
 #include "train/token_shard.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -109,14 +110,16 @@ void make_shard(const fs::path& path, std::string_view text, const std::string& 
   header.documents = static_cast<std::int64_t>(ends.size());
 
   std::vector<std::byte> body(ends.size() * sizeof(std::int64_t) + ids.size() * header.id_bytes);
-  std::memcpy(body.data(), ends.data(), ends.size() * sizeof(std::int64_t));
-  std::byte* at = body.data() + ends.size() * sizeof(std::int64_t);
+  auto append = [at = body.begin()](std::span<const std::byte> bytes) mutable {
+    at = std::copy(bytes.begin(), bytes.end(), at);
+  };
+  append(std::as_bytes(std::span(ends)));
   if (header.id_bytes == 4) {
-    std::memcpy(at, ids.data(), ids.size() * sizeof(std::int32_t));
+    append(std::as_bytes(std::span(ids)));
   } else {
     for (std::size_t i = 0; i < ids.size(); ++i) {
       const auto id = static_cast<std::uint16_t>(ids[i]);
-      std::memcpy(at + 2 * i, &id, sizeof(id));
+      append(std::as_bytes(std::span(&id, 1)));
     }
   }
   header.checksum = checksum_of(header, body);

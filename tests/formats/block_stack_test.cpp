@@ -31,6 +31,19 @@ json community() {
 
 Config parse(const json& object) { return parse_hf_config(object.dump(), "config.json"); }
 
+// A language model whose vocabulary got lost is no stack alone, which has no such frame.
+TEST(BlockStackConfigTest, ALanguageModelHasAVocabulary) {
+  json object = community();
+  object["_xlstm_config"].erase("vocab_size");
+  expect_error(ErrorCode::invalid_file, {"config.json", "vocab_size", "it is missing"},
+               [&] { parse(object); });
+  object["vocab_size"] = 0;
+  expect_error(ErrorCode::invalid_file, {"config.json", "vocab_size", "found 0"},
+               [&] { parse(object); });
+  object["vocab_size"] = 12;
+  EXPECT_EQ(parse(object).vocab_size, 12);
+}
+
 TEST(BlockStackConfigTest, AbsentFieldsHaveNxaisDefaults) {
   const Config config = parse(community());
   ASSERT_TRUE(config.block_stack);
