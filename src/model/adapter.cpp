@@ -5,40 +5,19 @@
 #include <cstring>
 
 #include "core/check.hpp"
-#include "core/float_bits.hpp"
+#include "core/convert.hpp"
 #include "core/hash.hpp"
-#include "core/threads.hpp"
 #include "ops/linear.hpp"
 
 namespace xlstm::model {
 namespace {
-
-float load_value(const Tensor& t, std::int64_t i) {
-  if (t.dtype == DType::f32) return t.as<float>()[i];
-  const std::uint16_t bits = t.as<std::uint16_t>()[i];
-  return t.dtype == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
-}
-
-void store_value(const Tensor& t, std::int64_t i, float value) {
-  if (t.dtype == DType::f32)
-    t.as<float>()[i] = value;
-  else
-    t.as<std::uint16_t>()[i] = t.dtype == DType::bf16 ? f32_to_bf16(value) : f32_to_f16(value);
-}
-
-// `from`, dense, in the type of `to`.
-void copy(const Tensor& from, const Tensor& to, int threads) {
-  parallel_ranges(threads, from.count(), 4096, [&](Range range) {
-    for (std::int64_t i = range.begin; i < range.end; ++i) store_value(to, i, load_value(from, i));
-  });
-}
 
 // A matrix as f32, in memory of its own.
 struct Floats {
   Floats(const Tensor& t, int threads)
       : memory(static_cast<std::size_t>(t.count()) * sizeof(float)),
         tensor(Tensor::dense(memory.data(), DType::f32, {t.dim(0), t.dim(1)})) {
-    copy(t, tensor, threads);
+    convert(t, tensor, threads);
   }
   Buffer memory;
   Tensor tensor;
@@ -46,7 +25,7 @@ struct Floats {
 
 void check_finite(const std::string& file, const std::string& module, bool b, const Tensor& t) {
   for (std::int64_t i = 0; i < t.count(); ++i)
-    XLSTM_CHECK(std::isfinite(load_value(t, i)), invalid_file,
+    XLSTM_CHECK(std::isfinite(load_f32(t, i)), invalid_file,
                 "{}: tensor '{}': expected finite numbers, found NaN or infinity at element {}",
                 file, formats::adapter_tensor_name(module, b), i);
 }
@@ -117,9 +96,9 @@ void apply_adapter(Model::Impl& impl, const Adapter& adapter) {
     add_low_rank(impl.context, sum.tensor, a.tensor, b.tensor, scale, sum.tensor);
     impl.owned.emplace_back(view.bytes());
     const Tensor merged = dense_view(impl.owned.back().data(), view.dtype, targets[i]->shape);
-    copy(sum.tensor, merged, threads);
+    convert(sum.tensor, merged, threads);
     for (std::int64_t j = 0; view.dtype == DType::f16 && j < merged.count(); ++j)
-      XLSTM_CHECK(std::isfinite(load_value(merged, j)), invalid_argument,
+      XLSTM_CHECK(std::isfinite(load_f32(merged, j)), invalid_argument,
                   "{}: module '{}': the sum has numbers that f16 cannot hold", file, m.module);
     sums.push_back(merged);
     h = hash_bytes(std::as_bytes(std::span(m.module)), h);

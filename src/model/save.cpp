@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/check.hpp"
-#include "core/float_bits.hpp"
+#include "core/convert.hpp"
 #include "core/log.hpp"
 #include "core/threads.hpp"
 #include "model/model_impl.hpp"
@@ -15,15 +15,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-float load_value(const Tensor& t, std::int64_t i) {
-  if (t.dtype == DType::f32) return t.as<float>()[i];
-  const std::uint16_t bits = t.as<std::uint16_t>()[i];
-  return t.dtype == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
-}
-
 // `t` as `dtype`: itself, or a copy that `buffers` owns.
-Tensor convert(const std::string& name, const Tensor& t, DType dtype, int threads,
-               std::vector<Buffer>& buffers) {
+Tensor as_dtype(const std::string& name, const Tensor& t, DType dtype, int threads,
+                std::vector<Buffer>& buffers) {
   if (t.dtype == dtype) return t;
   Tensor to = t;
   to.dtype = dtype;
@@ -32,11 +26,8 @@ Tensor convert(const std::string& name, const Tensor& t, DType dtype, int thread
   std::atomic<bool> overflow = false;
   parallel_ranges(threads, t.count(), 4096, [&](Range range) {
     for (std::int64_t i = range.begin; i < range.end; ++i) {
-      const float value = load_value(t, i);
-      if (dtype == DType::f32)
-        to.as<float>()[i] = value;
-      else
-        to.as<std::uint16_t>()[i] = dtype == DType::bf16 ? f32_to_bf16(value) : f32_to_f16(value);
+      const float value = load_f32(t, i);
+      store_f32(to, i, value);
       if (dtype == DType::f16 && std::fabs(value) >= 65520.0F) overflow = true;
     }
   });
@@ -102,8 +93,8 @@ void Model::save(const fs::path& directory, DType dtype, std::uint64_t max_shard
     std::vector<Buffer> buffers;
     std::vector<formats::NamedTensor> out;
     for (std::size_t i = first_of_shard[s]; i < first_of_shard[s + 1]; ++i) {
-      out.push_back({tensors[i].name, convert(tensors[i].name, tensors[i].tensor, dtype,
-                                              impl.context.threads(), buffers)});
+      out.push_back({tensors[i].name, as_dtype(tensors[i].name, tensors[i].tensor, dtype,
+                                               impl.context.threads(), buffers)});
       index["weight_map"][tensors[i].name] = shard_name(s, shards);
     }
     formats::write_safetensors(directory / shard_name(s, shards), out);

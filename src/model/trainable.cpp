@@ -5,7 +5,7 @@
 #include <numbers>
 
 #include "core/check.hpp"
-#include "core/float_bits.hpp"
+#include "core/convert.hpp"
 #include "core/hash.hpp"
 #include "model/model_impl.hpp"
 
@@ -145,12 +145,8 @@ Model trainable_model(const std::filesystem::path& directory, const LoadOptions&
   for (const Parameter& p : impl.parameters) {
     const Tensor from = *p.view;
     impl.owned.emplace_back(static_cast<std::size_t>(p.count()) * sizeof(float));
-    auto* to = reinterpret_cast<float*>(impl.owned.back().data());
-    for (std::int64_t i = 0; i < p.count(); ++i)
-      to[i] = from.dtype == DType::f32    ? from.as<float>()[i]
-              : from.dtype == DType::bf16 ? bf16_to_f32(from.as<std::uint16_t>()[i])
-                                          : f16_to_f32(from.as<std::uint16_t>()[i]);
-    *p.view = dense_view(to, DType::f32, p.shape);
+    *p.view = dense_view(impl.owned.back().data(), DType::f32, p.shape);
+    convert(from, *p.view, impl.context.threads());
   }
   // Files of tied models hold the matrix twice: it stays one while it learns.
   Tensor& head = impl.network.lm_head[0];

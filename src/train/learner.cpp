@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "core/check.hpp"
-#include "core/float_bits.hpp"
+#include "core/convert.hpp"
 #include "core/threads.hpp"
 #include "model/model_impl.hpp"
 #include "ops/optim.hpp"
@@ -132,11 +132,7 @@ void Learner::list_trained() {
 
 void Learner::round_copies() {
   for (std::size_t i = 0; i < copies_.size(); ++i) {
-    if (!copies_[i]) continue;
-    parallel_ranges(context_.threads(), copies_[i].count(), 4096, [&](Range range) {
-      for (std::int64_t k = range.begin; k < range.end; ++k)
-        copies_[i].as<std::uint16_t>()[k] = f32_to_bf16(weights_[i].as<float>()[k]);
-    });
+    if (copies_[i]) convert(weights_[i], copies_[i], context_.threads());
   }
 }
 

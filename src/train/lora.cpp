@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "core/check.hpp"
-#include "core/float_bits.hpp"
+#include "core/convert.hpp"
 #include "core/hash.hpp"
 #include "model/adapter.hpp"
 #include "ops/linear.hpp"
@@ -156,9 +156,7 @@ void Lora::save(const std::filesystem::path& directory, DType dtype) const {
     if (dtype == DType::f32) return t;
     copies.emplace_back(static_cast<std::size_t>(t.count()) * size_of(dtype));
     const Tensor to = Tensor::dense(copies.back().data(), dtype, {t.dim(0), t.dim(1)});
-    for (std::int64_t i = 0; i < t.count(); ++i)
-      to.as<std::uint16_t>()[i] =
-          dtype == DType::bf16 ? f32_to_bf16(t.as<float>()[i]) : f32_to_f16(t.as<float>()[i]);
+    convert(t, to, 1);
     return to;
   };
   std::vector<formats::AdapterMatrix> list;

@@ -11,8 +11,8 @@
 #include <tuple>
 #include <vector>
 
+#include "core/convert.hpp"
 #include "core/cpu_features.hpp"
-#include "ops/cpu/convert.hpp"
 #include "xlstm/error.hpp"
 
 namespace xlstm::ops {
@@ -47,13 +47,13 @@ struct Matrix {
     if (tensor.dtype == DType::f32) {
       tensor.as<float>()[i] = value;
     } else if (tensor.dtype == DType::bf16) {
-      tensor.as<std::uint16_t>()[i] = cpu::f32_to_bf16(value);
+      tensor.as<std::uint16_t>()[i] = f32_to_bf16(value);
     } else {  // only NaN: fill_normal() draws patterns of bits instead
       ASSERT_TRUE(std::isnan(value));
       tensor.as<std::uint16_t>()[i] = 0x7E00;
     }
   }
-  float get(std::int64_t r, std::int64_t c) const { return cpu::load_f32(tensor, r * stride + c); }
+  float get(std::int64_t r, std::int64_t c) const { return load_f32(tensor, r * stride + c); }
   void fill_normal(std::mt19937& random) {
     std::normal_distribution<float> normal;
     if (tensor.dtype == DType::f16) {  // any finite pattern below 2 is a valid number

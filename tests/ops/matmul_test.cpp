@@ -8,9 +8,9 @@
 #include <random>
 #include <vector>
 
+#include "core/convert.hpp"
 #include "core/cpu_features.hpp"
 #include "core/threads.hpp"
-#include "ops/cpu/convert.hpp"
 
 namespace xlstm::ops::cpu {
 namespace {

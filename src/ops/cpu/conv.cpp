@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/convert.hpp"
 #include "core/threads.hpp"
-#include "ops/cpu/convert.hpp"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/conv.cpp"

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "core/convert.hpp"
 #include "core/threads.hpp"
-#include "ops/cpu/convert.hpp"
 #include "ops/cpu/headwise_plan.hpp"
 #include "ops/linear.hpp"
 

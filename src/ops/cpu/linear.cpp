@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/convert.hpp"
 #include "core/threads.hpp"
-#include "ops/cpu/convert.hpp"
 #include "ops/cpu/few_rows.hpp"
 #include "ops/cpu/linear_plan.hpp"
 #include "ops/cpu/matmul.hpp"

@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/convert.hpp"
 #include "core/threads.hpp"
-#include "ops/cpu/convert.hpp"
 #include "ops/cpu/matmul.hpp"
 
 #undef HWY_TARGET_INCLUDE

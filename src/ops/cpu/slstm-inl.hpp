@@ -12,7 +12,7 @@
 #include <cstring>
 #include <utility>
 
-#include "ops/cpu/convert.hpp"
+#include "core/convert.hpp"
 #include "ops/cpu/load-inl.hpp"
 #include "ops/cpu/simd-inl.hpp"
 #include "ops/cpu/slstm_run.hpp"

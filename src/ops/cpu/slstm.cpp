@@ -1,7 +1,7 @@
 #include "ops/slstm.hpp"
 
+#include "core/convert.hpp"
 #include "core/threads.hpp"
-#include "ops/cpu/convert.hpp"
 #include "ops/cpu/slstm_run.hpp"
 
 #undef HWY_TARGET_INCLUDE
