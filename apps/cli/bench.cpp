@@ -9,10 +9,10 @@
 #include "console.hpp"
 #include "core/check.hpp"
 #include "core/cpu_features.hpp"
+#include "core/machine_memory.hpp"
 #include "core/machine_peaks.hpp"
 #include "formats/config_files.hpp"
 #include "json_output.hpp"
-#include "machine.hpp"
 #include "model_options.hpp"
 
 namespace xlstm::cli {

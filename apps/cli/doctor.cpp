@@ -6,8 +6,8 @@
 #include "console.hpp"
 #include "core/cpu_features.hpp"
 #include "core/cuda_device.hpp"
+#include "core/machine_memory.hpp"
 #include "core/threads.hpp"
-#include "machine.hpp"
 #include "model_options.hpp"
 
 namespace xlstm::cli {

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <fstream>
 #include <optional>
 
 #include "core/check.hpp"
 #include "core/hash.hpp"
+#include "core/machine_memory.hpp"
 #include "core/machine_peaks.hpp"
 #include "core/threads.hpp"
 #include "formats/mapped_file.hpp"
@@ -79,17 +79,6 @@ std::int64_t pass_rows(const TrainConfig& config, int processes) {
   return config.data.batch / config.run.accumulation / processes;
 }
 
-std::uint64_t available_memory() {
-  std::ifstream file("/proc/meminfo");
-  std::string name;
-  std::uint64_t kilobytes = 0;
-  while (file >> name >> kilobytes) {
-    if (name == "MemAvailable:") return kilobytes * 1024;
-    file.ignore(256, '\n');
-  }
-  return ~std::uint64_t{0};
-}
-
 class Run {
  public:
   Run(const TrainConfig& config, Communicator& processes, const TrainCallbacks& callbacks)
@@ -159,10 +148,12 @@ void Run::check_memory() {
     return examples.tokens() == 0 ? 0 : learner_.activation_bytes(examples);
   };
   // Every process of this machine takes as much, and none before all have compared.
-  const std::uint64_t have =
-      available_memory() / static_cast<std::uint64_t>(processes_.local_size());
+  const auto memory = machine_memory();
   const std::uint64_t needed = bytes_for(rows);
   processes_.barrier();
+  if (!memory) return;
+  const std::uint64_t have =
+      memory->available / static_cast<std::uint64_t>(processes_.local_size());
   if (needed <= have) return;
   std::string advice = "; even one row does not fit";
   for (std::int64_t parts = 2; parts <= rows; ++parts) {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <optional>
 
-namespace xlstm::cli {
+namespace xlstm {
 
 struct Memory {
   std::uint64_t total = 0;
@@ -17,4 +17,4 @@ std::optional<Memory> machine_memory();
 /// Largest amount of memory this process had in use so far, in bytes.
 std::uint64_t peak_memory();
 
-}  // namespace xlstm::cli
+}  // namespace xlstm

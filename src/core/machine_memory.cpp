@@ -1,4 +1,4 @@
-#include "machine.hpp"
+#include "core/machine_memory.hpp"
 
 #include <sys/resource.h>
 
@@ -6,7 +6,7 @@
 #include <fstream>
 #include <string>
 
-namespace xlstm::cli {
+namespace xlstm {
 namespace {
 
 // A file that holds one number; empty if it cannot be read or says "max".
@@ -45,4 +45,4 @@ std::uint64_t peak_memory() {
   return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
 }
 
-}  // namespace xlstm::cli
+}  // namespace xlstm
