@@ -124,6 +124,7 @@ void write_adapter(const fs::path& directory, const AdapterConfig& config,
     tensors.push_back({adapter_tensor_name(m.module, false), m.a});
     tensors.push_back({adapter_tensor_name(m.module, true), m.b});
   }
+  make_directory(directory);
   write_safetensors(directory / kTensors, tensors);
   const json object = {{"peft_type", "LORA"},
                        {"task_type", "CAUSAL_LM"},
@@ -137,8 +138,7 @@ void write_adapter(const fs::path& directory, const AdapterConfig& config,
                        {"fan_in_fan_out", false},
                        {"use_dora", false},
                        {"inference_mode", true}};
-  const std::string text = write_json(object, 2) + "\n";
-  write_file_atomically(directory / kConfig, std::as_bytes(std::span(text)));
+  write_file_atomically(directory / kConfig, write_json(object, 2) + "\n");
 }
 
 }  // namespace xlstm::formats

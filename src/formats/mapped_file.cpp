@@ -23,6 +23,10 @@ struct DescriptorGuard {
   ~DescriptorGuard() { ::close(descriptor); }
 };
 
+std::filesystem::path folder_of(const std::filesystem::path& path) {
+  return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+}
+
 /// Makes a rename in this folder survive a power cut.
 void sync_folder(const std::filesystem::path& folder) {
   const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -102,13 +106,43 @@ void AtomicFile::commit() {
   XLSTM_CHECK(::rename(temporary_.c_str(), path_.c_str()) == 0, io, "{}: cannot rename '{}': {}",
               path_.string(), temporary_, system_message(errno));
   ::close(std::exchange(descriptor_, -1));
-  sync_folder(path_.has_parent_path() ? path_.parent_path() : std::filesystem::path("."));
+  sync_folder(folder_of(path_));
 }
 
 void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes) {
   AtomicFile file(path);
   file.write(bytes);
   file.commit();
+}
+
+void write_file_atomically(const std::filesystem::path& path, std::string_view text) {
+  write_file_atomically(path, std::as_bytes(std::span(text)));
+}
+
+void make_directory(const std::filesystem::path& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  XLSTM_CHECK(!error, io, "{}: could not create the directory: {}", path.string(), error.message());
+}
+
+void replace_directory(const std::filesystem::path& path,
+                       const std::function<void(const std::filesystem::path&)>& fill) {
+  const std::filesystem::path temporary = path.string() + ".tmp";
+  std::error_code error;
+  std::filesystem::remove_all(temporary, error);  // what a killed process left
+  make_directory(temporary);
+  try {
+    fill(temporary);
+  } catch (...) {
+    std::filesystem::remove_all(temporary, error);
+    throw;
+  }
+  std::filesystem::remove_all(path, error);
+  XLSTM_CHECK(!error, io, "{}: could not replace it: {}", path.string(), error.message());
+  std::filesystem::rename(temporary, path, error);
+  XLSTM_CHECK(!error, io, "{}: could not rename '{}': {}", path.string(), temporary.string(),
+              error.message());
+  sync_folder(folder_of(path));
 }
 
 }  // namespace xlstm::formats

@@ -3,8 +3,10 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace xlstm::formats {
 
@@ -48,5 +50,14 @@ class AtomicFile {
 
 /// AtomicFile in one call. @throws Error(io)
 void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes);
+void write_file_atomically(const std::filesystem::path& path, std::string_view text);
+
+/// Creates a directory, and those above it, where there is none. @throws Error(io) naming it
+void make_directory(const std::filesystem::path& path);
+
+/// A directory that is whole or absent: `fill` writes into an empty one beside it, which then takes
+/// its name; what had the name before is gone. @throws Error(io), and what `fill` throws
+void replace_directory(const std::filesystem::path& path,
+                       const std::function<void(const std::filesystem::path&)>& fill);
 
 }  // namespace xlstm::formats

@@ -41,10 +41,6 @@ struct Named {
   Tensor tensor;
 };
 
-void write_text(const fs::path& path, const std::string& text) {
-  formats::write_file_atomically(path, std::as_bytes(std::span(text)));
-}
-
 std::string shard_name(std::size_t index, std::size_t count) {
   if (count == 1) return "model.safetensors";
   return fmt::format("model-{:05}-of-{:05}.safetensors", index + 1, count);
@@ -57,10 +53,8 @@ void Model::save(const fs::path& directory, DType dtype, std::uint64_t max_shard
   XLSTM_CHECK(is_weight_dtype(dtype), invalid_argument, "save: expected f32, bf16 or f16, found {}",
               to_string(dtype));
   XLSTM_CHECK(max_shard_bytes > 0, invalid_argument, "save: expected shards of at least 1 byte");
+  formats::make_directory(directory);
   std::error_code error;
-  fs::create_directories(directory, error);
-  XLSTM_CHECK(!error, io, "{}: could not create the directory: {}", directory.string(),
-              error.message());
   const bool large = !impl.config.block_stack;
   if (large && !impl.config.add_out_norm)
     log(LogLevel::warning, "save: transformers builds an output norm always; this model has none");
@@ -102,7 +96,8 @@ void Model::save(const fs::path& directory, DType dtype, std::uint64_t max_shard
   // The files that a reader would take instead, had the directory held another model.
   if (shards > 1) {
     fs::remove(directory / "model.safetensors", error);
-    write_text(directory / "model.safetensors.index.json", index.dump(2) + "\n");
+    formats::write_file_atomically(directory / "model.safetensors.index.json",
+                                   index.dump(2) + "\n");
   } else {
     fs::remove(directory / "model.safetensors.index.json", error);
   }
@@ -114,7 +109,8 @@ void Model::save(const fs::path& directory, DType dtype, std::uint64_t max_shard
   config.return_last_states = true;
   const char* torch_dtype =
       dtype == DType::f32 ? "float32" : (dtype == DType::bf16 ? "bfloat16" : "float16");
-  write_text(directory / "config.json", formats::write_hf_config(config, torch_dtype));
+  formats::write_file_atomically(directory / "config.json",
+                                 formats::write_hf_config(config, torch_dtype));
 
   for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                            "chat_template.jinja", "generation_config.json"}) {

@@ -6,6 +6,7 @@
 
 #include "core/check.hpp"
 #include "core/log.hpp"
+#include "formats/mapped_file.hpp"
 
 namespace xlstm::train {
 namespace {
@@ -19,30 +20,15 @@ fs::path directory_of(const fs::path& folder, std::int64_t step) {
   return folder / fmt::format("{}{:09}", kPrefix, step);
 }
 
-void check(const std::error_code& error, const fs::path& path, const char* what) {
-  XLSTM_CHECK(!error, io, "{}: could not {} it: {}", path.string(), what, error.message());
-}
-
 }  // namespace
 
 void write_checkpoint(const fs::path& folder, std::int64_t step,
                       const std::vector<formats::NamedTensor>& tensors, const RunFacts& facts,
                       std::int64_t keep) {
-  std::error_code error;
-  const fs::path path = directory_of(folder, step), temporary = path.string() + ".tmp";
-  fs::remove_all(temporary, error);
-  fs::create_directories(temporary, error);
-  check(error, temporary, "create");
-  try {
+  formats::replace_directory(directory_of(folder, step), [&](const fs::path& temporary) {
     formats::write_safetensors(temporary / kState, tensors, facts);
-  } catch (...) {
-    fs::remove_all(temporary, error);
-    throw;
-  }
-  fs::remove_all(path, error);  // of this step, from before a resume
-  check(error, path, "replace");
-  fs::rename(temporary, path, error);
-  check(error, path, "rename");
+  });
+  std::error_code error;
   std::vector<std::int64_t> steps = list_checkpoints(folder);
   while (static_cast<std::int64_t>(steps.size()) > keep) {
     // The name goes first, so that nobody takes what is half removed for a checkpoint.

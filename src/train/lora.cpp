@@ -166,10 +166,6 @@ void Lora::save(const std::filesystem::path& directory, DType dtype) const {
   config.rank = options_.rank;
   config.alpha = options_.alpha;
   config.targets = options_.targets;
-  std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  XLSTM_CHECK(!error, io, "{}: could not create the directory: {}", directory.string(),
-              error.message());
   formats::write_adapter(directory, config, list);
 }
 

@@ -118,7 +118,7 @@ Metrics::Metrics(const fs::path& directory, std::int64_t first_step, bool tensor
           json["step"].get<std::int64_t>() <= first_step)
         kept += line + "\n";
     }
-    formats::write_file_atomically(path_, std::as_bytes(std::span(kept)));
+    formats::write_file_atomically(path_, kept);
   }
   file_.open(path_, std::ios::app);
   XLSTM_CHECK(file_.good(), io, "{}: cannot create", path_.string());

@@ -33,25 +33,18 @@ std::string printable(int byte) {
   return text;
 }
 
-void write_text(const fs::path& path, const std::string& text) {
-  formats::write_file_atomically(path, std::as_bytes(std::span(text)));
-}
-
 // The directory of the tokenizer that `data.tokenizer` names: "bytes", a directory, or a
 // tokenizer.json.
 fs::path tokenizer_directory(const std::string& name, const fs::path& folder) {
   if (name == "bytes") {
-    std::error_code error;
-    fs::create_directories(folder, error);
-    XLSTM_CHECK(!error, io, "{}: could not create the directory: {}", folder.string(),
-                error.message());
-    write_text(folder / "tokenizer.json", byte_tokenizer_json());
+    formats::make_directory(folder);
+    formats::write_file_atomically(folder / "tokenizer.json", byte_tokenizer_json());
     const nlohmann::ordered_json config = {{"tokenizer_class", "PreTrainedTokenizerFast"},
                                            {"bos_token", "<|endoftext|>"},
                                            {"eos_token", "<|endoftext|>"},
                                            {"pad_token", "<|padding|>"},
                                            {"add_bos_token", false}};
-    write_text(folder / "tokenizer_config.json", config.dump(2) + "\n");
+    formats::write_file_atomically(folder / "tokenizer_config.json", config.dump(2) + "\n");
     return folder;
   }
   const fs::path path = name;

@@ -29,12 +29,6 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-void make_directory(const fs::path& path) {
-  std::error_code error;
-  fs::create_directories(path, error);
-  XLSTM_CHECK(!error, io, "{}: could not create the directory: {}", path.string(), error.message());
-}
-
 int thread_count(const TrainConfig& config, const Communicator& processes) {
   return config.run.threads > 0 ? static_cast<int>(config.run.threads)
                                 : processes.share_of_cores(physical_cores());
@@ -133,7 +127,7 @@ Sources Run::prepare(const TrainConfig& config, Communicator& processes) {
               "run.out: {} holds a run; --resume goes on with it, another directory begins anew",
               out.string());
   if (processes.rank() != 0) processes.barrier();
-  make_directory(out);
+  formats::make_directory(out);
   Sources sources = open_sources(config, out / "tokenizer");
   if (processes.rank() == 0) processes.barrier();
   return sources;
@@ -361,16 +355,10 @@ void Run::sample(std::int64_t step) {
   callbacks_.on_sample(step, generate(model, std::span(&prompt, 1), options).front().text);
 }
 
-// A directory that is whole or absent.
 void Run::save(const fs::path& directory) {
-  const fs::path temporary = directory.string() + ".tmp";
-  std::error_code error;
-  fs::remove_all(temporary, error);
-  learner_.save(temporary, *parse_dtype(config_.run.save_dtype));
-  fs::remove_all(directory, error);
-  fs::rename(temporary, directory, error);
-  XLSTM_CHECK(!error, io, "{}: could not rename '{}': {}", directory.string(), temporary.string(),
-              error.message());
+  formats::replace_directory(directory, [&](const fs::path& temporary) {
+    learner_.save(temporary, *parse_dtype(config_.run.save_dtype));
+  });
 }
 
 TrainResult Run::run() {
@@ -378,8 +366,7 @@ TrainResult Run::run() {
   if (config_.run.resume) resume();
   if (first()) {
     metrics_.emplace(out_, first_step_, config_.run.tensorboard);
-    const std::string toml = to_toml(config_);
-    formats::write_file_atomically(out_ / "config.toml", std::as_bytes(std::span(toml)));
+    formats::write_file_atomically(out_ / "config.toml", to_toml(config_));
   }
   // All measure at the same time, as they will work; the mean counts.
   processes_.barrier();
