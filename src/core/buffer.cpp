@@ -45,6 +45,18 @@ Buffer::~Buffer() {
   if (data_ != nullptr) ::operator delete(data_, std::align_val_t(kAlignment));
 }
 
+Buffer place_tensors(std::span<Tensor* const> tensors) {
+  std::size_t bytes = 0;
+  for (const Tensor* t : tensors) bytes += round_up(t->bytes(), kAlignment);
+  Buffer buffer(bytes, {}, true);
+  std::byte* at = buffer.data();
+  for (Tensor* t : tensors) {
+    t->data = at;
+    at += round_up(t->bytes(), kAlignment);
+  }
+  return buffer;
+}
+
 void Arena::reserve(std::size_t bytes) {
   XLSTM_ASSERT(used_ == 0 && !measuring_);
   if (bytes <= buffer_.size()) return;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <span>
 
 #include "xlstm/device.hpp"
 #include "xlstm/tensor.hpp"
@@ -34,6 +35,10 @@ class Buffer {
   std::size_t size_ = 0;
   Device device_;
 };
+
+/// Memory for all of these tensors, dense and so far without any, one after the other, zeros; each
+/// starts on kAlignment bytes.
+Buffer place_tensors(std::span<Tensor* const> tensors);
 
 /// A bump allocator for what lives no longer than a step. In measuring mode it hands out addresses
 /// that must not be read, and peak() afterwards says how much the same calls need.

@@ -49,12 +49,9 @@ void add_low_rank(Context& context, const Tensor& base, const Tensor& a, const T
   if (w.data != base.data) std::memcpy(w.data, base.data, base.bytes());
   const Floats scaled(b, context.threads());
   for (std::int64_t i = 0; i < b.count(); ++i) scaled.tensor.as<float>()[i] *= scale;
-  const ops::LinearBackwardArgs product{
-      .x = {}, .w = {&a, 1}, .d_y = scaled.tensor, .d_x = w, .accumulate = true};
-  context.start_measuring();
-  ops::linear_backward(context, product);
-  context.finish_measuring();
-  ops::linear_backward(context, product);
+  ops::run_alone<ops::LinearBackwardArgs>(
+      context, ops::linear_backward,
+      {.x = {}, .w = {&a, 1}, .d_y = scaled.tensor, .d_x = w, .accumulate = true});
 }
 
 void apply_adapter(Model::Impl& impl, const Adapter& adapter) {

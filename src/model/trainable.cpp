@@ -16,10 +16,7 @@ namespace {
 struct Draws {
   std::uint64_t key;
 
-  double uniform(std::uint64_t i) const {  // in (0, 1)
-    const std::uint64_t bits = mix64(key + i * 0x9e3779b97f4a7c15ULL) >> 11;
-    return (static_cast<double>(bits) + 0.5) * 0x1p-53;
-  }
+  double uniform(std::uint64_t i) const { return uniform_at(key, i); }
   double normal(std::uint64_t i) const {  // Box and Muller
     return std::sqrt(-2 * std::log(uniform(2 * i))) *
            std::cos(2 * std::numbers::pi * uniform(2 * i + 1));

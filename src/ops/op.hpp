@@ -34,3 +34,16 @@
       cuda::name(context, args);                                          \
     }                                                                     \
   }
+
+namespace xlstm::ops {
+
+/// Runs one op outside of any pass: measured first, so that its scratch memory is there.
+template <class Args>
+void run_alone(Context& context, void (*op)(Context&, const Args&), const Args& args) {
+  context.start_measuring();
+  op(context, args);
+  context.finish_measuring();
+  op(context, args);
+}
+
+}  // namespace xlstm::ops

@@ -1,6 +1,7 @@
 #pragma once
 // What a training step reads, and where it comes from.
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -21,6 +22,10 @@ struct Examples {
 
   std::int64_t tokens() const noexcept { return static_cast<std::int64_t>(ids.size()); }
   std::int64_t sequences() const noexcept { return static_cast<std::int64_t>(stream_in.size()); }
+  /// How many targets count.
+  std::int64_t scored() const noexcept {
+    return std::count_if(targets.begin(), targets.end(), [](std::int32_t t) { return t >= 0; });
+  }
   /// Appends one sequence; `sequence_ids` and `sequence_targets` are of one length, at least 1.
   void add(std::span<const std::int32_t> sequence_ids,
            std::span<const std::int32_t> sequence_targets, std::int32_t in = -1,

@@ -10,25 +10,35 @@ namespace xlstm::train {
 namespace {
 
 // A network whose tensors have shapes and no memory: enough to measure a pass, which touches none.
-void give_shapes(const Config& config, bool tied, DType matrices, model::Network& network,
-                 Footprint* sum) {
+std::vector<model::Parameter> give_shapes(const Config& config, bool tied, DType matrices,
+                                          model::Network& network) {
   static std::byte nowhere[kAlignment];
   network.hp = model::Hyperparameters(config, matrices, ops::kDefaultChunk);
   network.state = model::StateLayout(config);
-  for (const model::Parameter& p : model::list_parameters(config, model::Dialect::nxai, network)) {
-    if (tied && p.view == &network.lm_head[0]) continue;
-    const DType dtype = p.quantisable ? matrices : DType::f32;
-    *p.view = model::dense_view(nowhere, dtype, p.shape);
-    if (sum == nullptr) continue;
-    sum->parameters += p.count();
-    if (dtype == DType::bf16) sum->rounded += static_cast<std::uint64_t>(p.count()) * 2;
-    if (p.shape.size() >= 2 && p.view != &network.embedding && p.view != &network.lm_head[0])
-      sum->flops_per_token += 6 * static_cast<double>(p.count());
-  }
+  std::vector<model::Parameter> list =
+      model::list_parameters(config, model::Dialect::nxai, network);
+  if (tied)
+    std::erase_if(list, [&](const model::Parameter& p) { return p.view == &network.lm_head[0]; });
+  for (const model::Parameter& p : list)
+    *p.view = model::dense_view(nowhere, p.quantisable ? matrices : DType::f32, p.shape);
   if (tied) network.lm_head[0] = network.embedding;
+  return list;
 }
 
 }  // namespace
+
+Operations count_operations(const model::Network& network,
+                            std::span<const model::Parameter> parameters) {
+  double products = 0;
+  for (const model::Parameter& p : parameters)
+    if (p.shape.size() >= 2 && p.view != &network.embedding && p.view != &network.lm_head[0])
+      products += static_cast<double>(p.count());
+  double cells = 0;  // C = f C + i k v^T and q C: four operations per element of C
+  for (const model::BlockState& block : network.state.blocks())
+    cells += 4.0 * static_cast<double>(block.heads * block.dqk * block.dv);
+  const auto head = static_cast<double>(network.hp.vocab * network.hp.d);
+  return {3 * (2 * products + cells), 3 * 2 * head};
+}
 
 Footprint training_footprint(const Config& config, std::int64_t rows, std::int64_t seq_len,
                              DType compute, model::Recompute recompute) {
@@ -43,14 +53,17 @@ Footprint training_footprint(const Config& config, std::int64_t rows, std::int64
   Footprint result;
   model::Network network, gradients;
   const bool tied = config.tie_word_embeddings && config.block_stack.has_value();
-  give_shapes(config, tied, compute, network, &result);
-  give_shapes(config, tied, DType::f32, gradients, nullptr);
+  const std::vector<model::Parameter> list = give_shapes(config, tied, compute, network);
+  give_shapes(config, tied, DType::f32, gradients);
+  for (const model::Parameter& p : list) {
+    result.parameters += p.count();
+    if (p.view->dtype == DType::bf16) result.rounded += p.view->bytes();
+  }
   const auto parameters = static_cast<std::uint64_t>(result.parameters);
   result.weights = result.gradients = 4 * parameters;
   result.moments = 8 * parameters;
-  result.flops_per_token += 6 * static_cast<double>(config.vocab_size * config.hidden_size);
-  for (const model::BlockState& block : network.state.blocks())
-    result.flops_per_token += 12 * static_cast<double>(block.heads * block.dqk * block.dv);
+  const Operations operations = count_operations(network, list);
+  result.flops_per_token = operations.token + operations.target;
 
   std::vector<std::int32_t> offsets(static_cast<std::size_t>(rows) + 1);
   for (std::size_t i = 0; i < offsets.size(); ++i)

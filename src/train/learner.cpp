@@ -13,8 +13,6 @@
 namespace xlstm::train {
 namespace {
 
-constexpr std::int64_t kRound = kAlignment / sizeof(float);
-
 // The registry of a second network with the parameters that `impl` has.
 std::vector<model::Parameter> same_parameters(const Model::Impl& impl, model::Network& network) {
   std::vector<model::Parameter> list =
@@ -55,20 +53,14 @@ model::Network& Learner::compute_network(const LearnerOptions& options) {
 
   if (options.lora.rank > 0) lora_.emplace(impl, options.lora, context_);
   parameters_ = same_parameters(impl, gradient_network_);
-  std::int64_t floats = 0;
+  std::vector<Tensor*> gradients;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    offsets_.push_back(floats);
     weights_.push_back(*impl.parameters[i].view);
     XLSTM_ASSERT(weights_.back().dtype == DType::f32);
-    floats += (parameters_[i].count() + kRound - 1) / kRound * kRound;
+    *parameters_[i].view = model::dense_view(nullptr, DType::f32, parameters_[i].shape);
+    gradients.push_back(parameters_[i].view);
   }
-  offsets_.push_back(floats);
-  const std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
-  gradients_ = Buffer(bytes, {}, true);
-  for (std::size_t i = 0; i < parameters_.size(); ++i)
-    *parameters_[i].view =
-        model::dense_view(reinterpret_cast<float*>(gradients_.data()) + offsets_[i], DType::f32,
-                          parameters_[i].shape);
+  gradients_ = place_tensors(gradients);
   tie(gradient_network_);
 
   copies_.resize(parameters_.size());
@@ -76,19 +68,17 @@ model::Network& Learner::compute_network(const LearnerOptions& options) {
     list_trained();
     return impl.network;
   }
-  rounded_ = Buffer(bytes / 2, {}, true);
   rounded_parameters_ = same_parameters(impl, rounded_network_);
   rounded_network_.hp.activation = DType::bf16;
+  std::vector<Tensor*> rounded;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    if (!parameters_[i].quantisable) {
-      *rounded_parameters_[i].view = weights_[i];
-      continue;
-    }
-    copies_[i] = model::dense_view(
-        rounded_.data() + static_cast<std::size_t>(offsets_[i]) * size_of(DType::bf16), DType::bf16,
-        parameters_[i].shape);
-    *rounded_parameters_[i].view = copies_[i];
+    if (!parameters_[i].quantisable) continue;
+    copies_[i] = model::dense_view(nullptr, DType::bf16, parameters_[i].shape);
+    rounded.push_back(&copies_[i]);
   }
+  rounded_ = place_tensors(rounded);
+  for (std::size_t i = 0; i < parameters_.size(); ++i)
+    *rounded_parameters_[i].view = copies_[i] ? copies_[i] : weights_[i];
   tie(rounded_network_);
   round_copies();
   list_trained();
@@ -111,23 +101,14 @@ void Learner::list_trained() {
                           {},
                           copies_[i]});
   }
-  const auto place = [this](Buffer& buffer, Tensor Trained::*moment) {
-    std::size_t bytes = 0;
-    const auto next = [&bytes](const Trained& t) {
-      const std::size_t at = bytes;
-      bytes += (t.weight.bytes() + kAlignment - 1) / kAlignment * kAlignment;
-      return at;
-    };
-    for (const Trained& t : trained_) next(t);
-    buffer = Buffer(bytes, {}, true);
-    bytes = 0;
-    for (Trained& t : trained_) {
-      t.*moment = t.weight;
-      (t.*moment).data = buffer.data() + next(t);
-    }
-  };
-  place(m_, &Trained::m);
-  place(v_, &Trained::v);
+  std::vector<Tensor*> m, v;
+  for (Trained& t : trained_) {
+    t.m = t.v = t.weight;
+    m.push_back(&t.m);
+    v.push_back(&t.v);
+  }
+  m_ = place_tensors(m);
+  v_ = place_tensors(v);
 }
 
 void Learner::round_copies() {
@@ -184,6 +165,12 @@ std::size_t Learner::activation_bytes(const Examples& examples) {
   return pass_.bytes({batch, examples.ids, examples.targets});
 }
 
+std::int64_t Learner::parameter_count() const {
+  std::int64_t count = 0;
+  for (const model::Parameter& p : parameters_) count += p.count();
+  return count;
+}
+
 std::int64_t Learner::trained_count() const {
   std::int64_t count = 0;
   for (const Trained& t : trained_) count += t.weight.count();
@@ -218,16 +205,17 @@ std::string Learner::nonfinite_gradient() const {
 }
 
 void Learner::zero_gradients() {
-  parallel_ranges(context_.threads(), offsets_.back(), 1 << 16, [&](Range range) {
-    std::memset(reinterpret_cast<float*>(gradients_.data()) + range.begin, 0,
-                static_cast<std::size_t>(range.end - range.begin) * sizeof(float));
-  });
+  parallel_ranges(context_.threads(), static_cast<std::int64_t>(gradients_.size()), 1 << 18,
+                  [&](Range range) {
+                    std::memset(gradients_.data() + range.begin, 0,
+                                static_cast<std::size_t>(range.end - range.begin));
+                  });
   if (lora_) std::ranges::fill(lora_->gradients(), 0.0F);
 }
 
 std::span<float> Learner::gradients() noexcept {
   if (lora_) return lora_->gradients();
-  return {reinterpret_cast<float*>(gradients_.data()), static_cast<std::size_t>(offsets_.back())};
+  return {reinterpret_cast<float*>(gradients_.data()), gradients_.size() / sizeof(float)};
 }
 
 double Learner::gradient_norm() {
@@ -235,10 +223,7 @@ double Learner::gradient_norm() {
   const std::span<float> values = gradients();
   const Tensor all =
       Tensor::dense(values.data(), DType::f32, {static_cast<std::int64_t>(values.size())});
-  context_.start_measuring();
-  ops::squared_norm(context_, {.x = all, .sum = &squares});
-  context_.finish_measuring();
-  ops::squared_norm(context_, {.x = all, .sum = &squares});
+  ops::run_alone<ops::SquaredNormArgs>(context_, ops::squared_norm, {.x = all, .sum = &squares});
   return std::sqrt(squares);
 }
 
@@ -289,18 +274,9 @@ void Learner::save(const std::filesystem::path& directory, DType dtype) const {
     model_.save(directory, dtype);
 }
 
-Learner::Operations Learner::operations() const {
+Operations Learner::operations() const {
   const Model::Impl& impl = model_.impl();
-  double products = 0;
-  for (const model::Parameter& p : impl.parameters)
-    if (p.shape.size() >= 2 && p.view != &impl.network.embedding &&
-        p.view != &impl.network.lm_head[0])
-      products += static_cast<double>(p.count());
-  double cells = 0;  // C = f C + i k v^T and q C: four operations per element of C
-  for (const model::BlockState& block : impl.network.state.blocks())
-    cells += 4.0 * static_cast<double>(block.heads * block.dqk * block.dv);
-  const auto head = static_cast<double>(impl.config.vocab_size * impl.config.hidden_size);
-  return {3 * (2 * products + cells), 3 * 2 * head};
+  return count_operations(impl.network, impl.parameters);
 }
 
 }  // namespace xlstm::train

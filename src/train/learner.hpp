@@ -14,6 +14,7 @@
 #include "model/parameters.hpp"
 #include "model/training_pass.hpp"
 #include "train/data_source.hpp"
+#include "train/footprint.hpp"
 #include "train/lora.hpp"
 #include "xlstm/model.hpp"
 
@@ -52,7 +53,8 @@ class Learner {
   double forward_backward(const Examples& examples, std::uint64_t key);
   /// Bytes of activations that forward_backward() takes; runs nothing.
   std::size_t activation_bytes(const Examples& examples);
-  /// Numbers that are trained.
+  /// Numbers of the model, and those that are trained: the same, or an adapter's.
+  std::int64_t parameter_count() const;
   std::int64_t trained_count() const;
   /// Bytes of weights, gradients, moments and states of streams.
   std::size_t parameter_bytes() const;
@@ -78,11 +80,6 @@ class Learner {
   /// Writes the model, or the adapter that was trained. `dtype` is the type of the numbers.
   void save(const std::filesystem::path& directory, DType dtype) const;
 
-  /// Operations of forward and backward, a multiply-add counting two, without the attention within
-  /// chunks: of a token in the blocks, and of a target in the head.
-  struct Operations {
-    double token = 0, target = 0;
-  };
   Operations operations() const;
 
  private:
@@ -101,7 +98,6 @@ class Learner {
   Model model_;
   Context context_;
   std::vector<model::Parameter> parameters_;  ///< of gradient_network_, in the order of the model's
-  std::vector<std::int64_t> offsets_;         ///< of each parameter in the flat buffers, in floats
   std::vector<Tensor> weights_;               ///< float32
   std::vector<Tensor> copies_;                ///< bf16, or empty
   std::optional<Lora> lora_;

@@ -29,27 +29,6 @@ void add_once(std::vector<std::string>& names, const std::string& name) {
   if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
 }
 
-// Hands out tensors one after the other, or only counts them.
-struct Places {
-  std::byte* memory = nullptr;
-  std::size_t used = 0;
-
-  Tensor take(std::int64_t rows, std::int64_t columns) {
-    const Tensor t =
-        Tensor::dense(memory == nullptr ? nullptr : memory + used, DType::f32, {rows, columns});
-    used += (t.bytes() + kAlignment - 1) / kAlignment * kAlignment;
-    return t;
-  }
-};
-
-template <class Op, class Args>
-void run(Context& context, Op op, const Args& args) {
-  context.start_measuring();
-  op(context, args);
-  context.finish_measuring();
-  op(context, args);
-}
-
 }  // namespace
 
 Lora::Lora(Model::Impl& impl, const LoraOptions& options, Context& context)
@@ -59,31 +38,26 @@ Lora::Lora(Model::Impl& impl, const LoraOptions& options, Context& context)
   XLSTM_ASSERT(options.rank > 0);
   if (options_.alpha == 0) options_.alpha = static_cast<double>(options_.rank);
   choose(impl);
-  const auto place = [&](Buffer& buffer, auto&& take) {
-    Places places;
-    for (Matrix& m : matrices_) take(places, m);
-    buffer = Buffer(places.used, {}, true);
-    places = {buffer.data(), 0};
-    for (Matrix& m : matrices_) take(places, m);
-  };
   const std::int64_t rank = options.rank;
-  place(sums_, [](Places& p, Matrix& m) { m.sum = p.take(m.base.dim(0), m.base.dim(1)); });
-  place(factors_, [=](Places& p, Matrix& m) {
-    m.a = p.take(rank, m.base.dim(1));
-    m.b = p.take(m.base.dim(0), rank);
-  });
-  place(gradients_, [=](Places& p, Matrix& m) {
-    m.d_a = p.take(rank, m.base.dim(1));
-    m.d_b = p.take(m.base.dim(0), rank);
-  });
+  std::vector<Tensor*> sums, factors, gradients;
+  for (Matrix& m : matrices_) {
+    const std::int64_t rows = m.base.dim(0), columns = m.base.dim(1);
+    m.sum = Tensor::dense(nullptr, DType::f32, {rows, columns});
+    m.a = m.d_a = Tensor::dense(nullptr, DType::f32, {rank, columns});
+    m.b = m.d_b = Tensor::dense(nullptr, DType::f32, {rows, rank});
+    sums.push_back(&m.sum);
+    factors.insert(factors.end(), {&m.a, &m.b});
+    gradients.insert(gradients.end(), {&m.d_a, &m.d_b});
+  }
+  sums_ = place_tensors(sums);
+  factors_ = place_tensors(factors);
+  gradients_ = place_tensors(gradients);
   for (const Matrix& m : matrices_) {
     const std::uint64_t key = mix64(mix64(options.seed) + m.parameter + 1);
     const double bound = 1 / std::sqrt(static_cast<double>(m.a.dim(1)));
-    for (std::int64_t i = 0; i < m.a.count(); ++i) {
-      const std::uint64_t bits = mix64(key + static_cast<std::uint64_t>(i) * 0x9e3779b97f4a7c15ULL);
-      const double unit = (static_cast<double>(bits >> 11) + 0.5) * 0x1p-53;  // in (0, 1)
-      m.a.as<float>()[i] = static_cast<float>(bound * (2 * unit - 1));
-    }
+    for (std::int64_t i = 0; i < m.a.count(); ++i)
+      m.a.as<float>()[i] =
+          static_cast<float>(bound * (2 * uniform_at(key, static_cast<std::uint64_t>(i)) - 1));
     *impl.parameters[m.parameter].view = m.sum;
   }
   merge(context);
@@ -137,17 +111,17 @@ void Lora::merge(Context& context) {
 void Lora::project(Context& context, std::span<const model::Parameter> gradients) {
   for (const Matrix& m : matrices_) {
     const Tensor d_w = *gradients[m.parameter].view;
-    run(context, ops::linear,
-        ops::LinearArgs{.x = d_w, .w = {&m.a, 1}, .b = {}, .y = m.d_b, .accumulate = false});
+    ops::run_alone<ops::LinearArgs>(
+        context, ops::linear, {.x = d_w, .w = {&m.a, 1}, .b = {}, .y = m.d_b, .accumulate = false});
     std::memset(m.d_a.data, 0, m.d_a.bytes());
-    run(context, ops::linear_backward,
-        ops::LinearBackwardArgs{
-            .x = d_w, .w = {&m.a, 1}, .d_y = m.b, .d_x = {}, .d_w = {&m.d_a, 1}});
+    ops::run_alone<ops::LinearBackwardArgs>(
+        context, ops::linear_backward,
+        {.x = d_w, .w = {&m.a, 1}, .d_y = m.b, .d_x = {}, .d_w = {&m.d_a, 1}});
   }
   if (scale_ == 1) return;
   const Tensor all = Tensor::dense(gradients_.data(), DType::f32,
                                    {static_cast<std::int64_t>(this->gradients().size())});
-  run(context, ops::scale, ops::ScaleArgs{.x = all, .factor = scale_});
+  ops::run_alone<ops::ScaleArgs>(context, ops::scale, {.x = all, .factor = scale_});
 }
 
 void Lora::save(const std::filesystem::path& directory, DType dtype) const {

@@ -90,6 +90,10 @@ class Run {
  private:
   static Sources prepare(const TrainConfig& config, Communicator& processes);
   bool first() const { return processes_.rank() == 0; }
+  std::int64_t last_step() const {
+    const RunKeys& r = config_.run;
+    return r.stop_at > 0 ? std::min(r.stop_at, r.steps) : r.steps;
+  }
   void message(const std::string& text) const {
     if (first() && callbacks_.on_message) callbacks_.on_message(text);
   }
@@ -199,7 +203,7 @@ void Run::resume() {
               "{}: the run was started on other data: {}; found {}", out_.string(), fact("data"),
               sources_.training->identity());
   if (config_.lora.rank > 0) {
-    const std::string base = fmt::format("{:016x}", learner_.model().hash());
+    const std::string base = this->facts().at("base");
     XLSTM_CHECK(fact("base") == base, invalid_argument,
                 "{}: the run was started on another model: hash {}; found {} in {}", out_.string(),
                 fact("base"), base, config_.model.init_from);
@@ -270,8 +274,7 @@ StepReport Run::step(std::int64_t index) {
                 "last checkpoint is as it was",
                 index, loss, learner_.find_nonfinite(examples));
     sums[0] += loss;
-    sums[1] += static_cast<double>(std::count_if(examples.targets.begin(), examples.targets.end(),
-                                                 [](std::int32_t t) { return t >= 0; }));
+    sums[1] += static_cast<double>(examples.scored());
     sums[2] += static_cast<double>(examples.tokens());
   }
   processes_.sum(learner_.gradients());
@@ -301,14 +304,12 @@ StepReport Run::step(std::int64_t index) {
   const double seconds = seconds_since(start);
   result_.tokens += static_cast<std::int64_t>(sums[2]);
   report.tokens_per_second = sums[2] / seconds;
-  const Learner::Operations operations = learner_.operations();
+  const Operations operations = learner_.operations();
   if (peak_ > 0)
     report.percent_of_peak = 100 * (sums[2] * operations.token + sums[1] * operations.target) /
                              seconds / peak_ / processes_.size();
-  const std::int64_t end =
-      config_.run.stop_at > 0 ? std::min(config_.run.stop_at, report.steps) : report.steps;
   report.seconds_left = seconds_since(start_) / static_cast<double>(index - first_step_) *
-                        static_cast<double>(end - index);
+                        static_cast<double>(last_step() - index);
   return report;
 }
 
@@ -325,8 +326,7 @@ ValidationReport Run::validate(std::int64_t step) {
     const Learner::Score score = learner_.evaluate(examples);
     sums[0] += score.loss;
     sums[1] += static_cast<double>(score.correct);
-    sums[2] += static_cast<double>(std::count_if(examples.targets.begin(), examples.targets.end(),
-                                                 [](std::int32_t t) { return t >= 0; }));
+    sums[2] += static_cast<double>(examples.scored());
   }
   processes_.sum(sums);
   ValidationReport report;
@@ -375,7 +375,7 @@ TrainResult Run::run() {
   processes_.sum(peak);
   peak_ = peak[0] / processes_.size();
   const RunKeys& r = config_.run;
-  const std::int64_t end = r.stop_at > 0 ? std::min(r.stop_at, r.steps) : r.steps;
+  const std::int64_t end = last_step();
   const auto every = [&](std::int64_t n, std::int64_t step) { return n > 0 && step % n == 0; };
   message(fmt::format(
       "{} numbers to train, {}; {}", learner_.trained_count(), sources_.training->identity(),
@@ -445,16 +445,12 @@ TrainPlan plan(const TrainConfig& config) {
   Examples examples;
   sources.training->rows(0, 0, pass_rows(config, 1), examples);
   TrainPlan plan;
-  for (const ParameterInfo& p : learner.model().parameters()) {
-    std::int64_t count = 1;
-    for (const std::int64_t size : p.shape) count *= size;
-    plan.parameters += count;
-  }
+  plan.parameters = learner.parameter_count();
   plan.trained = learner.trained_count();
   plan.tokens_per_step = examples.tokens() * config.run.accumulation;
   plan.parameter_bytes = learner.parameter_bytes();
   plan.activation_bytes = learner.activation_bytes(examples);
-  const Learner::Operations operations = learner.operations();
+  const Operations operations = learner.operations();
   plan.flops_per_token = operations.token + operations.target;
   return plan;
 }

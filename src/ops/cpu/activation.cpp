@@ -94,7 +94,7 @@ HWY_INLINE void apply_with_slope(Activation kind, VF x, VF& value, VF& slope) {
       break;
     }
     case Activation::sigmoid: slope = hn::Mul(value, sigmoid(hn::Neg(x))); break;
-    case Activation::silu: slope = hn::Mul(sigmoid(x), hn::MulAdd(x, sigmoid(hn::Neg(x)), one));
+    case Activation::silu: slope = silu_slope(x);
   }
 }
 

@@ -84,7 +84,6 @@ void conv_backward_channels(const CausalConvBackwardArgs& a, const float* taps, 
   constexpr std::int64_t kBlock = 64;  // tokens per partial sum: the error stays small
   const std::int64_t width = a.w.dim(0), kernel = a.w.dim(2), past = kernel - 1;
   const auto step = static_cast<std::int64_t>(lanes());
-  const VF one = hn::Set(DF(), 1.0F);
   for (std::int64_t s = 0; s < a.batch.sequences(); ++s) {
     const auto at = static_cast<std::size_t>(s);
     const std::int64_t first = a.batch.offsets[at], tokens = a.batch.offsets[at + 1] - first;
@@ -113,9 +112,7 @@ void conv_backward_channels(const CausalConvBackwardArgs& a, const float* taps, 
           float* d_s = a.d_y.row<float>(first + t) + c;
           VF d = load_up_to(d_s, n);
           if (a.silu) {
-            const VF sum = conv_sum(inputs, taps, t, c, n);
-            // s (1 + x (1 - s)), with 1 - s = sigmoid(-x)
-            d = hn::Mul(d, hn::Mul(sigmoid(sum), hn::MulAdd(sum, sigmoid(hn::Neg(sum)), one)));
+            d = hn::Mul(d, silu_slope(conv_sum(inputs, taps, t, c, n)));
             store_up_to(d, d_s, n);
           }
           d_bias = hn::Add(d_bias, d);

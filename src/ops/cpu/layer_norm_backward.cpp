@@ -13,10 +13,6 @@ HWY_BEFORE_NAMESPACE();
 namespace xlstm::ops::cpu {
 namespace HWY_NAMESPACE {
 
-HWY_INLINE void add_to(float* sum, VF v, std::size_t n) {
-  store_up_to(hn::Add(load_up_to(sum, n), v), sum, n);
-}
-
 /// One head of one row, g(d, n) being the gradient of x^: d_x (+)= r (g - mean(g) - x^ mean(g x^)).
 template <class G>
 HWY_INLINE void norm_backward_row(const float* x, std::size_t width, const Moments& moments, G g,
@@ -71,7 +67,7 @@ void skip_gate_backward_rows(const SkipGateBackwardArgs& a, float* d_w, float* d
                              std::int64_t begin, std::int64_t end) {
   const std::int64_t head_width = a.h.dim(1) / a.heads;
   const auto width = static_cast<std::size_t>(head_width);
-  const VF offset = hn::Set(DF(), a.w_offset), one = hn::Set(DF(), 1.0F);
+  const VF offset = hn::Set(DF(), a.w_offset);
   std::fill_n(d_w, a.h.dim(1), 0.0F);
   std::fill_n(d_skip, a.h.dim(1), 0.0F);
   for (std::int64_t t = begin; t < end; ++t)
@@ -85,16 +81,14 @@ void skip_gate_backward_rows(const SkipGateBackwardArgs& a, float* d_w, float* d
       for (std::size_t d = 0; d < width; d += lanes()) {
         const std::size_t n = width - d;
         const VF normed = moments.normed(load_up_to(h + d, n)), w_d = hn::Add(offset, w.at(d, n));
-        const VF gate = load_up_to(z + d, n), s = sigmoid(gate), c_d = load_up_to(c + d, n);
+        const VF gate = load_up_to(z + d, n), c_d = load_up_to(c + d, n);
         const VF skip_d = skip.at(d, n), dy = load_up_to(d_y + d, n);
-        const VF d_p = hn::Mul(dy, hn::Mul(gate, s));
+        const VF d_p = hn::Mul(dy, hn::Mul(gate, sigmoid(gate)));
         const VF p = hn::MulAdd(skip_d, c_d, hn::Mul(normed, w_d));
-        // silu'(z) = s (1 + z (1 - s)), with 1 - s = sigmoid(-z)
-        const VF slope = hn::Mul(s, hn::MulAdd(gate, sigmoid(hn::Neg(gate)), one));
         add_to(d_w + first + d, hn::Mul(d_p, normed), n);
         add_to(d_skip + first + d, hn::Mul(d_p, c_d), n);
         store_up_to(hn::Mul(d_p, skip_d), d_c + d, n);
-        store_up_to(hn::Mul(hn::Mul(dy, p), slope), d_z + d, n);
+        store_up_to(hn::Mul(hn::Mul(dy, p), silu_slope(gate)), d_z + d, n);
         store_up_to(hn::Mul(d_p, w_d), d_h + d, n);
       }
       norm_backward_row(

@@ -14,10 +14,6 @@ HWY_BEFORE_NAMESPACE();
 namespace xlstm::ops::cpu {
 namespace HWY_NAMESPACE {
 
-HWY_INLINE void add_to(float* sum, VF v, std::size_t n) {
-  store_up_to(hn::Add(load_up_to(sum, n), v), sum, n);
-}
-
 /// Rows [begin, end): with g = d_y w and r = 1 / sqrt(mean(x^2) + eps),
 ///   d_x += r (g - x r^2 mean(g x));  d_w += d_y x r;  d_b += d_y
 /// d_w and d_b are a block's shares, or null; `scales` [T] receives r.

@@ -16,6 +16,11 @@ HWY_BEFORE_NAMESPACE();
 namespace xlstm::ops::cpu {
 namespace HWY_NAMESPACE {
 
+/// sum[0, n) += v
+HWY_INLINE void add_to(float* sum, VF v, std::size_t n) {
+  store_up_to(hn::Add(load_up_to(sum, n), v), sum, n);
+}
+
 /// Sum of f(x[d]) over n elements in four partial sums, whose order depends on n alone. f must
 /// give 0 in the lanes after the last element.
 template <class F>

@@ -184,6 +184,12 @@ HWY_INLINE VF sigmoid(VF x) {
   return hn::Div(one, hn::Add(one, exp(hn::Neg(x))));
 }
 
+/// The derivative of x sigmoid(x): s (1 + x (1 - s)), with 1 - s = sigmoid(-x), which does not
+/// cancel where s is near 1.
+HWY_INLINE VF silu_slope(VF x) {
+  return hn::Mul(sigmoid(x), hn::MulAdd(x, sigmoid(hn::Neg(x)), hn::Set(DF(), 1.0F)));
+}
+
 /// log(1 / (1 + e^-x)) = min(x, 0) - log(1 + e^-|x|), the logarithm as 2 artanh(e / (2 + e)): the
 /// series converges fast, as its argument is at most 1/3.
 HWY_INLINE VF log_sigmoid(VF x) {
