@@ -9,7 +9,6 @@
 #include "commands.hpp"
 #include "console.hpp"
 #include "core/check.hpp"
-#include "model_options.hpp"
 #include "option_parser.hpp"
 #include "train/config.hpp"
 

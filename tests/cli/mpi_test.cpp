@@ -40,17 +40,6 @@ keep_best = false
 tensorboard = false
 )";
 
-// 20 kB of words in an order that has no period.
-std::string text() {
-  const char* words[] = {"the ", "sun ", "rises ", "over ", "old ", "hills ", "and ", "sea.\n"};
-  std::string result;
-  for (std::uint64_t x = 1; result.size() < 20000;) {
-    x = x * 6364136223846793005ULL + 1442695040888963407ULL;
-    result += words[x >> 61];
-  }
-  return result;
-}
-
 // Options that let mpirun work in a container and on fewer cores than processes.
 Strings mpirun(int processes, const Strings& command) {
   Strings arguments = {"--oversubscribe", "--bind-to", "none", "-n", std::to_string(processes)};
@@ -67,7 +56,7 @@ class SeveralProcesses : public testing::Test {
     if (*XLSTM_MPIRUN_PATH == '\0' || !fs::exists(XLSTM_MPIRUN_PATH))
       GTEST_SKIP() << "no mpirun: install openmpi-bin and libopenmpi-dev, and configure again";
     config_ = folder_.write("config.toml", kConfig);
-    text_ = folder_.write("text.txt", text());
+    text_ = folder_.write("text.txt", training_text());
   }
   Strings train(const std::string& out, const Strings& more) const {
     Strings arguments = {"train",        config_,           "--data.train", text_,

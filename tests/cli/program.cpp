@@ -132,6 +132,16 @@ std::string TemporaryFolder::write(const std::string& name, const std::string& c
   return (path_ / name).string();
 }
 
+std::string training_text() {
+  const char* words[] = {"the ", "sun ", "rises ", "over ", "old ", "hills ", "and ", "sea.\n"};
+  std::string result;
+  for (std::uint64_t x = 1; result.size() < 20000;) {
+    x = x * 6364136223846793005ULL + 1442695040888963407ULL;
+    result += words[x >> 61];
+  }
+  return result;
+}
+
 fs::path default_model() { return fs::path(XLSTM_SOURCE_DIR) / "models" / "shakespeare-byte"; }
 
 nlohmann::json default_model_golden() {

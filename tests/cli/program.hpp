@@ -64,6 +64,9 @@ class TemporaryFolder {
   std::filesystem::path path_;
 };
 
+/// 20 kB of words to train on, in an order that has no period.
+std::string training_text();
+
 /// models/shakespeare-byte of the source tree, and its golden.json.
 std::filesystem::path default_model();
 nlohmann::json default_model_golden();

@@ -17,6 +17,19 @@ inline Config small_config() {
   return config;
 }
 
+/// The first xLSTM: mLSTM, sLSTM, and mLSTM from there on.
+inline Config small_stack_config(std::int64_t vocabulary, std::int64_t blocks) {
+  Config config;
+  config.vocab_size = vocabulary;
+  config.hidden_size = 48;
+  config.num_blocks = blocks;
+  config.block_stack.emplace();
+  config.block_stack->mlstm.emplace();
+  config.block_stack->slstm.emplace();
+  config.block_stack->slstm_at = {1};
+  return config;
+}
+
 inline Model small_model(DType weights = DType::f32, const LoadOptions& options = {}) {
   return Model::random(small_config(), weights, 7, options);
 }

@@ -11,6 +11,7 @@
 #include "formats/temp_dir.hpp"
 #include "model/golden.hpp"
 #include "model/model_impl.hpp"
+#include "model/small_model.hpp"
 #include "ops/optim.hpp"
 #include "ops/support.hpp"
 #include "xlstm/error.hpp"
@@ -211,18 +212,7 @@ Model small_model(DType dtype = DType::f32, const char* kernel = "chunkwise--nat
   return Model::random(config, DType::f32, 4, options);
 }
 
-// mLSTM, sLSTM, mLSTM.
-Model stack_model() {
-  Config config;
-  config.vocab_size = 50;
-  config.hidden_size = 48;
-  config.num_blocks = 3;
-  config.block_stack.emplace();
-  config.block_stack->mlstm.emplace();
-  config.block_stack->slstm.emplace();
-  config.block_stack->slstm_at = {1};
-  return Model::random(config, DType::f32, 4);
-}
+Model stack_model() { return Model::random(small_stack_config(50, 3), DType::f32, 4); }
 
 std::vector<std::int32_t> some_ids(std::size_t count, std::int32_t factor) {
   std::vector<std::int32_t> ids;

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "oracle/golden.hpp"
+#include "oracle/printed.hpp"
 #include "oracle/stack_ops.hpp"
 #include "oracle/tape.hpp"
 
@@ -67,18 +68,10 @@ MlstmVariables variables(Tape& tape, const MlstmInputs& inputs, const Vector& f,
 }
 
 TEST(GradientOracle, PrintedMlstm) {
-  MlstmInputs in;
-  Vector f, d_h;
-  in.dqk = 2;
-  in.dv = 3;
-  for (int t = 0; t < 4; ++t) {
-    for (int a = 0; a < 2; ++a) in.q.push_back(std::sin(1 + t + 2 * a));
-    for (int a = 0; a < 2; ++a) in.k.push_back(std::cos(2 + t + 3 * a));
-    for (int x = 0; x < 3; ++x) in.v.push_back(std::sin(3 + 2 * t + x));
-    in.i.push_back(1.5 * std::cos(t));
-    f.push_back(2 + std::sin(t));
+  const auto [in, f] = printed_mlstm();
+  Vector d_h;
+  for (int t = 0; t < 4; ++t)
     for (double d : {1.0, -1.0, 0.5}) d_h.push_back(d);
-  }
   const Vector d_i{-0.5679521, 0.1696820, -0.0033216, -0.0096925};
   const Vector d_f{0, -0.0086361, 0.0006728, 0.0010193};
   const Vector d_q{-0.5518559, 0.3761669,  -0.0172983, -0.0207840,
@@ -97,16 +90,7 @@ TEST(GradientOracle, PrintedMlstm) {
 }
 
 TEST(GradientOracle, PrintedSlstm) {
-  Vector wx, r(16), b(8);
-  for (int t = 0; t < 3; ++t)
-    for (int g = 0; g < 4; ++g)
-      for (int j = 0; j < 2; ++j) wx.push_back(0.5 * std::sin(1 + t + 2 * g + 3 * j));
-  for (int g = 0; g < 4; ++g)
-    for (int a = 0; a < 2; ++a)
-      for (int k = 0; k < 2; ++k)
-        r[static_cast<std::size_t>((g * 2 + a) * 2 + k)] = 0.3 * std::cos(1 + g + 2 * a + 3 * k);
-  b[2] = 1;
-  b[3] = 2;
+  const auto [wx, r, b] = printed_slstm();
   Tape tape;
   const std::vector<Var> x = tape.variables(wx), kernel = tape.variables(r);
   const std::vector<Var> bias = tape.variables(b);

@@ -6,39 +6,23 @@
 #include <cmath>
 
 #include "oracle/golden.hpp"
+#include "oracle/printed.hpp"
 #include "oracle/xlstm_stack.hpp"
 
 namespace oracle {
 namespace {
 
-double worst(const Vector& got, const Vector& want) {
-  EXPECT_EQ(got.size(), want.size());
-  double error = got.size() == want.size() ? 0 : INFINITY;
-  for (std::size_t i = 0; i < std::min(got.size(), want.size()); ++i)
-    error = std::max(error, std::isnan(got[i]) ? INFINITY : std::abs(got[i] - want[i]));
-  return error;
-}
-
 TEST(StackOracle, PrintedVectors) {
-  Vector wx, r(16), b(8);
-  for (int t = 0; t < 3; ++t)
-    for (int g = 0; g < 4; ++g)
-      for (int j = 0; j < 2; ++j) wx.push_back(0.5 * std::sin(1 + t + 2 * g + 3 * j));
-  for (int g = 0; g < 4; ++g)
-    for (int a = 0; a < 2; ++a)
-      for (int k = 0; k < 2; ++k)
-        r[static_cast<std::size_t>((g * 2 + a) * 2 + k)] = 0.3 * std::cos(1 + g + 2 * a + 3 * k);
-  b[2] = 1;
-  b[3] = 2;
+  const auto [wx, r, b] = printed_slstm();
   SlstmState state(2);
   const Vector h = slstm(wx, r, b, 1, 2, state);
   constexpr double kPrinted = 0.51e-9;
-  EXPECT_LE(
-      worst(h, {-0.259192291, 0.198011814, -0.119626784, 0.106905645, 0.021199480, 0.023414295}),
-      kPrinted);
-  EXPECT_LE(worst(state.c, {0.094543386, 0.130812975}), kPrinted);
-  EXPECT_LE(worst(state.n, {2.511196523, 2.333989446}), kPrinted);
-  EXPECT_LE(worst(state.m, {0.030206158, -0.073384577}), kPrinted);
+  EXPECT_LE(largest_error(h, {-0.259192291, 0.198011814, -0.119626784, 0.106905645, 0.021199480,
+                              0.023414295}),
+            kPrinted);
+  EXPECT_LE(largest_error(state.c, {0.094543386, 0.130812975}), kPrinted);
+  EXPECT_LE(largest_error(state.n, {2.511196523, 2.333989446}), kPrinted);
+  EXPECT_LE(largest_error(state.m, {0.030206158, -0.073384577}), kPrinted);
 }
 
 class GoldenStack : public testing::TestWithParam<std::string> {};
@@ -52,7 +36,7 @@ TEST_P(GoldenStack, LogitsStepsAndLoss) {
     std::vector<StackState> states = make_stack_states(model.config);
     const Vector whole =
         forward_stack(model.config, model.weights, model.ids[b], CellForm::parallel, states);
-    EXPECT_LE(worst(whole, model.logits[b]), 1e-8);
+    EXPECT_LE(largest_error(whole, model.logits[b]), 1e-8);
     for (std::size_t t = 0; t + 1 < model.ids[b].size(); ++t, ++targets) {
       double sum = 0;
       for (std::size_t v = 0; v < vocab; ++v) sum += std::exp(whole[t * vocab + v]);
@@ -66,7 +50,7 @@ TEST_P(GoldenStack, LogitsStepsAndLoss) {
       steps.insert(steps.end(), row.begin(), row.end());
     }
     // tests/golden holds them in float32.
-    EXPECT_LE(worst(steps, model.step_logits[b]), 1e-6);
+    EXPECT_LE(largest_error(steps, model.step_logits[b]), 1e-6);
   }
   EXPECT_NEAR(loss / static_cast<double>(targets), model.loss, 1e-8);
 }

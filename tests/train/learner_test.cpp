@@ -11,6 +11,7 @@
 #include <ostream>
 #include <set>
 
+#include "model/small_model.hpp"
 #include "model/trainable.hpp"
 
 namespace xlstm::train {
@@ -30,18 +31,7 @@ Config large_config() {
   return config;
 }
 
-// mLSTM, sLSTM, mLSTM.
-Config stack_config() {
-  Config config;
-  config.vocab_size = kVocabulary;
-  config.hidden_size = 48;
-  config.num_blocks = 3;
-  config.block_stack.emplace();
-  config.block_stack->mlstm.emplace();
-  config.block_stack->slstm.emplace();
-  config.block_stack->slstm_at = {1};
-  return config;
-}
+Config stack_config() { return testing::small_stack_config(kVocabulary, 3); }
 
 Config tied_config() {
   Config config = large_config();

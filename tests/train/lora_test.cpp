@@ -13,6 +13,7 @@
 #include "formats/expect_error.hpp"
 #include "formats/temp_dir.hpp"
 #include "model/adapter.hpp"
+#include "model/small_model.hpp"
 #include "model/trainable.hpp"
 #include "train/checkpoint.hpp"
 #include "train/learner.hpp"
@@ -26,28 +27,11 @@ using formats::TempDir;
 using Values = std::map<std::string, std::vector<float>>;
 
 Config large_config() {
-  Config config;
+  Config config = testing::small_config();
   config.vocab_size = 320;
-  config.hidden_size = 48;
-  config.num_blocks = 2;
-  config.num_heads = 3;
-  config.ffn_proj_factor = 2.0;
-  config.ffn_round_up_to_multiple_of = 8;
   return config;
 }
-
-// mLSTM, sLSTM.
-Config stack_config() {
-  Config config;
-  config.vocab_size = 320;
-  config.hidden_size = 48;
-  config.num_blocks = 2;
-  config.block_stack.emplace();
-  config.block_stack->mlstm.emplace();
-  config.block_stack->slstm.emplace();
-  config.block_stack->slstm_at = {1};
-  return config;
-}
+Config stack_config() { return testing::small_stack_config(320, 2); }
 
 fs::path write_model(const TempDir& folder, const Config& config, DType dtype = DType::f32) {
   const fs::path path = folder / "base";
