@@ -1,6 +1,8 @@
 #include "ops/cpu/matmul.hpp"
 
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/time.h>
 
 #include <algorithm>
 #include <cmath>
@@ -239,6 +241,54 @@ TEST(Matmul, LibraryAndOwnKernelsAgreeWithDouble) {
         EXPECT_LE(library, 2 * naive_error)
             << to_string(dtype) << " " << s.m << " x " << s.n << " x " << s.k;
       }
+    }
+  }
+}
+
+// While it lives, a handler interrupts this process every 0.2 ms, on the stack of whoever runs.
+class Interruptions {
+ public:
+  Interruptions() {
+    struct sigaction action = {};
+    action.sa_handler = [](int) { count_ = count_ + 1; };
+    action.sa_flags = static_cast<int>(SA_RESTART);
+    sigaction(SIGALRM, &action, &before_);
+    const itimerval timer = {{0, 200}, {0, 200}};
+    setitimer(ITIMER_REAL, &timer, nullptr);
+  }
+  ~Interruptions() {
+    const itimerval off = {};
+    setitimer(ITIMER_REAL, &off, nullptr);
+    sigaction(SIGALRM, &before_, nullptr);
+  }
+  static int count() { return count_; }
+
+ private:
+  static inline volatile sig_atomic_t count_ = 0;
+  struct sigaction before_ = {};
+};
+
+// Kernels of oneDNN before 3.11.2 must not be interrupted (matmul_onednn.cpp).
+TEST(Matmul, SignalsLeaveProductsAlone) {
+  if (!library_has(DType::f32, DType::f32)) GTEST_SKIP() << "no library here";
+  std::mt19937 random(5);
+  const std::int64_t tokens = 256, in = 32, out = 128;
+  auto d_y = normal_numbers(tokens * 2 * out, random);
+  auto x = normal_numbers(tokens * in, random);
+  std::vector<float> d_w(static_cast<std::size_t>(out * in));
+  const GemmArgs args{.a = Tensor::dense(d_y.data(), DType::f32, {tokens, 2 * out}).cols(0, out),
+                      .b = Tensor::dense(x.data(), DType::f32, {tokens, in}),
+                      .c = Tensor::dense(d_w.data(), DType::f32, {out, in}),
+                      .transpose_a = true,
+                      .accumulate = true};
+  library_gemm(args, 1);
+  const std::vector<float> once = d_w;
+  const Interruptions interruptions;
+  while (Interruptions::count() < 3000) {
+    for (const int threads : {1, 2}) {
+      std::fill(d_w.begin(), d_w.end(), 0.0F);
+      library_gemm(args, threads);
+      for (std::size_t i = 0; i < d_w.size(); ++i) ASSERT_NEAR(d_w[i], once[i], 1e-3F);
     }
   }
 }

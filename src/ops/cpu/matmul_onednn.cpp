@@ -3,6 +3,8 @@
 // copies would gain a few percent (docs/performance.md) and double the memory.
 
 #include <omp.h>
+#include <pthread.h>
+#include <signal.h>
 
 #include <dnnl.hpp>
 #include <map>
@@ -90,8 +92,39 @@ class ThreadCount {
   int before_;
 };
 
+sigset_t block_signals() {
+  sigset_t all, before;
+  sigfillset(&all);
+  for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT})
+    sigdelset(&all, fault);
+  pthread_sigmask(SIG_BLOCK, &all, &before);
+  return before;
+}
+
+// Until version 3.11.2 some of oneDNN's kernels point the stack pointer into the heap for a while:
+// a signal handler then writes over what lies there (oneDNN issue 4845). So signals wait for the
+// end of a product. The other threads of OpenMP would be given them meanwhile: they take no signal
+// from now on, which no program expects of them.
+class SignalsHeld {
+ public:
+  explicit SignalsHeld(int threads) : before_(block_signals()) {
+    thread_local int blocked = 1;  // threads of this one's team, itself counted
+    if (threads <= blocked) return;
+#pragma omp parallel num_threads(threads)
+    if (omp_get_thread_num() != 0) block_signals();
+    blocked = threads;
+  }
+  ~SignalsHeld() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsHeld(const SignalsHeld&) = delete;
+  SignalsHeld& operator=(const SignalsHeld&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
 void run(const Shape& shape, const Tensor& x, const Tensor& w, const Tensor& y) {
   XLSTM_ASSERT(library_has(x.dtype, w.dtype));
+  const SignalsHeld signals_held(shape.threads);
   const ThreadCount thread_count(shape.threads);
   try {
     thread_local dnnl::stream stream(engine());
