@@ -144,6 +144,17 @@ void prefill(int threads, double peak) {
   }
 }
 
+// The sequences that bench/peers/xlstm_c.c times too; GFLOP/s of the recurrent form, as there.
+void one_wide_head(int threads) {
+  constexpr std::int64_t kSequences = 8, kTokens = 64, kWidth = 512;
+  Cell cell({"one head", kWidth, 1, kWidth, kWidth, 0, 1}, kSequences, kTokens, threads);
+  cell.prepare(kTokens);
+  const double time = seconds([&] { cell.layer(0, kTokens); });
+  fmt::print("\nOne head of {}, {} sequences of {} tokens: {:.2f} ms, {:.0f} GFLOP/s\n", kWidth,
+             kSequences, kTokens, time * 1e3,
+             5e-9 * static_cast<double>(kSequences * kTokens * kWidth * kWidth) / time);
+}
+
 void decode(int threads, double update) {
   fmt::print("\nOne token per sequence, all layers in turn\n\n");
   fmt::print("| shape | batch | us per layer | GB/s | of update |\n|---|---|---|---|---|\n");
@@ -225,6 +236,7 @@ int main(int argc, char** argv) {
       "GFLOP/s\n",
       measure_read_bandwidth(threads), update, measure_f32_peak(threads), peak);
   prefill(threads, peak);
+  one_wide_head(threads);
   decode(threads, update);
   rows(threads);
   return 0;

@@ -5,13 +5,15 @@ usage: tools/compare_training.py --data FILE [--help]
 needs: torch, xlstm, tokenizers, safetensors (PyPI), and build/release/bin/xlstm
 
 `xlstm train` begins from the weights of its own initialisation (saved by a run of one step with
-learning rate 0) and reads the rows of the text in order. PyTorch gets the same weights and rows, in
-float32, eager, with each of its kernels that run on a CPU; the fastest counts. Both print their
+learning rate 0) and reads the rows of the text in order. PyTorch gets the same weights and rows,
+eager, with each of its kernels that run on a CPU, in float32 and under autocast to bfloat16; the
+fastest of the types that --peer-compute allows counts. Both print their
 losses: the largest relative difference over all steps is the check that they train the same model.
 Speeds are medians over the steps. The runs alternate in pieces, so that both see the same machine.
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -26,7 +28,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-LR, WARMUP, DECAY, CLIP, BETAS, EPS = 1e-3, 20, 0.1, 1.0, (0.9, 0.95), 1e-8
+WARMUP, DECAY, CLIP, BETAS, EPS = 20, 0.1, 1.0, (0.9, 0.95), 1e-8
 KERNELS = ["chunkwise--native_custbw", "chunkwise--native_autograd", "parallel--native_custbw"]
 
 
@@ -38,6 +40,9 @@ def arguments():
     parser.add_argument("--model", default="large", choices=["large", "v1"],
                         help="large: the character model; v1: an xLSTM[1:1] of its width and depth")
     parser.add_argument("--compute", default="f32", choices=["f32", "bf16"], help="ours")
+    parser.add_argument("--peer-compute", default="any", choices=["f32", "bf16", "any"])
+    parser.add_argument("--lr", default=1e-3, type=float)
+    parser.add_argument("--seed", default=0, type=int, help="of the initial weights")
     parser.add_argument("--steps", default=200, type=int)
     parser.add_argument("--batch", default=8, type=int)
     parser.add_argument("--seq-len", default=128, type=int)
@@ -54,7 +59,7 @@ def ours(args, out, steps, resume=False, extra=()):
                "--random_offset", "false", "--seq_len", str(args.seq_len), "--batch",
                str(args.batch), "--hidden_size", str(args.hidden_size), "--num_blocks",
                str(args.blocks), "--num_heads", "4", "--steps", str(args.steps), "--stop_at",
-               str(steps), "--lr", str(LR), "--schedule", "constant", "--warmup_steps",
+               str(steps), "--lr", str(args.lr), "--seed", str(args.seed), "--schedule", "constant", "--warmup_steps",
                str(min(WARMUP, args.steps)), "--weight_decay", str(DECAY), "--clip", str(CLIP), "--compute",
                args.compute, "--threads", str(args.threads), "--checkpoint_every", "0", *extra]
     if args.model == "v1":
@@ -109,8 +114,8 @@ def peer_v1(args, weights, kernel):
 
 
 class Peer:
-    def __init__(self, args, weights, kernel):
-        self.kernel = kernel
+    def __init__(self, args, weights, kernel, compute):
+        self.kernel, self.compute, self.lr = kernel, compute, args.lr
         self.warmup = min(WARMUP, args.steps)
         self.model, decays = (peer_large if args.model == "large" else peer_v1)(args, weights,
                                                                                 kernel)
@@ -118,18 +123,20 @@ class Peer:
         groups = [{"params": [], "weight_decay": DECAY}, {"params": [], "weight_decay": 0.0}]
         for p, decay in zip(self.model.parameters(), decays):
             groups[0 if decay else 1]["params"].append(p)
-        self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS)
+        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=BETAS, eps=EPS)
 
     def step(self, x, y, index):
         """Loss and seconds of step `index`, from 1."""
         begin = time.perf_counter()
         for group in self.optimizer.param_groups:
-            group["lr"] = LR * min(1.0, index / self.warmup)
+            group["lr"] = self.lr * min(1.0, index / self.warmup)
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.model(x)
-        if isinstance(logits, tuple):  # and the states
-            logits = logits[0]
-        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.compute == "bf16"):
+            logits = self.model(x)
+            if isinstance(logits, tuple):  # and the states
+                logits = logits[0]
+        loss = torch.nn.functional.cross_entropy(
+            logits.float().reshape(-1, logits.shape[-1]), y.reshape(-1))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
@@ -149,17 +156,18 @@ def main():
         kernels = KERNELS if args.model == "large" else ["vanilla"]
         x, y = rows(args, ids, 0)
         speed = {}
-        for kernel in kernels:
+        computes = ["f32", "bf16"] if args.peer_compute == "any" else [args.peer_compute]
+        for setting in itertools.product(kernels, computes):
             try:
-                peer = Peer(args, weights, kernel)
+                peer = Peer(args, weights, *setting)
                 peer.step(x, y, 1)
             except (RuntimeError, ValueError) as error:  # a kernel that has no CPU form
-                print(f"PyTorch, {kernel}: {error}", file=sys.stderr)
+                print(f"PyTorch, {' '.join(setting)}: {error}", file=sys.stderr)
                 continue
-            speed[kernel] = min(peer.step(x, y, 1)[1] for _ in range(2))
-            print(f"PyTorch, {kernel}: {args.batch * args.seq_len / speed[kernel]:.0f} tok/s",
-                  file=sys.stderr)
-        peer = Peer(args, weights, min(speed, key=speed.get))
+            speed[setting] = min(peer.step(x, y, 1)[1] for _ in range(4))
+            print(f"PyTorch, {' '.join(setting)}: "
+                  f"{args.batch * args.seq_len / speed[setting]:.0f} tok/s", file=sys.stderr)
+        peer = Peer(args, weights, *min(speed, key=speed.get))
 
         pieces, losses, seconds, curve = 4, [], [], []
         for piece in range(pieces):
@@ -178,7 +186,7 @@ def main():
         theirs = args.batch * args.seq_len / statistics.median(seconds)
         print(f"model {args.model}, {args.blocks} x {args.hidden_size}, batch {args.batch} x "
               f"{args.seq_len}, {args.threads} threads, {args.steps} steps")
-        print(f"xlstm {args.compute}: {mine:.0f} tok/s   PyTorch f32, {peer.kernel}: "
+        print(f"xlstm {args.compute}: {mine:.0f} tok/s   PyTorch {peer.compute}, {peer.kernel}: "
               f"{theirs:.0f} tok/s   ratio {mine / theirs:.2f}")
         print(f"largest relative difference of the losses: {100 * difference:.3f} %")
         assert math.isfinite(difference)

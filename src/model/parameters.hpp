@@ -10,7 +10,7 @@
 
 namespace xlstm::model {
 
-/// What random weights give a parameter (specification A.9, with gates that are not zero so that
+/// What random weights give a parameter (specification A.6, with gates that are not zero so that
 /// tests see them).
 enum class Init : std::uint8_t {
   embedding,

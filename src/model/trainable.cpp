@@ -53,7 +53,7 @@ bool has(const Parameter& p, const char* part) { return p.name.find(part) != std
 double small(double d) { return std::sqrt(2 / (5 * d)); }
 double wang(double blocks, double d) { return 2 / (blocks * std::sqrt(d)); }
 
-// A.9, as NX-AI trained it.
+// A.6, as NX-AI trained it.
 void fill_large(const Parameter& p, const Config& config, const Values& values) {
   const auto d = static_cast<double>(config.hidden_size);
   const auto blocks = static_cast<double>(config.num_blocks);

@@ -8,7 +8,7 @@
 
 namespace xlstm::model {
 
-/// A model with the weights that the reference begins training with (specification A.9 and B.5).
+/// A model with the weights that the reference begins training with (specification A.6 and B.5).
 /// A weight is a function of the seed, its parameter and its position alone.
 /// @param vocabulary  directory of the tokenizer's files, or empty
 Model initial_model(const Config& config, std::uint64_t seed,

@@ -73,6 +73,9 @@ std::int64_t pass_rows(const TrainConfig& config, int processes) {
   return config.data.batch / config.run.accumulation / processes;
 }
 
+// Seconds after which the peak is measured again: clocks, and what others do, change.
+constexpr double kPeakLasts = 30;
+
 class Run {
  public:
   Run(const TrainConfig& config, Communicator& processes, const TrainCallbacks& callbacks)
@@ -107,6 +110,7 @@ class Run {
   ValidationReport validate(std::int64_t step);
   void sample(std::int64_t step);
   void save(const fs::path& directory);
+  void measure_peak(double seconds);
 
   const TrainConfig& config_;
   Communicator& processes_;
@@ -118,7 +122,8 @@ class Run {
   std::optional<Metrics> metrics_;
   TrainResult result_;
   std::int64_t first_step_ = 0;  ///< steps made before this run
-  double peak_ = 0;              ///< operations per second
+  double peak_ = 0;              ///< operations per second of one process, at peak_measured_
+  Clock::time_point peak_measured_;
   Clock::time_point start_ = Clock::now();
 };
 
@@ -361,6 +366,16 @@ void Run::save(const fs::path& directory) {
   });
 }
 
+// All measure at the same time, as they work; the mean counts.
+void Run::measure_peak(double seconds) {
+  processes_.barrier();
+  double peak[1] = {1e9 * (config_.run.compute == "bf16" ? measure_bf16_peak(threads_, seconds)
+                                                         : measure_f32_peak(threads_, seconds))};
+  processes_.sum(peak);
+  peak_ = peak[0] / processes_.size();
+  peak_measured_ = Clock::now();
+}
+
 TrainResult Run::run() {
   check_memory();
   if (config_.run.resume) resume();
@@ -368,12 +383,7 @@ TrainResult Run::run() {
     metrics_.emplace(out_, first_step_, config_.run.tensorboard);
     formats::write_file_atomically(out_ / "config.toml", to_toml(config_));
   }
-  // All measure at the same time, as they will work; the mean counts.
-  processes_.barrier();
-  double peak[1] = {1e9 * (config_.run.compute == "bf16" ? measure_bf16_peak(threads_)
-                                                         : measure_f32_peak(threads_))};
-  processes_.sum(peak);
-  peak_ = peak[0] / processes_.size();
+  measure_peak(0.2);
   const RunKeys& r = config_.run;
   const std::int64_t end = last_step();
   const auto every = [&](std::int64_t n, std::int64_t step) { return n > 0 && step % n == 0; };
@@ -413,9 +423,11 @@ TrainResult Run::run() {
       }
     }
     if (first() && every(r.sample_every, step_index)) sample(step_index);
-    double stop[1] = {callbacks_.should_stop && callbacks_.should_stop() ? 1.0 : 0.0};
-    processes_.sum(stop);
-    result_.interrupted = stop[0] > 0 && step_index < end;
+    double ask[2] = {callbacks_.should_stop && callbacks_.should_stop() ? 1.0 : 0.0,
+                     first() && seconds_since(peak_measured_) > kPeakLasts ? 1.0 : 0.0};
+    processes_.sum(ask);
+    result_.interrupted = ask[0] > 0 && step_index < end;
+    if (ask[1] > 0) measure_peak(0.02);
     if (every(r.checkpoint_every, step_index) || step_index == end || result_.interrupted)
       checkpoint(step_index);
     else if (step_index == first_step_ + 1)

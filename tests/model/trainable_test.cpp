@@ -1,4 +1,4 @@
-// The weights that training begins with, against specification A.9 and B.5.
+// The weights that training begins with, against specification A.6 and B.5.
 
 #include "model/trainable.hpp"
 
