@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/check.hpp"
+#include "core/cuda_device.hpp"
 
 namespace xlstm {
 namespace {
@@ -21,8 +22,10 @@ constexpr std::uintptr_t kMeasuringBase = std::uintptr_t{1} << 56;
 
 Buffer::Buffer(std::size_t bytes, Device device, bool zero) : size_(bytes), device_(device) {
   if (bytes == 0) return;
-  XLSTM_CHECK(device.is_cpu(), unsupported, "no memory on {}: this build runs on the CPU only",
-              to_string(device));
+  if (!device.is_cpu()) {
+    data_ = static_cast<std::byte*>(cuda::allocate(bytes, device, zero));
+    return;
+  }
   data_ =
       static_cast<std::byte*>(::operator new(bytes, std::align_val_t(kAlignment), std::nothrow));
   XLSTM_CHECK(data_ != nullptr, out_of_memory, "out of memory: could not allocate {} bytes", bytes);
@@ -42,7 +45,23 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 }
 
 Buffer::~Buffer() {
-  if (data_ != nullptr) ::operator delete(data_, std::align_val_t(kAlignment));
+  if (data_ == nullptr) return;
+  if (device_.is_cpu())
+    ::operator delete(data_, std::align_val_t(kAlignment));
+  else
+    cuda::release(data_, device_);
+}
+
+void copy_memory(void* to, Device to_device, const void* from, Device from_device,
+                 std::size_t bytes) {
+  if (bytes == 0) return;
+  if (to_device.is_cpu() && from_device.is_cpu()) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  const Device device = to_device.is_cpu() ? from_device : to_device;
+  cuda::copy(to, from, bytes, nullptr, device);
+  cuda::synchronize(nullptr, device);
 }
 
 Buffer place_tensors(std::span<Tensor* const> tensors) {

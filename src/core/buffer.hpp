@@ -36,6 +36,10 @@ class Buffer {
   Device device_;
 };
 
+/// Copies between memory of any two devices and waits for it.
+void copy_memory(void* to, Device to_device, const void* from, Device from_device,
+                 std::size_t bytes);
+
 /// Memory for all of these tensors, dense and so far without any, one after the other, zeros; each
 /// starts on kAlignment bytes.
 Buffer place_tensors(std::span<Tensor* const> tensors);

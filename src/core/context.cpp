@@ -1,6 +1,7 @@
 #include "core/context.hpp"
 
 #include "core/cpu_features.hpp"
+#include "core/cuda_device.hpp"
 #include "core/threads.hpp"
 
 namespace xlstm {
@@ -8,6 +9,19 @@ namespace xlstm {
 Context::Context(Device device, int threads)
     : device_(device), threads_(threads > 0 ? threads : physical_cores()), arena_(device) {
   active_isa();  // caps the kernels' instruction set before any of them is chosen
+}
+
+void* Context::stream() const {
+  if (!device_.is_cpu() && stream_.use_count() == 0) {
+    stream_ = std::shared_ptr<void>(cuda::make_stream(device_), [device = device_](void* s) {
+      cuda::destroy_stream(s, device);
+    });
+  }
+  return stream_.get();
+}
+
+void Context::synchronize() const {
+  if (!device_.is_cpu()) cuda::synchronize(stream(), device_);
 }
 
 void Context::start_measuring() {

@@ -1,6 +1,8 @@
 #pragma once
 // Context: where and how an operation runs. Passed to every op.
 
+#include <memory>
+
 #include "core/buffer.hpp"
 #include "xlstm/device.hpp"
 
@@ -16,6 +18,13 @@ class Context {
   int threads() const noexcept { return threads_; }
   Arena& arena() noexcept { return arena_; }
 
+  /// Where ops of a CUDA device queue their work (core/cuda_device.hpp); null on the CPU. It is
+  /// made when first asked for: measuring needs no device.
+  /// @throws Error(unsupported), Error(not_found) for a device that this build or machine lacks
+  void* stream() const;
+  /// Waits until the work of all ops so far is done. @throws Error(internal) if some failed
+  void synchronize() const;
+
   /// While measuring, ops check their arguments and count their workspace, but run nothing: the
   /// same forward pass then says how much memory it needs.
   bool measuring() const noexcept { return measuring_; }
@@ -30,6 +39,7 @@ class Context {
   int threads_;
   Arena arena_;
   bool measuring_ = false;
+  mutable std::shared_ptr<void> stream_;
 };
 
 }  // namespace xlstm

@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "xlstm/error.hpp"
+
 namespace xlstm {
 namespace {
 
@@ -40,6 +42,7 @@ CudaReport query_cuda() {
     device.major = properties.major;
     device.minor = properties.minor;
     device.multiprocessors = properties.multiProcessorCount;
+    device.reads_host_memory = properties.pageableMemoryAccess != 0;
     device.total_bytes = properties.totalGlobalMem;
     query_memory(index, device, report);
     report.devices.push_back(device);
@@ -47,4 +50,161 @@ CudaReport query_cuda() {
   return report;
 }
 
+namespace cuda {
+namespace {
+
+void check(cudaError_t error, const char* call, Device device) {
+  if (error == cudaSuccess) return;
+  static_cast<void>(cudaGetLastError());
+  throw Error(ErrorCode::internal,
+              to_string(device) + ": " + call + ": " + cudaGetErrorString(error));
+}
+
+// The device of the calling thread is another one while this lives.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(Device device) {
+    cudaError_t error = cudaGetDevice(&before_);
+    if (error == cudaSuccess && before_ == device.index) return;
+    if (error == cudaSuccess) error = cudaSetDevice(device.index);
+    changed_ = error == cudaSuccess;
+    if (!changed_) fail(error, device);
+  }
+  ~CurrentDevice() {
+    if (changed_) static_cast<void>(cudaSetDevice(before_));
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  [[noreturn]] static void fail(cudaError_t why, Device device) {
+    static_cast<void>(cudaGetLastError());
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess && device.index < count)
+      throw Error(ErrorCode::internal,
+                  to_string(device) + ": cudaSetDevice: " + cudaGetErrorString(why));
+    static_cast<void>(cudaGetLastError());
+    throw Error(ErrorCode::not_found,
+                to_string(device) + ": there is no such device: " +
+                    (error != cudaSuccess ? std::string(cudaGetErrorString(error))
+                                          : "CUDA names " + std::to_string(count)));
+  }
+
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+}  // namespace
+
+std::string name(Device device) {
+  const CurrentDevice current(device);
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, device.index), "cudaGetDeviceProperties", device);
+  return properties.name;
+}
+
+DeviceMemory memory(Device device) {
+  const CurrentDevice current(device);
+  DeviceMemory bytes;
+  check(cudaMemGetInfo(&bytes.free, &bytes.total), "cudaMemGetInfo", device);
+  return bytes;
+}
+
+void* allocate(std::size_t bytes, Device device, bool zero) {
+  const CurrentDevice current(device);
+  void* memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());
+    std::size_t free = 0, total = 0;
+    static_cast<void>(cudaMemGetInfo(&free, &total));
+    throw Error(ErrorCode::out_of_memory,
+                to_string(device) + ": could not allocate " + std::to_string(bytes) + " bytes; " +
+                    std::to_string(free) + " of " + std::to_string(total) + " are free");
+  }
+  check(error, "cudaMalloc", device);
+  if (zero) {
+    check(cudaMemsetAsync(memory, 0, bytes, nullptr), "cudaMemsetAsync", device);
+    check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize", device);
+  }
+  return memory;
+}
+
+void release(void* memory, Device device) noexcept {
+  int before = 0;
+  if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(device.index) != cudaSuccess) return;
+  static_cast<void>(cudaFree(memory));
+  static_cast<void>(cudaSetDevice(before));
+}
+
+void* make_stream(Device device) {
+  const CurrentDevice current(device);
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate", device);
+  return stream;
+}
+
+void destroy_stream(void* stream, Device device) noexcept {
+  int before = 0;
+  if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(device.index) != cudaSuccess) return;
+  static_cast<void>(cudaStreamDestroy(static_cast<cudaStream_t>(stream)));
+  static_cast<void>(cudaSetDevice(before));
+}
+
+void synchronize(void* stream, Device device) {
+  const CurrentDevice current(device);
+  check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "cudaStreamSynchronize", device);
+}
+
+void copy(void* to, const void* from, std::size_t bytes, void* stream, Device device) {
+  if (bytes == 0) return;
+  const CurrentDevice current(device);
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, static_cast<cudaStream_t>(stream)),
+        "cudaMemcpyAsync", device);
+}
+
+void begin_capture(void* stream, Device device) {
+  const CurrentDevice current(device);
+  check(cudaStreamBeginCapture(static_cast<cudaStream_t>(stream), cudaStreamCaptureModeThreadLocal),
+        "cudaStreamBeginCapture", device);
+}
+
+void* end_capture(void* stream, Device device) {
+  const CurrentDevice current(device);
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(static_cast<cudaStream_t>(stream), &graph), "cudaStreamEndCapture",
+        device);
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t error = cudaGraphInstantiate(&executable, graph, 0);
+  static_cast<void>(cudaGraphDestroy(graph));
+  check(error, "cudaGraphInstantiate", device);
+  return executable;
+}
+
+void cancel_capture(void* stream, Device device) noexcept {
+  int before = 0;
+  if (cudaGetDevice(&before) != cudaSuccess) return;
+  if (before != device.index && cudaSetDevice(device.index) != cudaSuccess) return;
+  cudaGraph_t graph = nullptr;  // stays null if the capture was invalid; it ends all the same
+  static_cast<void>(cudaStreamEndCapture(static_cast<cudaStream_t>(stream), &graph));
+  if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));
+  static_cast<void>(cudaGetLastError());
+  if (before != device.index) static_cast<void>(cudaSetDevice(before));
+}
+
+void launch_graph(void* graph, void* stream, Device device) {
+  const CurrentDevice current(device);
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), static_cast<cudaStream_t>(stream)),
+        "cudaGraphLaunch", device);
+}
+
+void destroy_graph(void* graph, Device device) noexcept {
+  int before = 0;
+  if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(device.index) != cudaSuccess) return;
+  static_cast<void>(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)));
+  static_cast<void>(cudaSetDevice(before));
+}
+
+}  // namespace cuda
 }  // namespace xlstm

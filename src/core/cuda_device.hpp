@@ -1,9 +1,13 @@
 #pragma once
-// The CUDA devices of this machine, for `doctor` and for choosing one.
+// The CUDA devices of this machine: what they are, their memory and their streams. No header of
+// CUDA is seen here. A build without CUDA has cuda_device_none.cpp, where everything but the query
+// throws Error(unsupported).
 
 #include <cstddef>
 #include <string>
 #include <vector>
+
+#include "xlstm/device.hpp"
 
 namespace xlstm {
 
@@ -13,6 +17,7 @@ struct CudaDevice {
   int multiprocessors = 0;
   std::size_t total_bytes = 0;
   std::size_t free_bytes = 0;
+  bool reads_host_memory = false;  ///< any of it, also what malloc gave
 };
 
 /// What could be found out. Versions are 1000 major + 10 minor, as CUDA writes them; 0: unknown.
@@ -26,5 +31,41 @@ struct CudaReport {
 
 /// Never throws: a machine without a driver or a device is a finding, not an error.
 CudaReport query_cuda();
+
+/// Functions that throw Error(unsupported) in a build without CUDA, Error(not_found) where `device`
+/// is none, and Error(out_of_memory) or Error(internal) naming the call that failed.
+namespace cuda {
+
+/// As its maker calls it.
+std::string name(Device device);
+struct DeviceMemory {
+  std::size_t free = 0, total = 0;  ///< bytes
+};
+DeviceMemory memory(Device device);
+/// Memory on kAlignment bytes, full of zeros if `zero`.
+void* allocate(std::size_t bytes, Device device, bool zero);
+void release(void* memory, Device device) noexcept;
+
+/// A queue of work on the device; copies and kernels of one stream run in order.
+void* make_stream(Device device);
+void destroy_stream(void* stream, Device device) noexcept;
+/// Waits for all work of a stream. @throws Error(internal) if any of it failed
+void synchronize(void* stream, Device device);
+/// Copies between memory of the host and of devices, whichever `to` and `from` are; returns before
+/// it is done. Memory of the host must stay as it is until synchronize().
+void copy(void* to, const void* from, std::size_t bytes, void* stream, Device device);
+
+/// Begins to note down what is queued on the stream instead of running it.
+void begin_capture(void* stream, Device device);
+/// Ends that; what was noted down, to be run with launch_graph(). @throws Error(internal) if the
+/// work cannot be repeated
+void* end_capture(void* stream, Device device);
+/// Ends it after an error, be it that of end_capture(): the stream runs again what is queued on it,
+/// and nothing of what was noted down.
+void cancel_capture(void* stream, Device device) noexcept;
+void launch_graph(void* graph, void* stream, Device device);
+void destroy_graph(void* graph, Device device) noexcept;
+
+}  // namespace cuda
 
 }  // namespace xlstm

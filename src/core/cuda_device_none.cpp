@@ -1,8 +1,16 @@
 // The twin of cuda_device.cu in a build without CUDA.
 
+#include "core/check.hpp"
 #include "core/cuda_device.hpp"
 
 namespace xlstm {
+namespace {
+
+[[noreturn]] void refuse(Device device) {
+  fail(ErrorCode::unsupported, "device {}: this build runs on the CPU only", to_string(device));
+}
+
+}  // namespace
 
 CudaReport query_cuda() {
   CudaReport report;
@@ -10,4 +18,21 @@ CudaReport query_cuda() {
   return report;
 }
 
+namespace cuda {
+
+std::string name(Device device) { refuse(device); }
+DeviceMemory memory(Device device) { refuse(device); }
+void* allocate(std::size_t, Device device, bool) { refuse(device); }
+void release(void*, Device) noexcept {}
+void* make_stream(Device device) { refuse(device); }
+void destroy_stream(void*, Device) noexcept {}
+void synchronize(void*, Device device) { refuse(device); }
+void copy(void*, const void*, std::size_t, void*, Device device) { refuse(device); }
+void begin_capture(void*, Device device) { refuse(device); }
+void* end_capture(void*, Device device) { refuse(device); }
+void cancel_capture(void*, Device) noexcept {}
+void launch_graph(void*, void*, Device device) { refuse(device); }
+void destroy_graph(void*, Device) noexcept {}
+
+}  // namespace cuda
 }  // namespace xlstm
