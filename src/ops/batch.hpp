@@ -17,6 +17,9 @@ namespace xlstm::ops {
 struct Batch {
   std::span<const std::int32_t> offsets;  ///< sequences + 1, offsets[0] == 0, strictly rising
   std::span<std::byte* const> slots;  ///< one state record per sequence, no two the same; or null
+  /// Copies of both for the kernels of a CUDA device; null where that reads the host's memory.
+  const std::int32_t* device_offsets = nullptr;
+  std::byte* const* device_slots = nullptr;
 
   std::int64_t sequences() const noexcept { return static_cast<std::int64_t>(slots.size()); }
   std::int64_t tokens() const noexcept { return offsets.empty() ? 0 : offsets.back(); }

@@ -11,8 +11,10 @@ namespace xlstm::ops {
 /// y[t] = table[ids[t]]
 struct EmbedArgs {
   std::span<const std::int32_t> ids;  ///< [T], each in [0, V)
-  Tensor table;                       ///< [V, D] f32, bf16 or f16
-  Tensor y;                           ///< [T, D] f32
+  /// A copy for the kernels of a CUDA device; null where that reads the host's memory.
+  const std::int32_t* device_ids = nullptr;
+  Tensor table;  ///< [V, D] f32, bf16 or f16
+  Tensor y;      ///< [T, D] f32
 };
 XLSTM_OP(embed, EmbedArgs)
 

@@ -15,6 +15,7 @@ void check_headwise_linear(const HeadwiseLinearArgs& a) {
 }
 
 std::size_t headwise_linear_workspace(const Context& context, const HeadwiseLinearArgs& a) {
+  if (!context.device().is_cpu()) return 0;
   return cpu::headwise_workspace_bytes(context, a);
 }
 

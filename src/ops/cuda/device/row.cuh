@@ -1,0 +1,82 @@
+#pragma once
+// One row of activations, or one head's share of it, in the hands of one block: thread i has
+// elements i, i + blockDim.x, ... of it. The order of every sum depends on the width alone.
+
+#include <cstdint>
+
+#include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/launch.cuh"
+
+namespace xlstm::ops::cuda {
+
+/// Floats of a row that a block keeps in shared memory, which leaves some for the kernel. Wider
+/// rows are read again from where they are.
+constexpr int kMostHeld = 11 * 1024;
+constexpr int kMostRowThreads = 512;
+
+/// A block for every row and head.
+inline Grid row_grid(std::int64_t rows, std::int64_t heads, std::int64_t width) {
+  constexpr int kPerThread = 8;
+  int threads = kWarp;
+  while (threads < kMostRowThreads && threads * kPerThread < width) threads *= 2;
+  return {.x = rows,
+          .y = heads,
+          .threads = threads,
+          .shared = width <= kMostHeld ? static_cast<std::size_t>(width) * sizeof(float) : 0};
+}
+
+/// Copies the row to `held` if it fits; returns where to read it from now on. No barrier: a thread
+/// may read its own elements.
+__device__ inline const float* hold_row(const float* x, float* held, int width) {
+  if (width > kMostHeld) return x;
+  for (int d = threadIdx.x; d < width; d += blockDim.x) held[d] = x[d];
+  return held;
+}
+
+/// The sum of f(d) over the row, the same bits in every thread.
+template <class F>
+__device__ float row_sum(int width, float* partial, F f) {
+  float sum = 0;
+  for (int d = threadIdx.x; d < width; d += blockDim.x) sum += f(d);
+  return block_sum(sum, partial);
+}
+
+// Not rsqrtf(), which is two units off: this factor is in all of a row's results.
+__device__ inline float reciprocal_root(float mean, float eps) { return 1.0F / sqrtf(mean + eps); }
+
+/// Mean and 1 / sqrt(variance + eps), as LayerNorm takes them. Once in a kernel.
+struct Moments {
+  float mean, scale;
+
+  __device__ Moments(const float* row, int width, float eps) {
+    __shared__ float sums[kMostRowThreads / kWarp], squares[kMostRowThreads / kWarp];
+    const auto count = static_cast<float>(width);
+    const float m = row_sum(width, sums, [row](int d) { return row[d]; }) / count;
+    // Two passes: the variance is that of differences, not a difference of squares.
+    const float variance =
+        row_sum(width, squares, [row, m](int d) { return (row[d] - m) * (row[d] - m); }) / count;
+    mean = m;
+    scale = reciprocal_root(variance, eps);
+  }
+  __device__ float normed(float x) const { return (x - mean) * scale; }
+};
+
+/// Weights of any type, one vector or matrix; or none.
+struct Weights {
+  const void* data;
+  DType dtype;
+  explicit Weights(const Tensor& t) : data(t.data), dtype(t.dtype) {}
+
+  __device__ bool any() const { return data != nullptr; }
+  __device__ float at(std::int64_t i) const {
+    if (dtype == DType::bf16) return to_float(static_cast<const Bf16*>(data)[i]);
+    if (dtype == DType::f16) return to_float(static_cast<const F16*>(data)[i]);
+    return static_cast<const float*>(data)[i];
+  }
+  /// The same, or `otherwise` where there are none.
+  __device__ float at_or(float otherwise, std::int64_t i) const {
+    return any() ? at(i) : otherwise;
+  }
+};
+
+}  // namespace xlstm::ops::cuda
