@@ -1,0 +1,69 @@
+#pragma once
+// Several numbers read from memory at once, where they are aligned.
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "ops/cuda/device/numbers.cuh"
+
+namespace xlstm::ops::cuda {
+
+/// kCount numbers that one instruction reads: 16 bytes unless told otherwise. They are kept as
+/// words because a compiler gives each number of 16 bits a register of its own where two paths
+/// meet.
+template <class T, int kCount = 16 / static_cast<int>(sizeof(T))>
+struct alignas(kCount * sizeof(T)) Pack {
+  unsigned words[kCount * sizeof(T) / 4];
+
+  __device__ T at(int i) const {
+    T number;
+    if constexpr (sizeof(T) == 4) {
+      std::memcpy(&number, &words[i], 4);
+    } else {
+      number.bits = static_cast<std::uint16_t>(words[i / 2] >> (i % 2 * 16));
+    }
+    return number;
+  }
+};
+
+/// The numbers at `from`, of which the first `count` exist; zeros for the others.
+/// @param aligned  whether `from` is a multiple of the pack's size
+template <class T, int kCount>
+__device__ inline void load_pack(Pack<T, kCount>* to, const T* from, std::int64_t count,
+                                 bool aligned) {
+  if (aligned && count >= kCount) {
+    *to = *reinterpret_cast<const Pack<T, kCount>*>(from);
+    return;
+  }
+  *to = {};
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (i >= count) continue;
+    const T number = from[i];
+    if constexpr (sizeof(T) == 4) {
+      std::memcpy(&to->words[i], &number, 4);
+    } else {
+      to->words[i / 2] |= static_cast<unsigned>(number.bits) << (i % 2 * 16);
+    }
+  }
+}
+
+/// A matrix [rows, columns] that a kernel reads in packs of up to 16 bytes.
+template <class T>
+struct PackedRows {
+  const T* data;
+  std::int64_t stride;
+  std::int64_t rows;
+  bool aligned;  ///< every row begins at a multiple of 16 bytes
+
+  explicit PackedRows(const Tensor& t)
+      : data(static_cast<const T*>(t.data)),
+        stride(t.row_stride()),
+        rows(t.dim(0)),
+        aligned(reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0 &&
+                (rows <= 1 || static_cast<std::size_t>(stride) * sizeof(T) % 16 == 0)) {}
+  __device__ const T* row(std::int64_t r) const { return data + r * stride; }
+};
+
+}  // namespace xlstm::ops::cuda
