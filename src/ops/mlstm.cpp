@@ -4,6 +4,7 @@
 #include "ops/check_args.hpp"
 #include "ops/cpu/mlstm_backward_plan.hpp"
 #include "ops/cpu/mlstm_plan.hpp"
+#include "ops/cuda/mlstm_plan.hpp"
 
 namespace xlstm::ops {
 
@@ -33,7 +34,8 @@ void check_mlstm(const MlstmArgs& a) {
 }
 
 std::size_t mlstm_workspace(const Context& context, const MlstmArgs& a) {
-  return cpu::MlstmPlan(a, context.threads()).bytes();
+  return context.device().is_cpu() ? cpu::MlstmPlan(a, context.threads()).bytes()
+                                   : cuda::MlstmPlan(a).bytes();
 }
 
 void check_mlstm_backward(const MlstmBackwardArgs& a) {
