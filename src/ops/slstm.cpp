@@ -39,6 +39,7 @@ void check_slstm(const SlstmArgs& a) {
 }
 
 std::size_t slstm_workspace(const Context& context, const SlstmArgs& a) {
+  if (!context.device().is_cpu()) return 0;
   return cpu::SlstmPlan(a.batch, a.r, context.threads()).forward_bytes();
 }
 
