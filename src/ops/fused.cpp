@@ -1,0 +1,139 @@
+#include "ops/fused.hpp"
+
+#include "core/check.hpp"
+#include "ops/activation.hpp"
+#include "ops/check_args.hpp"
+#include "ops/linear.hpp"
+#include "ops/norm.hpp"
+
+namespace xlstm::ops {
+namespace {
+
+void check_tokens(const char* op, std::int64_t tokens) {
+  XLSTM_CHECK(tokens <= kFusedTokens, invalid_argument, "{}: expected at most {} tokens, found {}",
+              op, kFusedTokens, tokens);
+}
+
+// Where the composition, run while measuring, ends.
+template <class Args>
+std::size_t measured(const Context& context, void (*composition)(Context&, const Args&),
+                     const Args& args) {
+  Context measuring(context.device(), context.threads());
+  measuring.start_measuring();
+  composition(measuring, args);
+  return measuring.stop_measuring();
+}
+
+Tensor scratch(Context& c, DType dtype, std::int64_t rows, std::int64_t columns) {
+  return c.arena().tensor(dtype, {rows, columns});
+}
+
+}  // namespace
+
+void check_norm_linear(const NormLinearArgs& a) {
+  constexpr const char* kOp = "norm_linear";
+  const std::int64_t tokens = a.x.dim(0), width = a.x.dim(1);
+  check_tokens(kOp, tokens);
+  check_rms_norm({.x = a.x, .w = a.norm_w, .b = a.norm_b, .eps = a.eps, .y = a.x});
+  Tensor u = a.x;
+  u.dtype = a.activation;
+  check_linear({.x = u, .w = a.w, .b = a.b, .y = a.y});
+  if (!a.w_i) return;
+  const std::int64_t heads = a.w_i.dim(0);
+  check_tensor(kOp, "w_i", a.w_i, Types::weight, {heads, width});
+  check_tensor(kOp, "w_f", a.w_f, Types::weight, {heads, width});
+  check_tensor(kOp, "b_i", a.b_i, Types::weight, {heads});
+  check_tensor(kOp, "b_f", a.b_f, Types::weight, {heads});
+  check_tensor(kOp, "i", a.i, Types::f32, {tokens, heads});
+  check_tensor(kOp, "log_f", a.log_f, Types::f32, {tokens, heads});
+}
+
+std::size_t norm_linear_workspace(const Context& context, const NormLinearArgs& a) {
+  return measured(context, composed::norm_linear, a);
+}
+
+void check_head_norm_linear(const HeadNormLinearArgs& a) {
+  check_tokens("head_norm_linear", a.h.dim(0));
+  check_head_norm(
+      {.h = a.h, .o = a.o, .w = a.norm_w, .b = a.norm_b, .heads = a.heads, .eps = a.eps, .y = a.h});
+  Tensor u = a.h;
+  u.dtype = a.activation;
+  check_linear({.x = u, .w = a.w, .b = a.b, .y = a.y, .accumulate = true});
+}
+
+std::size_t head_norm_linear_workspace(const Context& context, const HeadNormLinearArgs& a) {
+  return measured(context, composed::head_norm_linear, a);
+}
+
+void check_norm_linear_swiglu(const NormLinearSwigluArgs& a) {
+  constexpr const char* kOp = "norm_linear_swiglu";
+  const std::int64_t tokens = a.x.dim(0), width = a.x.dim(1), f = a.y.dim(1);
+  check_tokens(kOp, tokens);
+  check_rms_norm({.x = a.x, .w = a.norm_w, .b = a.norm_b, .eps = a.eps, .y = a.x});
+  XLSTM_CHECK(a.w.size() == 2 && (a.b.empty() || a.b.size() == 2), invalid_argument,
+              "{}: expected 2 weights and no or 2 biases, found {} and {}", kOp, a.w.size(),
+              a.b.size());
+  for (const Tensor& w : a.w) check_tensor(kOp, "w", w, Types::weight, {f, width});
+  for (const Tensor& b : a.b) check_tensor(kOp, "b", b, Types::weight, {f});
+  check_tensor(kOp, "y", a.y, Types::f32_bf16, {tokens, f});
+}
+
+std::size_t norm_linear_swiglu_workspace(const Context& context, const NormLinearSwigluArgs& a) {
+  return measured(context, composed::norm_linear_swiglu, a);
+}
+
+namespace composed {
+
+void norm_linear(Context& c, const NormLinearArgs& a) {
+  const ArenaScope scope(c.arena());
+  const Tensor u = scratch(c, a.activation, a.x.dim(0), a.x.dim(1));
+  if (a.w_i)
+    rms_norm_gates(c, {.x = a.x,
+                       .w = a.norm_w,
+                       .b = a.norm_b,
+                       .w_i = a.w_i,
+                       .w_f = a.w_f,
+                       .b_i = a.b_i,
+                       .b_f = a.b_f,
+                       .eps = a.eps,
+                       .cap = a.cap,
+                       .u = u,
+                       .i = a.i,
+                       .log_f = a.log_f,
+                       .sigmoid_input = a.sigmoid_input});
+  else
+    rms_norm(c, {.x = a.x, .w = a.norm_w, .b = a.norm_b, .eps = a.eps, .y = u});
+  linear(c, {.x = u, .w = a.w, .b = a.b, .y = a.y});
+}
+
+void head_norm_linear(Context& c, const HeadNormLinearArgs& a) {
+  const ArenaScope scope(c.arena());
+  const Tensor u = scratch(c, a.activation, a.h.dim(0), a.h.dim(1));
+  head_norm(
+      c,
+      {.h = a.h, .o = a.o, .w = a.norm_w, .b = a.norm_b, .heads = a.heads, .eps = a.eps, .y = u});
+  linear(c, {.x = u, .w = a.w, .b = a.b, .y = a.y, .accumulate = true});
+}
+
+void norm_linear_swiglu(Context& c, const NormLinearSwigluArgs& a) {
+  const ArenaScope scope(c.arena());
+  const std::int64_t tokens = a.x.dim(0), f = a.y.dim(1);
+  const Tensor u = scratch(c, a.y.dtype, tokens, a.x.dim(1));
+  const Tensor gate_up = scratch(c, DType::f32, tokens, 2 * f);
+  rms_norm(c, {.x = a.x, .w = a.norm_w, .b = a.norm_b, .eps = a.eps, .y = u});
+  linear(c, {.x = u, .w = a.w, .b = a.b, .y = gate_up});
+  swiglu(c, {.gate = gate_up.cols(0, f), .up = gate_up.cols(f, f), .y = a.y});
+}
+
+}  // namespace composed
+
+namespace cpu {
+
+void norm_linear(Context& c, const NormLinearArgs& a) { composed::norm_linear(c, a); }
+void head_norm_linear(Context& c, const HeadNormLinearArgs& a) { composed::head_norm_linear(c, a); }
+void norm_linear_swiglu(Context& c, const NormLinearSwigluArgs& a) {
+  composed::norm_linear_swiglu(c, a);
+}
+
+}  // namespace cpu
+}  // namespace xlstm::ops

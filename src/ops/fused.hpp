@@ -1,0 +1,70 @@
+#pragma once
+// What a block does to few tokens, in as few kernels as a CUDA device can: each op is what the
+// named ones give one after the other, but for the order of sums in the norms. The CPU runs just
+// those.
+
+#include <span>
+
+#include "ops/op.hpp"
+
+namespace xlstm::ops {
+
+/// The most tokens of a pass that these ops serve. As in linear(), a token's result does not depend
+/// on how many there are.
+inline constexpr std::int64_t kFusedTokens = 16;
+
+/// Whether a pass of so many tokens is faster with these ops than with those they stand for.
+inline bool fuses(const Context& context, std::int64_t tokens) {
+  return !context.device().is_cpu() && tokens <= kFusedTokens;
+}
+
+/// rms_norm_gates(), or rms_norm() where there are no gates, and linear().
+struct NormLinearArgs {
+  Tensor x;               ///< [T, D] f32, T <= kFusedTokens
+  Tensor norm_w, norm_b;  ///< [D]; norm_b may be empty
+  float eps = 1e-6F;
+  DType activation;           ///< f32 or bf16, to which the normed row is rounded for the products
+  std::span<const Tensor> w;  ///< each [N_i, D]
+  std::span<const Tensor> b;  ///< empty, or one [N_i] each
+  Tensor y;                   ///< [T, sum N_i] f32
+  Tensor w_i = {}, w_f = {};  ///< [H, D] each, or empty: no gates
+  Tensor b_i = {}, b_f = {};  ///< [H] each
+  float cap = 15.0F;
+  bool sigmoid_input = false;
+  Tensor i = {}, log_f = {};  ///< [T, H] f32
+};
+XLSTM_OP(norm_linear, NormLinearArgs)
+
+/// head_norm() and linear(), added to y.
+struct HeadNormLinearArgs {
+  Tensor h, o;            ///< [T, H dv] f32, T <= kFusedTokens
+  Tensor norm_w, norm_b;  ///< [H dv]; norm_b may be empty
+  std::int64_t heads = 1;
+  float eps = 1e-6F;
+  DType activation;           ///< f32 or bf16
+  std::span<const Tensor> w;  ///< one [N, H dv]
+  std::span<const Tensor> b;  ///< empty, or one [N]
+  Tensor y;                   ///< [T, N] f32, +=
+};
+XLSTM_OP(head_norm_linear, HeadNormLinearArgs)
+
+/// rms_norm(), linear() and swiglu().
+struct NormLinearSwigluArgs {
+  Tensor x;               ///< [T, D] f32, T <= kFusedTokens
+  Tensor norm_w, norm_b;  ///< [D]; norm_b may be empty
+  float eps = 1e-6F;
+  std::span<const Tensor> w;  ///< of the gate and of what it gates, [F, D] each
+  std::span<const Tensor> b;  ///< empty, or two [F]
+  Tensor y;                   ///< [T, F] f32 or bf16, the type of the activations
+};
+XLSTM_OP(norm_linear_swiglu, NormLinearSwigluArgs)
+
+/// The ops that each stands for, on any device; scratch for them is what the workspace functions
+/// count.
+namespace composed {
+void norm_linear(Context& context, const NormLinearArgs& a);
+void head_norm_linear(Context& context, const HeadNormLinearArgs& a);
+void norm_linear_swiglu(Context& context, const NormLinearSwigluArgs& a);
+}  // namespace composed
+
+}  // namespace xlstm::ops
