@@ -1,17 +1,17 @@
-// The CUDA bodies of a build without CUDA. Every op that is declared with XLSTM_OP is named here.
+// The CUDA bodies of the forward ops, in a build without CUDA.
 
 #include "core/check.hpp"
 #include "ops/activation.hpp"
 #include "ops/conv.hpp"
+#include "ops/device_peaks.hpp"
 #include "ops/embed.hpp"
+#include "ops/fused.hpp"
 #include "ops/gates.hpp"
 #include "ops/headwise.hpp"
 #include "ops/layer_norm.hpp"
 #include "ops/linear.hpp"
-#include "ops/loss.hpp"
 #include "ops/mlstm.hpp"
 #include "ops/norm.hpp"
-#include "ops/optim.hpp"
 #include "ops/slstm.hpp"
 
 #define XLSTM_CUDA_STUB(name, Args)                                              \
@@ -25,35 +25,34 @@ XLSTM_CUDA_STUB(embed, EmbedArgs)
 XLSTM_CUDA_STUB(rms_norm, RmsNormArgs)
 XLSTM_CUDA_STUB(rms_norm_gates, RmsNormGatesArgs)
 XLSTM_CUDA_STUB(head_norm, HeadNormArgs)
+XLSTM_CUDA_STUB(norm_linear, NormLinearArgs)
+XLSTM_CUDA_STUB(head_norm_linear, HeadNormLinearArgs)
+XLSTM_CUDA_STUB(norm_linear_swiglu, NormLinearSwigluArgs)
 XLSTM_CUDA_STUB(linear, LinearArgs)
 XLSTM_CUDA_STUB(swiglu, SwigluArgs)
 XLSTM_CUDA_STUB(soft_cap, SoftCapArgs)
 XLSTM_CUDA_STUB(mlstm, MlstmArgs)
 XLSTM_CUDA_STUB(slstm, SlstmArgs)
-XLSTM_CUDA_STUB(slstm_backward, SlstmBackwardArgs)
 XLSTM_CUDA_STUB(gates, GatesArgs)
 XLSTM_CUDA_STUB(causal_conv, CausalConvArgs)
 XLSTM_CUDA_STUB(headwise_linear, HeadwiseLinearArgs)
 XLSTM_CUDA_STUB(layer_norm, LayerNormArgs)
 XLSTM_CUDA_STUB(skip_gate, SkipGateArgs)
 XLSTM_CUDA_STUB(gated_activation, GatedActivationArgs)
-XLSTM_CUDA_STUB(embed_backward, EmbedBackwardArgs)
-XLSTM_CUDA_STUB(rms_norm_backward, RmsNormBackwardArgs)
-XLSTM_CUDA_STUB(rms_norm_gates_backward, RmsNormGatesBackwardArgs)
-XLSTM_CUDA_STUB(head_norm_backward, HeadNormBackwardArgs)
-XLSTM_CUDA_STUB(linear_backward, LinearBackwardArgs)
-XLSTM_CUDA_STUB(swiglu_backward, SwigluBackwardArgs)
-XLSTM_CUDA_STUB(mlstm_backward, MlstmBackwardArgs)
-XLSTM_CUDA_STUB(causal_conv_backward, CausalConvBackwardArgs)
-XLSTM_CUDA_STUB(headwise_linear_backward, HeadwiseLinearBackwardArgs)
-XLSTM_CUDA_STUB(layer_norm_backward, LayerNormBackwardArgs)
-XLSTM_CUDA_STUB(skip_gate_backward, SkipGateBackwardArgs)
-XLSTM_CUDA_STUB(gates_backward, GatesBackwardArgs)
-XLSTM_CUDA_STUB(gated_activation_backward, GatedActivationBackwardArgs)
-XLSTM_CUDA_STUB(dropout, DropoutArgs)
-XLSTM_CUDA_STUB(cross_entropy, CrossEntropyArgs)
-XLSTM_CUDA_STUB(adamw, AdamwArgs)
-XLSTM_CUDA_STUB(squared_norm, SquaredNormArgs)
-XLSTM_CUDA_STUB(scale, ScaleArgs)
 
 }  // namespace xlstm::ops::cuda
+
+namespace xlstm {
+namespace {
+
+[[noreturn]] void refuse(Device device) {
+  fail(ErrorCode::unsupported, "device {}: this build has no CUDA", to_string(device));
+}
+
+}  // namespace
+
+double measure_device_read_bandwidth(Device device, double, std::size_t) { refuse(device); }
+double measure_device_bf16_peak(Device device, double, int) { refuse(device); }
+double measure_device_f32_peak(Device device, double, int) { refuse(device); }
+
+}  // namespace xlstm
