@@ -2,23 +2,22 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <numeric>
 
 #include "core/check.hpp"
+#include "core/cuda_device.hpp"
 #include "core/hash.hpp"
 #include "model/model_impl.hpp"
 #include "model/state_impl.hpp"
+#include "model/step_inputs.hpp"
 
 namespace xlstm {
 namespace {
 
-// Tokens of one pass. Bounds the activations (about 210 kB per token at 7B); at this many tokens
-// the matrix products have reached their peak rate. A multiple of the usual chunk sizes.
-constexpr std::int64_t kSliceTokens = 512;
-
-// Products of up to so many rows have one summation order, so sequences may share a pass without
-// changing each other's bits (ops/linear.hpp). A longer sequence has passes of its own.
-constexpr std::int64_t kSharedTokens = 16;
+using model::kSharedTokens;
+using model::kSliceTokens;
+using model::StepInputs;
 
 // Calls body(sequences, begin, count, tokens) for every pass through the network: as many short
 // sequences as share one, or a slice [begin, begin + count) of one long sequence after the other.
@@ -35,25 +34,66 @@ void for_each_pass(std::span<const Input> batch, const Length& length, Body&& bo
   }
 }
 
-// Where the tokens of a pass lie and whose they are.
-struct PassBatch {
+class Pass {
+ public:
   template <class Input, class Length>
-  PassBatch(std::span<const Input> sequences, std::int64_t count, const Length& length)
-      : size(sequences.size()) {
-    offsets[0] = 0;
-    for (std::size_t i = 0; i < size; ++i) {
-      slots[i] = sequences[i].state->impl().record.data();
-      offsets[i + 1] =
-          offsets[i] + static_cast<std::int32_t>(size == 1 ? count : length(sequences[i]));
+  Pass(std::span<const Input> sequences, std::int64_t count, const Length& length, Device device)
+      : size_(sequences.size()) {
+    inputs.offsets[0] = 0;
+    for (std::size_t i = 0; i < size_; ++i) {
+      inputs.slots[i] = sequences[i].state->impl().on(device);
+      inputs.offsets[i + 1] =
+          inputs.offsets[i] + static_cast<std::int32_t>(size_ == 1 ? count : length(sequences[i]));
     }
   }
-  ops::Batch view() const {
-    return {.offsets = std::span(offsets).first(size + 1), .slots = std::span(slots).first(size)};
+  Pass(const Pass&) = delete;
+  Pass& operator=(const Pass&) = delete;
+  ~Pass() {
+    if (unfinished_ == nullptr) return;
+    try {
+      unfinished_->synchronize();
+    } catch (const std::exception&) {  // another error is on its way already
+    }
+  }
+  /// After `inputs` are complete: queues a copy of them to the device of `context`.
+  void upload(const Context& context, Buffer& memory) {
+    if (context.device().is_cpu()) return;
+    if (memory.size() == 0) memory = Buffer(sizeof(StepInputs), context.device());
+    unfinished_ = &context;
+    cuda::copy(memory.data(), &inputs, sizeof(StepInputs), context.stream(), context.device());
+    device_ = reinterpret_cast<const StepInputs*>(memory.data());
+  }
+  /// Waits until the pass is done and its `bytes` of results are where the host wants them.
+  void finish(const Context& context, void* to, const void* results, std::size_t bytes) {
+    if (to != results) cuda::copy(to, results, bytes, context.stream(), context.device());
+    unfinished_ = nullptr;
+    context.synchronize();
   }
 
-  std::size_t size;
-  std::array<std::int32_t, kSharedTokens + 1> offsets;  // NOLINT: filled as far as it is read
-  std::array<std::byte*, kSharedTokens> slots;          // NOLINT
+  ops::Batch batch() const {
+    ops::Batch batch{.offsets = std::span(inputs.offsets).first(size_ + 1),
+                     .slots = std::span(inputs.slots).first(size_)};
+    if (device_ != nullptr) {
+      batch.device_offsets = device_->offsets.data();
+      batch.device_slots = device_->slots.data();
+    }
+    return batch;
+  }
+  model::Ids ids(std::int64_t count) const {
+    return {std::span(inputs.ids).first(static_cast<std::size_t>(count)),
+            device_ != nullptr ? device_->ids.data() : nullptr};
+  }
+  model::Ids rows(std::size_t count) const {
+    return {std::span(inputs.rows).first(count),
+            device_ != nullptr ? device_->rows.data() : nullptr};
+  }
+
+  StepInputs inputs;
+
+ private:
+  std::size_t size_;
+  const StepInputs* device_ = nullptr;
+  const Context* unfinished_ = nullptr;  ///< whose stream may still read `inputs`
 };
 
 std::int64_t length(const SequenceInput& s) { return static_cast<std::int64_t>(s.ids.size()); }
@@ -150,8 +190,6 @@ void Model::Impl::forward(std::span<const SequenceInput> batch, Logits which, fl
 void Model::Impl::forward_vectors(std::span<const VectorInput> batch, float* outputs) {
   const std::lock_guard<std::mutex> lock(mutex);
   check_batch(batch);
-  std::array<std::int32_t, kSliceTokens> rows;  // NOLINT: filled below
-  std::iota(rows.begin(), rows.end(), 0);
   const std::int64_t d = config.hidden_size;
   const auto vectors = [d](const VectorInput& s) {
     return static_cast<std::int64_t>(s.vectors.size()) / d;
@@ -161,10 +199,20 @@ void Model::Impl::forward_vectors(std::span<const VectorInput> batch, float* out
   for (const VectorInput& s : batch) end = std::ranges::copy(s.vectors, end).out;
 
   for_each_pass(batch, vectors, [&](auto sequences, auto begin, auto count, auto tokens) {
-    const PassBatch pass(sequences, count, vectors);
-    const auto ids = std::span<const std::int32_t>(rows).first(static_cast<std::size_t>(count));
-    const Tensor x = Tensor::dense(outputs, DType::f32, {count, d});
-    run_prepared(pass.view(), 0, [&] { network.forward_vectors(context, pass.view(), ids, x, x); });
+    const Device device = context.device();
+    Pass pass(sequences, count, vectors, device);
+    std::iota(pass.inputs.ids.begin(), pass.inputs.ids.begin() + count, 0);
+    pass.upload(context, step_inputs_);
+    const std::size_t bytes = static_cast<std::size_t>(count * d) * sizeof(float);
+    float* on_device = outputs;
+    if (!device.is_cpu()) {
+      on_device = device_floats(static_cast<std::size_t>(count * d));
+      cuda::copy(on_device, outputs, bytes, context.stream(), device);
+    }
+    const Tensor x = Tensor::dense(on_device, DType::f32, {count, d}, device);
+    run_prepared(pass.batch(), 0,
+                 [&] { network.forward_vectors(context, pass.batch(), pass.ids(count), x, x); });
+    pass.finish(context, outputs, on_device, bytes);
     outputs += count * d;
     if (begin + count < tokens) return;
     for (const VectorInput& s : sequences) {
@@ -176,21 +224,34 @@ void Model::Impl::forward_vectors(std::span<const VectorInput> batch, float* out
 
 void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t begin,
                       std::int64_t count, std::span<const std::int32_t> rows, float* logits) {
-  const PassBatch pass(sequences, count, length);
-  std::array<std::int32_t, kSharedTokens> joined;  // NOLINT
-  std::span<const std::int32_t> ids;
+  const Device device = context.device();
+  Pass pass(sequences, count, length, device);
   if (sequences.size() == 1) {
-    ids =
-        sequences[0].ids.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count));
+    std::ranges::copy(
+        sequences[0].ids.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)),
+        pass.inputs.ids.begin());
   } else {
     for (std::size_t i = 0; i < sequences.size(); ++i)
-      std::ranges::copy(sequences[i].ids, joined.begin() + pass.offsets[i]);
-    ids = std::span(joined).first(static_cast<std::size_t>(count));
+      std::ranges::copy(sequences[i].ids, pass.inputs.ids.begin() + pass.inputs.offsets[i]);
   }
-  const Tensor out = Tensor::dense(logits, DType::f32,
-                                   {static_cast<std::int64_t>(rows.size()), config.vocab_size});
-  run_prepared(pass.view(), 1 + rows.size(),
-               [&] { network.forward(context, pass.view(), ids, rows, out); });
+  std::ranges::copy(rows, pass.inputs.rows.begin());
+  pass.upload(context, step_inputs_);
+  const std::size_t floats = rows.size() * static_cast<std::size_t>(config.vocab_size);
+  const Tensor out =
+      Tensor::dense(device.is_cpu() ? logits : device_floats(floats), DType::f32,
+                    {static_cast<std::int64_t>(rows.size()), config.vocab_size}, device);
+  run_prepared(pass.batch(), 1 + rows.size(), [&] {
+    network.forward(context, pass.batch(), pass.ids(count), pass.rows(rows.size()), out);
+  });
+  pass.finish(context, logits, out.data, floats * sizeof(float));
+}
+
+float* Model::Impl::device_floats(std::size_t count) {
+  if (results_.size() < count * sizeof(float)) {
+    results_ = Buffer();  // free first: the old content is dead
+    results_ = Buffer(count * sizeof(float), context.device());
+  }
+  return reinterpret_cast<float*>(results_.data());
 }
 
 // @param kind  what beside the lengths decides how much scratch the pass takes
@@ -209,7 +270,39 @@ void Model::Impl::run_prepared(const ops::Batch& batch, std::size_t kind, Pass&&
     context.finish_measuring();
     prepared_[next_prepared_++ % prepared_.size()] = key;
   }
-  pass();
+  if (context.device().is_cpu() || batch.tokens() > kSharedTokens) return pass();
+  const std::array<std::uint64_t, 2> memory{context.arena().capacity(),
+                                            reinterpret_cast<std::uintptr_t>(results_.data())};
+  run_graph(hash_bytes(std::as_bytes(std::span(memory)), key), pass);
+}
+
+// Passes of few tokens are hundreds of short kernels, which cost the host more than the device.
+// They are the same kernels with the same arguments each time: whatever changes is in the step's
+// inputs.
+// @param key  everything that the arguments depend on
+template <class Pass>
+void Model::Impl::run_graph(std::uint64_t key, Pass&& pass) {
+  const Device device = context.device();
+  auto found = std::ranges::find(graphs_, key, &Graph::key);
+  if (found == graphs_.end()) {  // the first time as it is: kernels are loaded when first launched
+    pass();
+    if (graphs_.size() == kMostGraphs) graphs_.erase(graphs_.begin());
+    graphs_.push_back({key, nullptr});
+    return;
+  }
+  if (found->graph == nullptr) {
+    cuda::begin_capture(context.stream(), device);
+    try {
+      pass();
+      found->graph = std::shared_ptr<void>(cuda::end_capture(context.stream(), device),
+                                           [device](void* g) { cuda::destroy_graph(g, device); });
+    } catch (...) {
+      cuda::cancel_capture(context.stream(), device);
+      graphs_.erase(found);  // whoever tries again gets the pass as it is
+      throw;
+    }
+  }
+  cuda::launch_graph(found->graph.get(), context.stream(), device);
 }
 
 std::span<const float> Model::Impl::eval(State& state, std::span<const std::int32_t> ids) {

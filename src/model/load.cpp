@@ -263,10 +263,12 @@ Model Model::load(const std::filesystem::path& directory, const LoadOptions& opt
   impl->directory = directory;
   impl->checkpoint = formats::Checkpoint::open(directory);
   model::load_weights(*impl, hugging_face ? model::Dialect::hugging_face : model::Dialect::nxai);
+  model::check_device_memory(*impl, impl->parameter_infos());
   if (options.check_tensors) model::check_finite(*impl);
   model::load_vocabulary(*impl);
   impl->hash = model::hash_model(*impl);
   for (const Adapter& adapter : options.adapters) model::apply_adapter(*impl, adapter);
+  model::move_weights_to_device(*impl);
   return Model(std::move(impl));
 }
 

@@ -1,5 +1,6 @@
 #include "model/mlstm_layer.hpp"
 
+#include "ops/fused.hpp"
 #include "ops/linear.hpp"
 #include "ops/mlstm.hpp"
 #include "ops/norm.hpp"
@@ -47,7 +48,51 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
   const bool in_place = saved == nullptr && hp.activation == DType::f32;
   const Tensor y = kept_y ? kept_y : in_place ? h : c.arena().tensor(hp.activation, {tokens, hp.v});
   const auto [q, k, v, o] = Qkvo(qkvo, hp);
+  const auto run_cell = [&] {
+    ops::mlstm(c, {.q = q,
+                   .k = k,
+                   .v = v,
+                   .i = i,
+                   .log_f = log_f,
+                   .batch = batch,
+                   .state = state,
+                   .chunk = hp.chunk,
+                   .eps = hp.cell_eps,
+                   .h = h,
+                   .gate = hp.gate,
+                   .normalise = hp.normalise});
+  };
 
+  if (saved == nullptr && ops::fuses(c, tokens)) {  // the same as below, in fewer kernels
+    ops::norm_linear(c, {.x = x,
+                         .norm_w = norm,
+                         .norm_b = norm_bias,
+                         .eps = hp.norm_eps,
+                         .activation = hp.activation,
+                         .w = w_qkvo,
+                         .b = present(b_qkvo),
+                         .y = qkvo,
+                         .w_i = w_i,
+                         .w_f = w_f,
+                         .b_i = b_i,
+                         .b_f = b_f,
+                         .cap = hp.gate_cap,
+                         .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid,
+                         .i = i,
+                         .log_f = log_f});
+    run_cell();
+    ops::head_norm_linear(c, {.h = h,
+                              .o = o,
+                              .norm_w = head_norm,
+                              .norm_b = head_norm_bias,
+                              .heads = hp.heads,
+                              .eps = hp.norm_eps,
+                              .activation = hp.activation,
+                              .w = w_out,
+                              .b = present(b_out),
+                              .y = x});
+    return;
+  }
   // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f));  mLSTMsig: i too
   ops::rms_norm_gates(c, {.x = x,
                           .w = norm,
@@ -65,18 +110,7 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
   // q, k, v, o = W u
   ops::linear(c, {.x = u, .w = w_qkvo, .b = present(b_qkvo), .y = qkvo});
   // C, n, m and h of the cell
-  ops::mlstm(c, {.q = q,
-                 .k = k,
-                 .v = v,
-                 .i = i,
-                 .log_f = log_f,
-                 .batch = batch,
-                 .state = state,
-                 .chunk = hp.chunk,
-                 .eps = hp.cell_eps,
-                 .h = h,
-                 .gate = hp.gate,
-                 .normalise = hp.normalise});
+  run_cell();
   // y = sigmoid(o) LN(h)
   ops::head_norm(c, {.h = h,
                      .o = o,

@@ -13,8 +13,7 @@ namespace xlstm {
 
 Model::Impl::Impl(Config c, const LoadOptions& o)
     : config(std::move(c)), options(o), context(o.device, o.threads) {
-  XLSTM_CHECK(o.device.is_cpu(), unsupported, "device {}: this build runs on the CPU only",
-              to_string(o.device));
+  context.stream();  // a device that is not there is an error before anything is read
   XLSTM_CHECK(o.dtype == DType::f32 || o.dtype == DType::bf16, invalid_argument,
               "dtype: expected f32 or bf16, found {}", to_string(o.dtype));
   XLSTM_CHECK(o.threads >= 0 && o.threads <= 4096, invalid_argument,
@@ -41,8 +40,8 @@ int Model::threads() const noexcept { return impl_->context.threads(); }
 DType Model::dtype() const noexcept { return impl_->options.dtype; }
 
 State Model::make_state() const {
-  return State(
-      std::make_unique<State::Impl>(impl_->network.state, impl_->hash, impl_->config.vocab_size));
+  return State(std::make_unique<State::Impl>(impl_->network.state, impl_->hash,
+                                             impl_->config.vocab_size, impl_->context.device()));
 }
 
 void Model::forward(std::span<const SequenceInput> batch, Logits which, std::span<float> logits) {
@@ -90,12 +89,12 @@ std::int32_t Model::sampleable_ids() const noexcept {
   return static_cast<std::int32_t>(n);
 }
 
-std::vector<ParameterInfo> Model::parameters() const {
+std::vector<ParameterInfo> Model::Impl::parameter_infos() const {
   std::vector<ParameterInfo> list;
-  for (const model::Parameter& p : impl_->parameters)
-    list.push_back({p.name, p.view->dtype, p.shape});
+  for (const model::Parameter& p : parameters) list.push_back({p.name, p.view->dtype, p.shape});
   return list;
 }
+std::vector<ParameterInfo> Model::parameters() const { return impl_->parameter_infos(); }
 
 const std::vector<std::string>& Model::unexpected_tensors() const noexcept {
   return impl_->unexpected;

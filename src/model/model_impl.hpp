@@ -2,6 +2,7 @@
 // What a Model holds; private to src/model.
 
 #include <array>
+#include <memory>
 #include <mutex>
 #include <optional>
 
@@ -35,6 +36,7 @@ struct Model::Impl {
   std::mutex mutex;  ///< one forward pass at a time
   Context context;
 
+  std::vector<ParameterInfo> parameter_infos() const;
   /// Throws Error(unsupported) for a model that is a block stack alone.
   void expect_vocabulary(const char* what) const;
   void forward(std::span<const SequenceInput> batch, Logits which, float* logits);
@@ -49,9 +51,23 @@ struct Model::Impl {
            std::span<const std::int32_t> rows, float* logits);
   template <class Pass>
   void run_prepared(const ops::Batch& batch, std::size_t kind, Pass&& pass);
+  template <class Pass>
+  void run_graph(std::uint64_t key, Pass&& pass);
+  /// `count` floats of device memory that stay until the next call.
+  float* device_floats(std::size_t count);
 
   std::array<std::uint64_t, 64> prepared_{};  ///< shapes whose scratch is known to fit
   std::size_t next_prepared_ = 0;
+
+  // Of a CUDA device.
+  struct Graph {
+    std::uint64_t key;
+    std::shared_ptr<void> graph;  ///< null until it was run a second time
+  };
+  static constexpr std::size_t kMostGraphs = 64;
+  std::vector<Graph> graphs_;
+  Buffer step_inputs_;  ///< what a pass reads beside weights and states
+  Buffer results_;      ///< logits or vectors
 };
 
 namespace model {
@@ -60,6 +76,11 @@ namespace model {
 void load_weights(Model::Impl& impl, Dialect dialect);
 /// Fills every parameter with random numbers of type `dtype`.
 void random_weights(Model::Impl& impl, DType dtype, std::uint64_t seed);
+/// Throws Error(out_of_memory) unless weights of these types, a sequence and scratch memory fit
+/// into what is free on the device of `impl.context`.
+void check_device_memory(const Model::Impl& impl, std::span<const ParameterInfo> weights);
+/// Copies the weights to the device of `impl.context`, if that is not the CPU.
+void move_weights_to_device(Model::Impl& impl);
 /// Throws Error(invalid_file) naming the first weight that is not finite.
 void check_finite(const Model::Impl& impl);
 /// Tokenizer, where the directory has one, and the ids that begin and end a text.

@@ -8,9 +8,17 @@
 
 namespace xlstm::model {
 
-void Network::run_blocks(Context& c, const ops::Batch& batch, std::span<const std::int32_t> ids,
-                         Tensor table, Tensor x) const {
-  ops::embed(c, {.ids = ids, .table = table, .y = x});
+namespace {
+
+void take_rows(Context& c, Ids ids, Tensor table, Tensor y) {
+  ops::embed(c, {.ids = ids.host, .device_ids = ids.device, .table = table, .y = y});
+}
+
+}  // namespace
+
+void Network::run_blocks(Context& c, const ops::Batch& batch, Ids ids, Tensor table,
+                         Tensor x) const {
+  take_rows(c, ids, table, x);
   for (std::size_t i = 0; i < blocks.size(); ++i)
     std::visit([&](const auto& block) { block.forward(c, hp, x, batch, state.blocks()[i]); },
                blocks[i]);
@@ -23,18 +31,17 @@ void Network::run_norm(Context& c, Tensor x, Tensor y) const {
     ops::rms_norm(c, {.x = x, .w = out_norm, .b = out_norm_bias, .eps = hp.norm_eps, .y = y});
 }
 
-void Network::forward(Context& c, const ops::Batch& batch, std::span<const std::int32_t> ids,
-                      std::span<const std::int32_t> rows, Tensor logits) const {
+void Network::forward(Context& c, const ops::Batch& batch, Ids ids, Ids rows, Tensor logits) const {
   const ArenaScope scope(c.arena());
   const Tensor x = c.arena().tensor(DType::f32, {batch.tokens(), hp.d});
   run_blocks(c, batch, ids, embedding, x);
-  if (rows.empty()) return;
+  if (rows.host.empty()) return;
 
-  const auto wanted = static_cast<std::int64_t>(rows.size());
+  const auto wanted = static_cast<std::int64_t>(rows.host.size());
   Tensor last = x;
   if (wanted < x.dim(0)) {  // the head is the largest matrix: only rows that are asked for
     last = c.arena().tensor(DType::f32, {wanted, hp.d});
-    ops::embed(c, {.ids = rows, .table = x, .y = last});
+    take_rows(c, rows, x, last);
   }
   Tensor u = last;
   if (has_norm()) {
@@ -45,8 +52,7 @@ void Network::forward(Context& c, const ops::Batch& batch, std::span<const std::
   if (hp.logit_cap > 0) ops::soft_cap(c, {.x = logits, .cap = hp.logit_cap});
 }
 
-void Network::forward_vectors(Context& c, const ops::Batch& batch,
-                              std::span<const std::int32_t> ids, Tensor vectors,
+void Network::forward_vectors(Context& c, const ops::Batch& batch, Ids ids, Tensor vectors,
                               Tensor outputs) const {
   const ArenaScope scope(c.arena());
   const Tensor x = c.arena().tensor(DType::f32, {batch.tokens(), hp.d});
@@ -54,7 +60,7 @@ void Network::forward_vectors(Context& c, const ops::Batch& batch,
   if (has_norm())
     run_norm(c, x, outputs);
   else
-    ops::embed(c, {.ids = ids, .table = x, .y = outputs});
+    take_rows(c, ids, x, outputs);
 }
 
 }  // namespace xlstm::model

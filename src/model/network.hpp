@@ -42,6 +42,15 @@ struct LargeBlock {
 /// xLSTM-large is LargeBlocks; the first xLSTM is any mixture of the two others.
 using Block = std::variant<LargeBlock, MlstmBlock, SlstmBlock>;
 
+/// Row numbers, which the host checks and the device reads.
+struct Ids {
+  std::span<const std::int32_t> host;
+  const std::int32_t* device = nullptr;  ///< their copy on a CUDA device
+
+  Ids(std::span<const std::int32_t> ids, const std::int32_t* copy = nullptr)  // NOLINT: a view
+      : host(ids), device(copy) {}
+};
+
 struct Network {
   Hyperparameters hp;
   StateLayout state;
@@ -58,17 +67,15 @@ struct Network {
   /// @param ids     [T] token ids
   /// @param rows    tokens whose logits are wanted, rising; may be empty
   /// @param logits  [rows, V] f32, soft-capped
-  void forward(Context& c, const ops::Batch& batch, std::span<const std::int32_t> ids,
-               std::span<const std::int32_t> rows, Tensor logits) const;
+  void forward(Context& c, const ops::Batch& batch, Ids ids, Ids rows, Tensor logits) const;
   /// The same without embedding and head: outputs [T, D] f32 = the blocks on rows `ids` of
   /// `vectors` [.., D] f32, after the norm. `outputs` may be `vectors`, with ids 0, 1, 2, ...
-  void forward_vectors(Context& c, const ops::Batch& batch, std::span<const std::int32_t> ids,
-                       Tensor vectors, Tensor outputs) const;
+  void forward_vectors(Context& c, const ops::Batch& batch, Ids ids, Tensor vectors,
+                       Tensor outputs) const;
 
  private:
   /// x [T, D] = rows `ids` of `table` through the blocks
-  void run_blocks(Context& c, const ops::Batch& batch, std::span<const std::int32_t> ids,
-                  Tensor table, Tensor x) const;
+  void run_blocks(Context& c, const ops::Batch& batch, Ids ids, Tensor table, Tensor x) const;
   bool has_norm() const { return out_norm && hp.apply_out_norm; }
   void run_norm(Context& c, Tensor x, Tensor y) const;
 };

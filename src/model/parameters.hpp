@@ -56,6 +56,11 @@ struct Parameter {
 /// A dense view of `data` with any number of sizes up to Tensor::kMaxRank.
 Tensor dense_view(void* data, DType dtype, const std::vector<std::int64_t>& shape);
 
+/// Bytes of a weight in a device's memory, where each starts on kAlignment bytes.
+inline std::size_t placed_bytes(const Tensor& t) {
+  return (t.bytes() + kAlignment - 1) / kAlignment * kAlignment;
+}
+
 /// Who wrote a checkpoint: the rules differ for the bias of out_norm alone.
 enum class Dialect : std::uint8_t { hugging_face, nxai };
 

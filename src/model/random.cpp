@@ -11,6 +11,7 @@
 #include "core/float_bits.hpp"
 #include "core/hash.hpp"
 #include "core/threads.hpp"
+#include "model/memory_needs.hpp"
 #include "model/model_impl.hpp"
 
 namespace xlstm {
@@ -135,9 +136,11 @@ Model Model::random(const Config& config, DType weights, std::uint64_t seed,
               "random weights: expected no adapters, found {}",
               options.adapters.front().directory.string());
   auto impl = std::make_unique<Impl>(config, options);
+  model::check_device_memory(*impl, model::uniform_parameters(config, weights));
   model::random_weights(*impl, weights, seed);
   model::load_vocabulary(*impl);
   impl->hash = model::hash_model(*impl);
+  model::move_weights_to_device(*impl);
   return Model(std::move(impl));
 }
 

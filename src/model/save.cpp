@@ -16,8 +16,14 @@ namespace {
 namespace fs = std::filesystem;
 
 // `t` as `dtype`: itself, or a copy that `buffers` owns.
-Tensor as_dtype(const std::string& name, const Tensor& t, DType dtype, int threads,
+Tensor as_dtype(const std::string& name, Tensor t, DType dtype, int threads,
                 std::vector<Buffer>& buffers) {
+  if (!t.device.is_cpu()) {
+    buffers.emplace_back(t.bytes());
+    copy_memory(buffers.back().data(), {}, t.data, t.device, t.bytes());
+    t.data = buffers.back().data();
+    t.device = {};
+  }
   if (t.dtype == dtype) return t;
   Tensor to = t;
   to.dtype = dtype;

@@ -1,6 +1,7 @@
 #include "xlstm/state.hpp"
 
 #include <cstring>
+#include <utility>
 
 #include "core/check.hpp"
 #include "model/state_impl.hpp"
@@ -10,11 +11,20 @@ namespace xlstm {
 State::Impl::Impl(const Impl& other)
     : layout(other.layout),
       model_hash(other.model_hash),
-      record(other.record.size()),
+      record(other.record.size(), other.record.device()),
       logits(other.logits),
       has_logits(other.has_logits),
       tokens(other.tokens) {
-  std::memcpy(record.data(), other.record.data(), record.size());
+  copy_memory(record.data(), record.device(), other.record.data(), record.device(), record.size());
+}
+
+std::byte* State::Impl::on(Device device) {
+  if (record.device() != device) {
+    Buffer moved(record.size(), device);
+    copy_memory(moved.data(), device, record.data(), record.device(), record.size());
+    record = std::move(moved);
+  }
+  return record.data();
 }
 
 State::State(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -25,7 +35,11 @@ State::~State() = default;
 State State::clone() const { return State(std::make_unique<Impl>(*impl_)); }
 
 void State::reset() {
-  std::memset(impl_->record.data(), 0, impl_->record.size());
+  Buffer& record = impl_->record;
+  if (record.device().is_cpu())
+    std::memset(record.data(), 0, record.size());
+  else
+    record = Buffer(record.size(), record.device(), true);
   impl_->tokens = 0;
   impl_->has_logits = false;
 }
@@ -40,7 +54,9 @@ std::size_t State::bytes() const noexcept { return impl_->record.size(); }
 
 namespace {
 
-const model::BlockState& block_at(const State::Impl& impl, std::int64_t block) {
+// Of a state that the host is about to read.
+const model::BlockState& block_at(State::Impl& impl, std::int64_t block) {
+  impl.on({});
   const auto blocks = static_cast<std::int64_t>(impl.layout.blocks().size());
   XLSTM_CHECK(block >= 0 && block < blocks, invalid_argument,
               "state: expected a block in [0, {}), found {}", blocks, block);

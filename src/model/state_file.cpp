@@ -53,6 +53,7 @@ std::uint64_t checksum(const Header& header, const State::Impl& s, Next&& next) 
 }  // namespace
 
 void State::save(const std::filesystem::path& file) const {
+  impl_->on({});
   const Impl& s = *impl_;
   Header header;
   header.model_hash = s.model_hash;
@@ -112,6 +113,7 @@ void State::load(const std::filesystem::path& file) {
               "{}: expected the checksum of the content, found another: the file is damaged", name);
 
   from = bytes.data() + sizeof(Header);
+  s.on({});
   for_each_part(s, [&](std::byte* data, std::size_t size) {
     std::memcpy(data, from, size);
     from += size;

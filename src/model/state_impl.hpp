@@ -10,16 +10,19 @@
 namespace xlstm {
 
 struct State::Impl {
-  Impl(const model::StateLayout& l, std::uint64_t hash, std::int64_t vocab)
+  Impl(const model::StateLayout& l, std::uint64_t hash, std::int64_t vocab, Device device)
       : layout(l),
         model_hash(hash),
-        record(l.bytes(), {}, true),
+        record(l.bytes(), device, true),
         logits(static_cast<std::size_t>(vocab)) {}
   Impl(const Impl& other);
 
+  /// The record, moved to the memory of `device` if it is elsewhere.
+  std::byte* on(Device device);
+
   model::StateLayout layout;
   std::uint64_t model_hash;
-  Buffer record;              ///< layout.bytes(), on kAlignment bytes
+  Buffer record;              ///< layout.bytes(), where it was last used
   std::vector<float> logits;  ///< [vocab]
   bool has_logits = false;    ///< `logits` are those after the last token
   std::int64_t tokens = 0;

@@ -1,0 +1,124 @@
+#include "model/memory_needs.hpp"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <numeric>
+
+#include "core/check.hpp"
+#include "core/cuda_device.hpp"
+#include "model/parameters.hpp"
+#include "model/step_inputs.hpp"
+
+namespace xlstm::model {
+namespace {
+
+// Tensors with shapes and no memory are enough to measure a pass, which touches none.
+alignas(kAlignment) std::byte nowhere[kAlignment];  // NOLINT: an address, never written
+
+std::string gigabytes(std::uint64_t bytes) {
+  return fmt::format("{:.2f} GB", static_cast<double>(bytes) / 1e9);
+}
+
+}  // namespace
+
+std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype) {
+  Network network;
+  std::vector<ParameterInfo> infos;
+  for (const Parameter& p : list_parameters(config, Dialect::hugging_face, network))
+    if (!p.optional && !(p.view == &network.lm_head[0] && config.tie_word_embeddings))
+      infos.push_back({p.name, dtype, p.shape});
+  return infos;
+}
+
+MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
+                         const LoadOptions& options)
+    : context_(options.device, options.threads) {
+  network_.hp = Hyperparameters(config, options.dtype,
+                                options.chunk_size > 0 ? options.chunk_size : ops::kDefaultChunk);
+  network_.state = StateLayout(config);
+  std::map<std::string_view, DType> types;
+  for (const ParameterInfo& w : weights) types.emplace(w.name, w.dtype);
+  for (const Parameter& p : list_parameters(config, Dialect::hugging_face, network_)) {
+    const auto found = types.find(p.name);
+    if (found == types.end()) continue;
+    *p.view = dense_view(nowhere, found->second, p.shape);
+    p.view->device = options.device;
+    weights_ += placed_bytes(*p.view);
+  }
+  if (!network_.lm_head[0]) network_.lm_head[0] = network_.embedding;
+}
+
+std::uint64_t MemoryMeter::measure(std::span<const std::int32_t> offsets) {
+  const std::size_t sequences = offsets.size() - 1;
+  // Not null: cells of a sequence without a record take other scratch memory.
+  const std::vector<std::byte*> slots(sequences, nowhere);
+  const std::vector<std::int32_t> zeros(static_cast<std::size_t>(offsets.back()), 0);
+  const std::span<const std::int32_t> ids = zeros;
+  const ops::Batch batch{offsets, slots};
+  const Device device = context_.device();
+  context_.start_measuring();
+  if (network_.hp.vocab > 0) {
+    network_.forward(
+        context_, batch, ids, ids.first(sequences),
+        Tensor::dense(nowhere, DType::f32,
+                      {static_cast<std::int64_t>(sequences), network_.hp.vocab}, device));
+  } else {
+    const Tensor x = Tensor::dense(nowhere, DType::f32, {batch.tokens(), network_.hp.d}, device);
+    network_.forward_vectors(context_, batch, ids, x, x);
+  }
+  return context_.stop_measuring();
+}
+
+MemoryNeeds MemoryMeter::needs(std::int64_t sequences) {
+  XLSTM_CHECK(sequences >= 1, invalid_argument, "memory: expected at least one sequence, found {}",
+              sequences);
+  const std::int64_t shared = std::min(sequences, kSharedTokens);
+  MemoryNeeds needs;
+  needs.sequences = sequences;
+  needs.weights = weights_;
+  needs.state = network_.state.bytes();
+  std::array<std::int32_t, kSharedTokens + 1> offsets;  // NOLINT: filled below
+  std::iota(offsets.begin(), offsets.end(), 0);
+  needs.decode_scratch = measure(std::span(offsets).first(static_cast<std::size_t>(shared) + 1));
+  offsets[1] = kSliceTokens;
+  needs.prompt_scratch = measure(std::span(offsets).first(2));
+  if (context_.device().is_cpu()) return needs;
+  needs.step_inputs = sizeof(StepInputs);
+  const std::int64_t results =
+      network_.hp.vocab > 0 ? shared * network_.hp.vocab : kSliceTokens * network_.hp.d;
+  needs.results = static_cast<std::uint64_t>(results) * sizeof(float);
+  return needs;
+}
+
+std::int64_t MemoryMeter::sequences_within(std::uint64_t bytes) {
+  // From kSharedTokens on, a sequence more takes its state more.
+  for (std::int64_t n = kSharedTokens; n > 0; --n) {
+    const MemoryNeeds all = needs(n);
+    if (all.total() > bytes) continue;
+    if (n < kSharedTokens || all.state == 0) return n;
+    return n + static_cast<std::int64_t>((bytes - all.total()) / all.state);
+  }
+  return 0;
+}
+
+void MemoryMeter::expect_fit(std::int64_t sequences, std::uint64_t free) {
+  const MemoryNeeds all = needs(sequences);
+  if (all.total() <= free) return;
+  const std::int64_t fit = sequences_within(free);
+  fail(ErrorCode::out_of_memory,
+       "{}: {} needed ({} for weights, {} for the states of {} sequence{}, {} for scratch), {} "
+       "free: {}",
+       to_string(context_.device()), gigabytes(all.total()), gigabytes(all.weights),
+       gigabytes(all.states()), sequences, sequences == 1 ? "" : "s",
+       gigabytes(all.scratch() + all.step_inputs + all.results), gigabytes(free),
+       all.weights > free ? "0 sequences fit, because the weights do not"
+                          : fmt::format("{} sequence{} fit{} beside the weights", fit,
+                                        fit == 1 ? "" : "s", fit == 1 ? "s" : ""));
+}
+
+void MemoryMeter::expect_fit(std::int64_t sequences) {
+  if (!context_.device().is_cpu()) expect_fit(sequences, cuda::memory(context_.device()).free);
+}
+
+}  // namespace xlstm::model

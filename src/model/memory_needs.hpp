@@ -1,0 +1,62 @@
+#pragma once
+// What running a model takes of the memory of its device, computed without its weights and without
+// the device.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "model/network.hpp"
+#include "xlstm/model.hpp"
+
+namespace xlstm::model {
+
+/// Bytes of `sequences` sequences side by side.
+struct MemoryNeeds {
+  std::int64_t sequences = 1;
+  std::uint64_t weights = 0;
+  std::uint64_t state = 0;           ///< of one sequence
+  std::uint64_t decode_scratch = 0;  ///< of a token for each sequence that shares a pass
+  std::uint64_t prompt_scratch = 0;  ///< of kSliceTokens tokens of one sequence
+  std::uint64_t step_inputs = 0;     ///< 0 on the CPU, which reads them where they are
+  /// What a pass gives: logits of one token for each sequence that shares it, or the vectors of a
+  /// model without a vocabulary. All logits of a prompt take more. 0 on the CPU.
+  std::uint64_t results = 0;
+
+  /// Both kinds of passes use the same scratch memory.
+  std::uint64_t scratch() const noexcept {
+    return decode_scratch > prompt_scratch ? decode_scratch : prompt_scratch;
+  }
+  std::uint64_t states() const noexcept { return state * static_cast<std::uint64_t>(sequences); }
+  std::uint64_t total() const noexcept {
+    return weights + states() + scratch() + step_inputs + results;
+  }
+};
+
+/// Parameters of random weights of type `dtype`.
+std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype);
+
+class MemoryMeter {
+ public:
+  /// @param weights  those present, as Model::parameters() lists them
+  /// @param options  of which device, arithmetic type, threads and chunk size count
+  MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
+              const LoadOptions& options);
+
+  MemoryNeeds needs(std::int64_t sequences);
+  /// The most sequences whose needs are no more than `bytes`; 0 if not even one's are.
+  std::int64_t sequences_within(std::uint64_t bytes);
+  /// @throws Error(out_of_memory) that says what is needed and free, unless it fits into `free`
+  void expect_fit(std::int64_t sequences, std::uint64_t free);
+  /// The same with what is free on the device; does nothing for the CPU.
+  void expect_fit(std::int64_t sequences);
+
+ private:
+  std::uint64_t measure(std::span<const std::int32_t> offsets);
+
+  Context context_;
+  Network network_;
+  std::uint64_t weights_ = 0;
+};
+
+}  // namespace xlstm::model
