@@ -252,6 +252,39 @@ TEST(CliInfo, DefaultModel) {
   EXPECT_NE(text.out.find("6 blocks, width 256, 4 heads"), std::string::npos) << text.out;
 }
 
+TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
+  const json info = run({"info", "--json", "--device", "cuda", "--sequences", "20"}).json();
+  const json& memory = info["memory"];
+  EXPECT_EQ(keys(memory), (Names{"device", "dtype", "sequences", "weights_bytes",
+                                 "state_bytes_per_sequence", "states_bytes", "decode_scratch_bytes",
+                                 "prompt_scratch_bytes", "step_inputs_bytes", "results_bytes",
+                                 "total_bytes", "free_bytes", "sequences_that_fit"}));
+  EXPECT_EQ(memory["device"], "cuda:0");
+  EXPECT_EQ(memory["sequences"], 20);
+  EXPECT_EQ(memory["states_bytes"], 20 * info["state_bytes_per_sequence"].get<std::int64_t>());
+  EXPECT_GE(memory["weights_bytes"], info["weights"]["bytes"]);
+  EXPECT_EQ(memory["results_bytes"], 16 * 320 * 4);
+  EXPECT_EQ(memory["free_bytes"].is_null(), memory["sequences_that_fit"].is_null());
+#ifdef XLSTM_TEST_WITHOUT_CUDA
+  EXPECT_TRUE(memory["free_bytes"].is_null());
+#endif
+  const Outcome text = run({"info", "--device", "cuda:1"});
+  EXPECT_EQ(text.status, 0) << text.err;
+  EXPECT_NE(text.out.find("memory of cuda:1, 1 sequence, f32"), std::string::npos) << text.out;
+
+  const json on_cpu = run({"info", "--json", "--sequences", "2"}).json()["memory"];
+  EXPECT_EQ(on_cpu["device"], "cpu");
+  EXPECT_GT(on_cpu["sequences_that_fit"], 100);
+
+  // A shape alone: nothing is loaded and nothing made.
+  const std::string config = (default_model() / "config.json").string();
+  const json shape =
+      run({"info", "--json", "--config", config, "--device", "cuda", "--dtype", "bf16"}).json();
+  EXPECT_EQ(keys(shape), Names{"memory"});
+  EXPECT_EQ(shape["memory"]["weights_bytes"], memory["weights_bytes"]);
+  expect_failure(run({"info", "--config", config}), 2, "--config goes with");
+}
+
 TEST(CliInfo, UnknownConfigKeysAreReported) {
   const TemporaryFolder folder;
   copy_model(folder);

@@ -7,12 +7,15 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "source_dir.hpp"
+#include "test_device.hpp"
+
 namespace xlstm::testing {
 
 namespace fs = std::filesystem;
 
 std::vector<Golden> golden_models() {
-  const fs::path source = XLSTM_SOURCE_DIR, golden = source / "tests/golden";
+  const fs::path source = source_dir(), golden = source / "tests/golden";
   std::vector<Golden> list = {
       {"hf_plain", golden / "hf_plain.safetensors", golden / "hf_plain"},
       {"nxai_large", golden / "large_base.safetensors", golden / "nxai_large"},
@@ -45,7 +48,8 @@ void write_nxai_directory(const formats::SafetensorsFile& file, const fs::path& 
   formats::write_safetensors(directory / "model_0.safetensors", tensors);
 }
 
-Model load_golden(const Golden& golden, const fs::path& scratch, const LoadOptions& options) {
+Model load_golden(const Golden& golden, const fs::path& scratch, LoadOptions options) {
+  options.device = test_device();
   if (!golden.model.empty()) return Model::load(golden.model, options);
   write_nxai_directory(formats::SafetensorsFile::open(golden.outputs), scratch);
   return Model::load(scratch, options);

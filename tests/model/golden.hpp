@@ -26,7 +26,7 @@ void write_nxai_directory(const formats::SafetensorsFile& file,
 
 /// Loads the model of `golden`, by way of `scratch` when it has to be written first.
 Model load_golden(const Golden& golden, const std::filesystem::path& scratch,
-                  const LoadOptions& options = {});
+                  LoadOptions options = {});
 
 /// A tensor of a golden file (f32, f64 or i64) as doubles or ids.
 std::vector<double> numbers(const formats::SafetensorsFile& file, const std::string& name);

@@ -2,6 +2,7 @@
 // A model of random weights, small enough for tests and odd enough to find what counts on
 // multiples of anything.
 
+#include "test_device.hpp"
 #include "xlstm/model.hpp"
 
 namespace xlstm::testing {
@@ -30,7 +31,8 @@ inline Config small_stack_config(std::int64_t vocabulary, std::int64_t blocks) {
   return config;
 }
 
-inline Model small_model(DType weights = DType::f32, const LoadOptions& options = {}) {
+inline Model small_model(DType weights = DType::f32, LoadOptions options = {}) {
+  options.device = test_device();
   return Model::random(small_config(), weights, 7, options);
 }
 

@@ -7,6 +7,8 @@
 
 #include "formats/temp_dir.hpp"
 #include "model/golden.hpp"
+#include "source_dir.hpp"
+#include "test_device.hpp"
 
 namespace xlstm::testing {
 namespace {
@@ -16,7 +18,7 @@ using formats::SafetensorsFile;
 using Ids = std::span<const std::int32_t>;
 
 std::vector<Golden> stack_models() {
-  const fs::path source = XLSTM_SOURCE_DIR, golden = source / "tests/golden";
+  const fs::path source = source_dir(), golden = source / "tests/golden";
   std::vector<Golden> list = {
       {"v1_mixed", golden / "v1_mixed.safetensors", {}},
       {"v1_community", golden / "v1_mixed_tied_bias.safetensors", golden / "v1_community"}};
@@ -30,7 +32,8 @@ std::vector<Golden> stack_models() {
 
 class StackGoldenTest : public ::testing::TestWithParam<Golden> {
  protected:
-  Model load(const LoadOptions& options = {}) {
+  Model load(LoadOptions options = {}) {
+    options.device = test_device();
     const Golden& golden = GetParam();
     if (!golden.model.empty()) return Model::load(golden.model, options);
     write_nxai_directory(file_, scratch_.path() / "model");
@@ -162,7 +165,9 @@ TEST_P(StackGoldenTest, StatesAndModelsSurviveFiles) {
   state.save(dir / "state");
   model.save(dir / "copy", DType::f32);
 
-  Model copy = Model::load(dir / "copy");
+  LoadOptions options;
+  options.device = test_device();
+  Model copy = Model::load(dir / "copy", options);
   EXPECT_EQ(copy.config().parameter_count(), model.config().parameter_count());
   EXPECT_TRUE(copy.unexpected_tensors().empty());
   State other = copy.make_state();

@@ -12,6 +12,7 @@
 #include "model/golden.hpp"
 #include "model/model_impl.hpp"
 #include "model/small_model.hpp"
+#include "source_dir.hpp"
 #include "xlstm/generate.hpp"
 
 namespace xlstm::testing {
@@ -106,6 +107,7 @@ class VectorsTest : public ::testing::TestWithParam<Case> {
  protected:
   Model random(DType dtype = DType::f32) const {
     LoadOptions options;
+    options.device = test_device();
     options.dtype = dtype;
     options.threads = 2;
     return Model::random(GetParam().config, DType::f32, 7, options);
@@ -214,6 +216,7 @@ TEST_P(VectorsTest, NotANumberStaysInItsSequence) {
 }
 
 TEST_P(VectorsTest, StepsAllocateNothing) {
+  if (!test_device().is_cpu()) GTEST_SKIP() << "CUDA allocates memory of its own";
   Model model = random();
   State state = model.make_state();
   const std::vector<float> vectors = some_vectors(1, 1);
@@ -281,7 +284,7 @@ INSTANTIATE_TEST_SUITE_P(Families, VectorsTest,
                          [](const auto& param) { return param.param.name; });
 
 TEST(VectorsGoldenTest, TheReferencesLogitsThroughBothForms) {
-  const std::filesystem::path golden = XLSTM_SOURCE_DIR "/tests/golden/v1_mixed.safetensors";
+  const std::filesystem::path golden = source_dir() / "tests/golden/v1_mixed.safetensors";
   const SafetensorsFile file = SafetensorsFile::open(golden);
   const TempDir dir;
   write_nxai_directory(file, dir / "model");

@@ -20,7 +20,7 @@ TEST(Swiglu, MatchesTheOracle) {
           Array gate = Array::random(random, DType::f32, {rows, width}, 4.0, 0.0, 2);
           Array up = Array::random(random, DType::f32, {rows, width}, 1.0, 0.0, 1);
           Array y(dtype, {rows, width}, 3);
-          Context context({}, 2);
+          Context context(test_device(), 2);
           run<SwigluArgs>(context, swiglu,
                           {.gate = gate.tensor(), .up = up.tensor(), .y = y.tensor()});
           errors.add(y.values(), oracle::swiglu(gate.values(), up.values()),
@@ -39,7 +39,7 @@ TEST(Swiglu, ExtremeInputsStayWhereTheyAre) {
                             87,   90,   200, 1e30, NAN, 1,     2,    3,     4,    INFINITY});
     Array up = Array::of(DType::f32, {1, 21}, std::vector<double>(21, 1.0));
     Array y(DType::f32, {1, 21});
-    Context context({}, 1);
+    Context context(test_device(), 1);
     run<SwigluArgs>(context, swiglu, {.gate = gate.tensor(), .up = up.tensor(), .y = y.tensor()});
     const std::vector<double> got = y.values(), want = oracle::swiglu(gate.values(), up.values());
     for (std::size_t i = 0; i < got.size(); ++i) {
@@ -62,7 +62,7 @@ TEST(Swiglu, RoundsToNearestEven) {
     Array gate = Array::of(DType::f32, {1, 40}, std::vector<double>(40, 64.0));
     Array up = Array::of(DType::f32, {1, 40}, ups);
     Array y(DType::bf16, {1, 40});
-    Context context({}, 1);
+    Context context(test_device(), 1);
     run<SwigluArgs>(context, swiglu, {.gate = gate.tensor(), .up = up.tensor(), .y = y.tensor()});
     for (double u : ups) want.push_back(rounded(DType::bf16, 64 * u));
     EXPECT_EQ(y.values(), want);
@@ -76,7 +76,7 @@ TEST(Swiglu, RowsDoNotDependOnRowsOrThreads) {
     Array gate = Array::random(random, DType::f32, {rows, width});
     Array up = Array::random(random, DType::f32, {rows, width});
     Array all(DType::f32, {rows, width});
-    Context four({}, 4), one({}, 1);
+    Context four(test_device(), 4), one(test_device(), 1);
     run<SwigluArgs>(four, swiglu, {.gate = gate.tensor(), .up = up.tensor(), .y = all.tensor()});
     const std::vector<std::byte> together = all.bytes();
     all.poison();
@@ -99,7 +99,7 @@ TEST(SoftCap, MatchesTheOracle) {
           Array x = Array::random(random, DType::f32, {2, width}, scale, 0.0, 4);
           const std::vector<double> want = oracle::soft_cap(x.values(), cap);
           const std::vector<float> naive = oracle::soft_cap(x.floats(), static_cast<float>(cap));
-          Context context({}, 3);
+          Context context(test_device(), 3);
           // In place: a second run would cap twice, so measure by hand.
           context.start_measuring();
           soft_cap(context, {.x = x.tensor(), .cap = static_cast<float>(cap)});
@@ -120,7 +120,7 @@ TEST(SoftCap, IsAccurateEverywhere) {
       for (double sign : {-1.0, 1.0}) inputs.push_back(static_cast<float>(sign * x));
     const auto count = static_cast<std::int64_t>(inputs.size());
     Array x = Array::of(DType::f32, {1, count}, inputs);
-    Context context({}, 1);
+    Context context(test_device(), 1);
     soft_cap(context, {.x = x.tensor(), .cap = 1.0F});
     const std::vector<double> got = x.values();
     double worst = 0;
@@ -135,7 +135,7 @@ TEST(SoftCap, IsAccurateEverywhere) {
 TEST(SoftCap, KeepsSpecialValues) {
   for_each_isa([] {
     Array x = Array::of(DType::f32, {1, 6}, {NAN, INFINITY, -INFINITY, 0.0, -0.0, 1e38});
-    Context context({}, 1);
+    Context context(test_device(), 1);
     soft_cap(context, {.x = x.tensor(), .cap = 30.0F});
     const std::vector<double> got = x.values();
     EXPECT_TRUE(std::isnan(got[0]));
@@ -149,7 +149,7 @@ TEST(SoftCap, KeepsSpecialValues) {
 
 TEST(Activation, RefusesBadArguments) {
   Array a(DType::f32, {2, 3}), b(DType::f32, {2, 4}), half(DType::f16, {2, 3});
-  Context context({}, 1);
+  Context context(test_device(), 1);
   expect_refused([&] { swiglu(context, {.gate = a.tensor(), .up = b.tensor(), .y = a.tensor()}); },
                  "swiglu: up must be f32[2, 3], found f32[2, 4]");
   expect_refused(

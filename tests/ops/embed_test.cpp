@@ -19,7 +19,7 @@ TEST(Embed, CopiesRowsExactly) {
         std::vector<std::int32_t> ids(300);
         for (std::size_t t = 0; t < ids.size(); ++t) ids[t] = static_cast<std::int32_t>(t % 7);
         Array y(DType::f32, {300, width}, 3);
-        Context context({}, 3);
+        Context context(test_device(), 3);
         run<EmbedArgs>(context, embed, {.ids = ids, .table = table.tensor(), .y = y.tensor()});
         EXPECT_EQ(y.values(), oracle::embed(ids, table.values(), width));
         EXPECT_TRUE(y.gaps_untouched());
@@ -37,7 +37,7 @@ TEST(Embed, WidensEveryHalf) {
       std::vector<std::int32_t> ids(1 << 11);
       for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i);
       Array y(DType::f32, {1 << 11, 1 << 5});
-      Context context({}, 1);
+      Context context(test_device(), 1);
       run<EmbedArgs>(context, embed, {.ids = ids, .table = table, .y = y.tensor()});
       Array want(dtype, {1 << 11, 1 << 5});
       std::memcpy(want.tensor().data, patterns.data(), patterns.size() * 2);
@@ -48,7 +48,7 @@ TEST(Embed, WidensEveryHalf) {
 
 TEST(Embed, RefusesBadArguments) {
   Array table(DType::f32, {4, 2}), y(DType::f32, {1, 2}), wrong(DType::f32, {1, 3});
-  Context context({}, 1);
+  Context context(test_device(), 1);
   std::vector<std::int32_t> ids{4};
   const auto call = [&](Tensor out) {
     embed(context, {.ids = ids, .table = table.tensor(), .y = out});

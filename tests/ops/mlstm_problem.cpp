@@ -119,7 +119,7 @@ void MlstmProblem::run(int threads, std::int64_t chunk) {
   const Batch batch{offsets, slots};
   const MlstmArgs all = args(0, offsets.back(), batch, chunk);
   // The states change, so the second run must be the only one.
-  Context context({}, threads);
+  Context context(test_device(), threads);
   context.start_measuring();
   mlstm(context, all);
   context.finish_measuring();
@@ -143,7 +143,7 @@ void MlstmProblem::run_alone(std::size_t s, int threads, std::int64_t chunk) {
 void MlstmProblem::run_in_pieces(int threads, std::int64_t chunk, const std::vector<int>& pieces) {
   records_ = initial;
   h_.poison();
-  Context context({}, threads);
+  Context context(test_device(), threads);
   for (std::size_t s = 0; s < lengths_.size(); ++s) {
     std::byte* slot = reinterpret_cast<std::byte*>(records_[s].data());
     std::size_t piece = 0;

@@ -211,7 +211,7 @@ TEST(Mlstm, MatchesTheGoldenCells) {
                                .state = {0, 4 * n_at, 4 * m_at},
                                .chunk = chunk,
                                .h = h.tensor()};
-          Context context({}, 2);
+          Context context(test_device(), 2);
           context.start_measuring();
           mlstm(context, args);
           context.finish_measuring();
@@ -274,7 +274,7 @@ TEST(Mlstm, ASequenceWithoutARecordStartsFromZero) {
           if (!records) slots[0] = slots[1] = nullptr;
           const Batch batch{offsets, slots};
           Array h(DType::f32, {tokens, heads * dv}, 3);
-          Context context({}, threads);
+          Context context(test_device(), threads);
           test::run<MlstmArgs>(context, mlstm,
                                {.q = q.tensor(),
                                 .k = k.tensor(),
@@ -301,7 +301,7 @@ TEST(Mlstm, RefusesBadArguments) {
   Array wide(DType::f32, {2, 6}), gates(DType::f32, {2, 2}), three(DType::f32, {2, 3});
   std::vector<std::int32_t> offsets{0, 2};
   std::byte* slot = nullptr;
-  Context context({}, 1);
+  Context context(test_device(), 1);
   const auto call = [&](Tensor v, Tensor h, std::int64_t chunk) {
     const Batch batch{offsets, {&slot, 1}};
     mlstm(context, {.q = wide.tensor(),

@@ -25,7 +25,7 @@ TEST(RmsNorm, MatchesTheOracle) {
               Array w = Array::random(random, weights, {width}, 0.3, 1.0);
               Array b = Array::random(random, weights, {width}, 0.3);
               Array y(results, {5, width}, 3);
-              Context context({}, 2);
+              Context context(test_device(), 2);
               run<RmsNormArgs>(context, rms_norm,
                                {.x = x.tensor(),
                                 .w = w.tensor(),
@@ -52,7 +52,7 @@ TEST(RmsNorm, WorksInPlaceAndKeepsNanInItsRow) {
     Array w = Array::random(random, DType::f32, {width});
     const oracle::Vector want = oracle::rms_norm<double>(x.values(), w.values(), {}, width, kEps);
     x.set(1, 4, NAN);
-    Context context({}, 1);
+    Context context(test_device(), 1);
     rms_norm(context, {.x = x.tensor(), .w = w.tensor(), .b = {}, .eps = kEps, .y = x.tensor()});
     const std::vector<double> got = x.values();
     for (int t : {0, 2})
@@ -111,7 +111,7 @@ TEST(RmsNormGates, MatchesTheOracle) {
               Gates g(random, rows, width, heads, weights);
               Array u(results, {rows, width}, 2), i(DType::f32, {rows, heads}, 1),
                   log_f(DType::f32, {rows, heads});
-              Context context({}, 2);
+              Context context(test_device(), 2);
               run<RmsNormGatesArgs>(context, rms_norm_gates, g.args(u, i, log_f, cap));
 
               const auto want =
@@ -146,7 +146,7 @@ TEST(RmsNormGates, RowsDoNotDependOnRowsOrThreads) {
     const int rows = 40, width = 1000, heads = 6;
     Gates g(random, rows, width, heads, DType::bf16);
     Array u(DType::f32, {rows, width}), i(DType::f32, {rows, heads}), f(DType::f32, {rows, heads});
-    Context four({}, 4), one({}, 1);
+    Context four(test_device(), 4), one(test_device(), 1);
     const RmsNormGatesArgs all = g.args(u, i, f, 15.0F);
     run<RmsNormGatesArgs>(four, rms_norm_gates, all);
     const auto u_bits = u.bytes(), i_bits = i.bytes(), f_bits = f.bytes();
@@ -173,7 +173,7 @@ TEST(RmsNormGates, LogSigmoidIsStable) {
     Array zero = Array::of(DType::f32, {heads, 2}, std::vector<double>(2 * biases.size()));
     Array bias = Array::of(DType::f32, {heads}, biases);
     Array u(DType::f32, {1, 2}), i(DType::f32, {1, heads}), log_f(DType::f32, {1, heads});
-    Context context({}, 1);
+    Context context(test_device(), 1);
     run<RmsNormGatesArgs>(context, rms_norm_gates,
                           {.x = x.tensor(),
                            .w = w.tensor(),
@@ -214,7 +214,7 @@ TEST(HeadNorm, MatchesTheOracle) {
                 Array w = Array::random(random, weights, {width}, 0.3, 1.0);
                 Array b = Array::random(random, weights, {width}, 0.3);
                 Array y(results, {4, width}, 2);
-                Context context({}, 2);
+                Context context(test_device(), 2);
                 run<HeadNormArgs>(context, head_norm,
                                   {.h = h.tensor(),
                                    .o = o.tensor(),
@@ -250,7 +250,7 @@ TEST(HeadNorm, WorksInPlaceAndKeepsNanInItsHead) {
     o.set(0, 5, NAN);
     o.set(0, 6, -INFINITY);
     o.set(0, 7, INFINITY);
-    Context context({}, 1);
+    Context context(test_device(), 1);
     head_norm(context, {.h = h.tensor(),
                         .o = o.tensor(),
                         .w = w.tensor(),
@@ -273,7 +273,7 @@ TEST(HeadNorm, WorksInPlaceAndKeepsNanInItsHead) {
 
 TEST(Norm, RefusesBadArguments) {
   Array x(DType::f32, {2, 6}), w(DType::f32, {5}), good(DType::f32, {6}), half(DType::f16, {2, 6});
-  Context context({}, 1);
+  Context context(test_device(), 1);
   expect_refused(
       [&] { rms_norm(context, {.x = x.tensor(), .w = w.tensor(), .b = {}, .y = x.tensor()}); },
       "rms_norm: w must be f32, bf16 or f16[6], found f32[5]");

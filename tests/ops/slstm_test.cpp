@@ -109,7 +109,7 @@ class SlstmProblem {
     const Batch batch{ends, slots};
     Array h(DType::f32, {ends.back(), d()}, 3);
     const auto bytes = static_cast<std::size_t>(d()) * sizeof(float);
-    Context context({}, threads);
+    Context context(test_device(), threads);
     const Tensor r = r_.tensor();
     run<SlstmArgs>(context, slstm,
                    {.wx = wx_.tensor().rows(begin, ends.back()),
@@ -231,7 +231,7 @@ TEST(Slstm, WrongArgumentsAreRefused) {
   const std::vector<std::int32_t> offsets = {0, 2};
   const Batch batch{offsets, {&slot, 1}};
   std::vector<float> wx(32), r(64), b(16), h(8);
-  Context context({}, 1);
+  Context context(test_device(), 1);
   const auto call = [&](std::int64_t gates, std::int64_t rows) {
     run<SlstmArgs>(context, slstm,
                    {.wx = Tensor::dense(wx.data(), DType::f32, {2, gates}),

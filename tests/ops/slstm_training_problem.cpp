@@ -227,19 +227,19 @@ void SlstmTrainingProblem::call(Context& context, std::size_t begin, std::size_t
 
 void SlstmTrainingProblem::run(int threads, bool saved) {
   clear();
-  Context context({}, threads);
+  Context context(test_device(), threads);
   call(context, 0, lengths_.size(), 0, 0, saved);
 }
 
 void SlstmTrainingProblem::run_alone(std::size_t s, int threads) {
   clear();
-  Context context({}, threads);
+  Context context(test_device(), threads);
   call(context, s, s + 1, 0, 0, true);
 }
 
 void SlstmTrainingProblem::run_in_pieces(int threads, int piece) {
   clear();
-  Context context({}, threads);
+  Context context(test_device(), threads);
   for (std::size_t s = 0; s < lengths_.size(); ++s)
     for (int t = 0; t < lengths_[s]; t += piece)
       call(context, s, s + 1, t, std::min(piece, lengths_[s] - t), false);

@@ -69,7 +69,7 @@ struct ConvProblem {
     for (auto& record : records) slots.push_back(reinterpret_cast<std::byte*>(record.data()));
     const Batch batch{offsets, slots};
     Array y(DType::f32, {offsets.back(), width}, 5);
-    Context context({}, threads);
+    Context context(test_device(), threads);
     run<CausalConvArgs>(context, causal_conv,
                         {.x = x.tensor(),
                          .w = as_blocks(w, 1, kernel),
@@ -132,7 +132,7 @@ TEST(CausalConv, WithoutARecordZerosLieBeforeTheText) {
   std::vector<std::byte*> slots(2, nullptr);
   const Batch batch{p.offsets, slots};
   Array y(DType::f32, {8, 20});
-  Context context({}, 1);
+  Context context(test_device(), 1);
   run<CausalConvArgs>(context, causal_conv,
                       {.x = p.x.tensor(),
                        .w = as_blocks(p.w, 1, 4),
@@ -175,7 +175,7 @@ TEST(HeadwiseLinear, MatchesTheOracle) {
             Array w = Array::random(random, weights, {s.blocks, s.out * s.in}, 1 / std::sqrt(s.in));
             Array b = Array::random(random, weights, {s.blocks * s.out});
             Array y(DType::f32, {tokens, s.blocks * s.out}, 4);
-            Context context({}, 2);
+            Context context(test_device(), 2);
             run<HeadwiseLinearArgs>(context, headwise_linear,
                                     {.x = x.tensor(),
                                      .w = as_blocks(w, s.out, s.in),
@@ -201,7 +201,7 @@ TEST(HeadwiseLinear, NanStaysInItsBlock) {
     Array w = Array::random(random, DType::f32, {10, 16});
     Array y(DType::f32, {3, 40});
     x.set(1, 9, NAN);
-    Context context({}, 1);
+    Context context(test_device(), 1);
     run<HeadwiseLinearArgs>(context, headwise_linear,
                             {.x = x.tensor(), .w = as_blocks(w, 4, 4), .b = {}, .y = y.tensor()});
     const std::vector<double> got = y.values();
@@ -226,7 +226,7 @@ TEST(LayerNorm, MatchesTheOracle) {
               Array w = Array::random(random, weights, {width}, 0.3);
               Array b = Array::random(random, weights, {width}, 0.3);
               Array y(results, {5, width}, 3);
-              Context context({}, 2);
+              Context context(test_device(), 2);
               run<LayerNormArgs>(context, layer_norm,
                                  {.x = x.tensor(),
                                   .w = has_w ? w.tensor() : Tensor(),
@@ -257,7 +257,7 @@ TEST(LayerNorm, AddsToItsResult) {
     Array plain(DType::f32, {3, 37});
     Array sum = Array::random(random, DType::f32, {3, 37}, 1, 0, 2);
     const std::vector<float> before = sum.floats();
-    Context context({}, 1);
+    Context context(test_device(), 1);
     LayerNormArgs args{.x = x.tensor(), .w = w.tensor(), .b = {}, .y = plain.tensor()};
     layer_norm(context, args);
     args.accumulate = true;
@@ -283,7 +283,7 @@ TEST(SkipGate, MatchesTheOracle) {
             Array w = Array::random(random, weights, {width}, 0.3);
             Array skip = Array::random(random, weights, {width}, 0.3, 1.0);
             Array y(results, {4, width}, 1);
-            Context context({}, 2);
+            Context context(test_device(), 2);
             run<SkipGateArgs>(context, skip_gate,
                               {.h = h.tensor(),
                                .w = w.tensor(),
@@ -325,7 +325,7 @@ TEST(GatedActivation, MatchesTheOracle) {
             Array gate = Array::random(random, DType::f32, {3, width}, scale, 0.0, 2);
             Array up = Array::random(random, DType::f32, {3, width}, 1.0, 0.0, 1);
             Array y(results, {3, width}, 3);
-            Context context({}, 2);
+            Context context(test_device(), 2);
             run<GatedActivationArgs>(
                 context, gated_activation,
                 {.gate = gate.tensor(), .up = up.tensor(), .kind = k.kind, .y = y.tensor()});
@@ -348,7 +348,7 @@ TEST(GatedActivation, GeluIsExactEverywhere) {
     Array gate = Array::of(DType::f32, {1, n}, points);
     Array up = Array::of(DType::f32, {1, n}, std::vector<double>(points.size(), 1.0));
     Array y(DType::f32, {1, n});
-    Context context({}, 1);
+    Context context(test_device(), 1);
     gated_activation(context, {.gate = gate.tensor(), .up = up.tensor(), .y = y.tensor()});
     const std::vector<double> got = y.values();
     for (std::size_t i = 0; i < points.size(); ++i) {
@@ -372,7 +372,7 @@ TEST(Gates, MatchTheOracle) {
   z.set(0, 3, -200);
   z.set(0, 4, 200);
   Array i(DType::f32, {50, 3}, 1), log_f(DType::f32, {50, 3}, 2);
-  Context context({}, 1);
+  Context context(test_device(), 1);
   gates(context, {.z = z.tensor(), .i = i.tensor(), .log_f = log_f.tensor()});
   const std::vector<double> raw = z.values(), input = i.values(), forget = log_f.values();
   for (std::size_t t = 0; t < 50; ++t)
@@ -388,7 +388,7 @@ TEST(StackOps, WrongArgumentsAreRefused) {
   Array x = Array::random(random, DType::f32, {3, 12}), y(DType::f32, {3, 12});
   Array w = Array::random(random, DType::f32, {12});
   Array half = Array::random(random, DType::bf16, {3, 12});
-  Context context({}, 1);
+  Context context(test_device(), 1);
   expect_refused(
       [&] {
         layer_norm(context,

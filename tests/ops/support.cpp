@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/cuda_device.hpp"
 #include "xlstm/error.hpp"
 
 namespace xlstm::ops::test {
@@ -96,6 +97,7 @@ Tensor Array::tensor() {
   for (std::size_t d = 0; d < shape_.size(); ++d) t.size[d] = shape_[d];
   t.stride[shape_.size() - 1] = 1;
   if (shape_.size() == 2) t.stride[0] = stride_;
+  t.device = test_device();
   return t;
 }
 
@@ -151,7 +153,20 @@ bool Array::gaps_untouched() const {
   return true;
 }
 
+void poison_scratch(Context& context) {
+  const ArenaScope scope(context.arena());
+  const std::size_t bytes = context.arena().capacity();
+  std::byte* memory = context.arena().take(bytes);
+  const std::vector<std::byte> poison(bytes, std::byte{0xFF});
+  if (context.device().is_cpu())
+    std::memcpy(memory, poison.data(), bytes);
+  else
+    cuda::copy(memory, poison.data(), bytes, context.stream(), context.device());
+  context.synchronize();
+}
+
 void for_each_isa(const std::function<void()>& body) {
+  if (!test_device().is_cpu()) return body();
   for (Isa isa : available_isas()) {
     SCOPED_TRACE(to_string(isa));
     set_active_isa(isa);

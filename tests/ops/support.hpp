@@ -12,6 +12,7 @@
 
 #include "core/context.hpp"
 #include "core/cpu_features.hpp"
+#include "test_device.hpp"
 #include "xlstm/tensor.hpp"
 
 namespace xlstm::ops::test {
@@ -49,22 +50,21 @@ class Array {
   std::vector<std::byte> data_;
 };
 
+/// Fills all scratch memory of a context with NaN.
+void poison_scratch(Context& context);
+
 /// Runs an op as a forward pass does, measured first, in scratch memory full of NaN.
 template <class Args>
 void run(Context& context, void (*op)(Context&, const Args&), const Args& args) {
   context.start_measuring();
   op(context, args);
   context.finish_measuring();
-  Arena& arena = context.arena();
-  {
-    ArenaScope scope(arena);
-    std::byte* memory = arena.take(arena.capacity());
-    for (std::size_t i = 0; i < arena.capacity(); ++i) memory[i] = std::byte{0xFF};
-  }
+  poison_scratch(context);
   op(context, args);
+  context.synchronize();
 }
 
-/// Runs `body` on every instruction set of this machine.
+/// Runs `body` on every instruction set of this machine, or once on a test device of another kind.
 void for_each_isa(const std::function<void()>& body);
 
 /// Largest |got - want|; infinite if only one of a pair is NaN or the sizes differ.

@@ -6,6 +6,7 @@
 
 #include "formats/config_files.hpp"
 #include "formats/safetensors.hpp"
+#include "source_dir.hpp"
 
 namespace oracle {
 namespace {
@@ -96,9 +97,7 @@ ModelPass read_pass(const SafetensorsFile& file, const std::string& prefix, std:
 
 }  // namespace
 
-std::filesystem::path golden_folder() {
-  return std::filesystem::path(XLSTM_SOURCE_DIR) / "tests" / "golden";
-}
+std::filesystem::path golden_folder() { return xlstm::source_dir() / "tests" / "golden"; }
 
 std::vector<CellCase> read_cell(const std::filesystem::path& path) {
   const SafetensorsFile file = SafetensorsFile::open(path);
@@ -216,8 +215,7 @@ namespace {
 // Golden files whose name begins like this and that hold this tensor.
 std::vector<std::string> files_with(const std::string& prefix, const std::string& tensor) {
   std::vector<std::string> files;
-  const std::filesystem::path shared =
-      std::filesystem::path(XLSTM_SOURCE_DIR) / ".." / "shared" / "golden";
+  const std::filesystem::path shared = xlstm::source_dir() / ".." / "shared" / "golden";
   for (const std::filesystem::path& folder : {golden_folder(), shared}) {
     if (!std::filesystem::is_directory(folder)) continue;
     for (const auto& item : std::filesystem::directory_iterator(folder)) {

@@ -1,0 +1,139 @@
+// Models on CUDA beside the same models on the CPU, and states that move between the two.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "formats/expect_error.hpp"
+#include "formats/temp_dir.hpp"
+#include "model/small_model.hpp"
+#include "source_dir.hpp"
+#include "xlstm/generate.hpp"
+
+namespace xlstm::testing {
+namespace {
+
+struct Pair {
+  Model cpu, cuda;
+};
+Pair models(const Config& config, DType weights = DType::f32, DType arithmetic = DType::f32) {
+  LoadOptions options;
+  options.dtype = arithmetic;
+  options.threads = 2;
+  Model cpu = Model::random(config, weights, 7, options);
+  options.device = test_device();
+  return {std::move(cpu), Model::random(config, weights, 7, options)};
+}
+
+std::vector<float> record_of(const State& s) {
+  std::vector<float> all;
+  for (std::int64_t i = 0; i < s.blocks(); ++i)
+    for (const Tensor& t : {s.c(i), s.n(i), s.m(i)})
+      all.insert(all.end(), t.as<float>(), t.as<float>() + t.count());
+  return all;
+}
+
+void expect_near(std::span<const float> a, std::span<const float> b, double bound) {
+  ASSERT_EQ(a.size(), b.size());
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference += std::pow(a[i] - b[i], 2);
+    size += std::pow(b[i], 2);
+  }
+  EXPECT_LE(std::sqrt(difference), bound * std::sqrt(size));
+}
+
+TEST(CudaModel, BothFamiliesGiveWhatTheCpuGives) {
+  for (const Config& config : {small_config(), small_stack_config(101, 3)})
+    for (const DType weights : {DType::f32, DType::bf16, DType::f16})
+      for (const DType arithmetic : {DType::f32, DType::bf16}) {
+        SCOPED_TRACE(::testing::Message() << to_string(weights) << " " << to_string(arithmetic));
+        Pair m = models(config, weights, arithmetic);
+        State a = m.cpu.make_state(), b = m.cuda.make_state();
+        const double bound = arithmetic == DType::f32 ? 2e-5 : 3e-2;
+        expect_near(m.cuda.eval(b, some_ids(70)), m.cpu.eval(a, some_ids(70)), bound);
+        // Single tokens run as graphs from the third on.
+        for (const std::int32_t id : some_ids(5, 3))
+          expect_near(m.cuda.eval(b, std::span(&id, 1)), m.cpu.eval(a, std::span(&id, 1)), bound);
+        expect_near(record_of(b), record_of(a), bound);
+      }
+}
+
+TEST(CudaModel, StatesMoveBetweenDevices) {
+  Pair m = models(small_stack_config(101, 3));
+  const formats::TempDir dir;
+  State state = m.cpu.make_state(), reference = m.cpu.make_state();
+  m.cpu.eval(state, some_ids(20));
+  m.cpu.eval(reference, some_ids(20));
+  // Written on the CPU, continued on CUDA, forked there, and each fork goes another way.
+  m.cuda.eval(state, some_ids(20, 2));
+  State fork = state.clone();
+  m.cpu.eval(reference, some_ids(20, 2));
+  expect_near(m.cpu.eval(fork, some_ids(5, 3)), m.cuda.eval(state, some_ids(5, 3)), 2e-5);
+  expect_near(state.last_logits(), m.cpu.eval(reference, some_ids(5, 3)), 2e-5);
+  // Saved from CUDA, loaded for either.
+  state.save(dir / "state");
+  State on_cpu = m.cpu.make_state(), on_cuda = m.cuda.make_state();
+  on_cpu.load(dir / "state");
+  on_cuda.load(dir / "state");
+  EXPECT_EQ(record_of(on_cpu), record_of(state));
+  EXPECT_EQ(record_of(on_cuda), record_of(state));
+  EXPECT_EQ(on_cuda.token_count(), 45);
+  const std::vector<std::int32_t> next = some_ids(3, 9);
+  expect_near(m.cuda.eval(on_cuda, next), m.cpu.eval(on_cpu, next), 2e-5);
+  on_cuda.reset();
+  State fresh = m.cuda.make_state();
+  const std::span<const float> again = m.cuda.eval(on_cuda, next);
+  const std::span<const float> first = m.cuda.eval(fresh, next);
+  EXPECT_TRUE(std::ranges::equal(again, first));
+}
+
+TEST(CudaModel, GeneratesTheTextOfTheCpu) {
+  LoadOptions options;
+  const std::filesystem::path directory = source_dir() / "models/shakespeare-byte";
+  Model cpu = Model::load(directory, options);
+  options.device = test_device();
+  Model cuda = Model::load(directory, options);
+  GenerateOptions how;
+  how.max_tokens = 12;
+  how.sampler.temperature = 0;
+  std::vector<std::vector<std::int32_t>> prompts;
+  for (const char* text : {"ROMEO:", "First Citizen:\nBefore", "A"})
+    prompts.push_back(cpu.encode_prompt(text));
+  const auto on_cpu = generate(cpu, prompts, how), on_cuda = generate(cuda, prompts, how);
+  for (std::size_t i = 0; i < prompts.size(); ++i) EXPECT_EQ(on_cuda[i].text, on_cpu[i].text);
+}
+
+TEST(CudaModel, SavesItsWeights) {
+  Pair m = models(small_config(), DType::bf16);
+  const formats::TempDir dir;
+  m.cuda.save(dir / "cuda", DType::bf16);
+  m.cpu.save(dir / "cpu", DType::bf16);
+  const Model a = Model::load(dir / "cuda"), b = Model::load(dir / "cpu");
+  EXPECT_EQ(a.hash(), b.hash());
+  EXPECT_EQ(a.hash(), m.cuda.hash());
+}
+
+TEST(CudaModel, ADeviceThatIsNotThereIsNamed) {
+  LoadOptions options;
+  options.device = {DeviceType::cuda, 63};
+  expect_error(ErrorCode::not_found, {"cuda:63", "no such device"},
+               [&] { Model::random(small_config(), DType::f32, 1, options); });
+}
+
+TEST(CudaModel, WhatDoesNotFitIsRefusedBeforeAnythingIsMade) {
+  Config config = small_config();  // weights of 4 TB
+  config.hidden_size = 96 * 1024;
+  config.num_blocks = 12;
+  LoadOptions options;
+  options.device = test_device();
+  bool begun = false;
+  options.progress = [&](std::uint64_t, std::uint64_t) { begun = true; };
+  expect_error(ErrorCode::out_of_memory, {"cuda:0", "needed", "free", "0 sequences fit"},
+               [&] { Model::random(config, DType::f32, 1, options); });
+  EXPECT_FALSE(begun);
+}
+
+}  // namespace
+}  // namespace xlstm::testing

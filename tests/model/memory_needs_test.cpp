@@ -1,0 +1,140 @@
+// What running takes is computed without weights and without a device, and is what running takes.
+
+#include "model/memory_needs.hpp"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "formats/expect_error.hpp"
+#include "model/model_impl.hpp"
+#include "model/small_model.hpp"
+
+namespace xlstm::testing {
+namespace {
+
+using model::MemoryMeter;
+using model::MemoryNeeds;
+
+LoadOptions options_for(Device device, DType arithmetic = DType::f32) {
+  LoadOptions options;
+  options.device = device;
+  options.dtype = arithmetic;
+  options.threads = 2;
+  return options;
+}
+
+constexpr Device kCuda{DeviceType::cuda, 0};  // whether there is one or not
+
+TEST(MemoryNeeds, ScratchIsWhatPassesTake) {
+  for (const Config& config :
+       {small_config(), small_stack_config(101, 3), small_stack_config(0, 2)}) {
+    for (const DType arithmetic : {DType::f32, DType::bf16}) {
+      SCOPED_TRACE(::testing::Message() << config.vocab_size << " " << to_string(arithmetic));
+      const LoadOptions options = options_for(test_device(), arithmetic);
+      Model model = Model::random(config, DType::bf16, 7, options);
+      MemoryMeter meter(config, model.parameters(), options);
+      const MemoryNeeds needs = meter.needs(5);
+      EXPECT_EQ(needs.state, model.state_bytes());
+      EXPECT_GE(needs.weights, model.weight_bytes());
+      EXPECT_LE(needs.weights, model.weight_bytes() + 256 * model.parameters().size());
+
+      std::vector<State> states;
+      for (int i = 0; i < 5; ++i) states.push_back(model.make_state());
+      const Arena& arena = model.impl().context.arena();
+      const auto run = [&](std::size_t sequences, std::size_t tokens) {
+        const std::vector<std::int32_t> ids = some_ids(tokens);
+        const std::vector<float> vectors(tokens * 48, 0.5F);
+        std::vector<SequenceInput> inputs;
+        std::vector<VectorInput> vector_inputs;
+        for (std::size_t i = 0; i < sequences; ++i) {
+          inputs.push_back({ids, &states[i]});
+          vector_inputs.push_back({vectors, &states[i]});
+        }
+        std::vector<float> out(sequences * std::max<std::size_t>(tokens * 48, 101));
+        if (config.vocab_size > 0)
+          model.forward(inputs, Logits::last, out);
+        else
+          model.forward_vectors(vector_inputs, out);
+      };
+      run(5, 1);
+      EXPECT_EQ(arena.capacity(), needs.decode_scratch);
+      run(1, 512);
+      EXPECT_EQ(arena.capacity(), needs.scratch());
+    }
+  }
+}
+
+TEST(MemoryNeeds, CudaNeedsNoDeviceToBeMeasured) {
+  const Config config = small_config();
+  MemoryMeter meter(config, model::uniform_parameters(config, DType::f32), options_for(kCuda));
+  const MemoryNeeds one = meter.needs(1), sixteen = meter.needs(16), many = meter.needs(100);
+  EXPECT_GT(one.step_inputs, 0U);
+  EXPECT_EQ(one.results, 101 * sizeof(float));
+  EXPECT_EQ(sixteen.results, 16 * one.results);
+  EXPECT_LT(one.decode_scratch, sixteen.decode_scratch);
+  EXPECT_LT(sixteen.decode_scratch, one.prompt_scratch);
+  EXPECT_EQ(one.scratch(), one.prompt_scratch);
+  EXPECT_EQ(many.decode_scratch, sixteen.decode_scratch);
+  EXPECT_EQ(many.results, sixteen.results);
+  EXPECT_EQ(many.states(), 100 * one.state);
+  EXPECT_EQ(one.total(),
+            one.weights + one.state + one.prompt_scratch + one.step_inputs + one.results);
+
+  MemoryMeter half(config, model::uniform_parameters(config, DType::bf16),
+                   options_for(kCuda, DType::bf16));
+  EXPECT_LT(half.needs(1).weights, one.weights);
+  EXPECT_GE(half.needs(1).weights, one.weights / 2);
+  EXPECT_THROW(meter.needs(0), Error);
+}
+
+TEST(MemoryNeeds, ATiedHeadCountsOnce) {
+  Config config = small_config();
+  const auto weights = [&] {
+    return MemoryMeter(config, model::uniform_parameters(config, DType::f32), options_for(kCuda))
+        .needs(1)
+        .weights;
+  };
+  const std::uint64_t apart = weights();
+  config.tie_word_embeddings = true;
+  EXPECT_EQ(apart - weights(), (101 * 48 * sizeof(float) + 255) / 256 * 256);
+}
+
+TEST(MemoryNeeds, AsManySequencesFitAsThereIsMemoryFor) {
+  for (const Device device : {Device{}, kCuda}) {
+    const Config config = small_config();
+    MemoryMeter meter(config, model::uniform_parameters(config, DType::f32), options_for(device));
+    for (const std::int64_t n : {1, 2, 15, 16, 17, 100}) {
+      EXPECT_EQ(meter.sequences_within(meter.needs(n).total()), n);
+      EXPECT_EQ(meter.sequences_within(meter.needs(n).total() - 1), n - 1);
+    }
+    EXPECT_EQ(meter.sequences_within(0), 0);
+  }
+}
+
+TEST(MemoryNeeds, WhatDoesNotFitIsRefused) {
+  Config config = small_config();
+  config.hidden_size = 4080;
+  MemoryMeter meter(config, model::uniform_parameters(config, DType::f32), options_for(kCuda));
+  const MemoryNeeds three = meter.needs(3);
+  meter.expect_fit(3, three.total());
+  const auto refuse = [&](std::int64_t n, std::uint64_t free,
+                          std::initializer_list<std::string_view> parts) {
+    expect_error(ErrorCode::out_of_memory, parts, [&] { meter.expect_fit(n, free); });
+  };
+  const std::string needed = fmt::format("{:.2f} GB needed", three.total() / 1e9);
+  refuse(3, three.total() - 1, {"cuda:0", needed, "3 sequences", "2 sequences fit beside"});
+  refuse(3, meter.needs(1).total(), {"1 sequence fits beside the weights"});
+  refuse(1, three.weights, {"1 sequence,", "0 sequences fit beside"});
+  refuse(1, 1000, {"0.00 GB free", "0 sequences fit, because the weights do not"});
+}
+
+TEST(MemoryNeeds, MeasuringMakesNoStream) {
+  Context context({DeviceType::cuda, 63}, 1);
+  context.start_measuring();
+  context.arena().take(1000);
+  EXPECT_EQ(context.stop_measuring(), 1024U);
+  EXPECT_THROW(context.stream(), Error);
+}
+
+}  // namespace
+}  // namespace xlstm::testing

@@ -1,0 +1,14 @@
+#pragma once
+// Where the tests of this program run ops and models: the CPU, or CUDA in xlstm_cuda_tests, where
+// the device reads the host's memory, so that a test is the same for both.
+
+#include "xlstm/device.hpp"
+
+namespace xlstm {
+
+inline Device& test_device() {
+  static Device device;
+  return device;
+}
+
+}  // namespace xlstm
