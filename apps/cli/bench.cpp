@@ -9,11 +9,14 @@
 #include "console.hpp"
 #include "core/check.hpp"
 #include "core/cpu_features.hpp"
+#include "core/cuda_device.hpp"
 #include "core/machine_memory.hpp"
 #include "core/machine_peaks.hpp"
 #include "formats/config_files.hpp"
 #include "json_output.hpp"
+#include "model/memory_needs.hpp"
 #include "model_options.hpp"
+#include "ops/device_peaks.hpp"
 
 namespace xlstm::cli {
 namespace {
@@ -22,7 +25,8 @@ constexpr const char* kExamples =
     "  xlstm bench                                        the default model\n"
     "  xlstm bench -m DIR --dtype bf16 -b 1,8 -d 0,4096\n"
     "  xlstm bench --config bench/configs/xlstm-7b.json --dtype bf16 -n 16 -r 3\n"
-    "                                     random weights of that shape, no download";
+    "                                     random weights of that shape, no download\n"
+    "  xlstm bench --device cuda --dtype bf16 -p 512,2048 -b 1,8,16";
 
 struct BenchArguments {
   RunOptions run;
@@ -41,7 +45,10 @@ bool parse(Arguments args, BenchArguments& a) {
       "Speed of reading a prompt (pp) and of writing (tg), beside this machine's own read "
       "bandwidth "
       "and arithmetic peak, measured in the same run. For tg the limit is the weights' bytes read "
-      "once per step; for pp it is the arithmetic of the matrix products.",
+      "once per step; for pp it is the arithmetic of the matrix products. With --device cuda both "
+      "limits are the card's; its bf16 peak is that of a warp's matrix instructions (mma.sync), "
+      "not of a warp group's (wgmma), which is higher on cards that have them; its f32 peak is "
+      "that of multiply-adds outside the tensor cores.",
       kExamples);
   constexpr std::int64_t kMax = 1 << 24;
   parser.group("What to measure");
@@ -65,8 +72,15 @@ bool parse(Arguments args, BenchArguments& a) {
   return true;
 }
 
-// Random weights must fit into memory beside the states, before any of it is taken.
-void check_memory(const Config& config, DType dtype, std::int64_t sequences) {
+// Random weights must fit into memory beside the states, before any of it is taken. Those of a
+// device are made in the machine's memory.
+void check_memory(const Config& config, const LoadOptions& load, std::int64_t sequences) {
+  const DType dtype = load.dtype;
+  if (!load.device.is_cpu()) {
+    const auto weights = model::uniform_parameters(config, dtype);
+    model::MemoryMeter(config, weights, load).expect_fit(sequences);
+    sequences = 0;
+  }
   const auto memory = machine_memory();
   if (!memory) return;
   constexpr std::uint64_t kScratch = 300'000'000;
@@ -99,7 +113,7 @@ Model make_model(const BenchArguments& a) {
   const Config config = formats::parse_hf_config(formats::read_text_file(a.config), a.config);
   config.validate(a.config);
   check_vocabulary(config);
-  check_memory(config, load.dtype, *std::max_element(a.batch.begin(), a.batch.end()) + 1);
+  check_memory(config, load, *std::max_element(a.batch.begin(), a.batch.end()) + 1);
   const Stopwatch watch;
   Model model = Model::random(config, load.dtype, 1, load);
   info("random weights of {} parameters made in {:.1f} s",
@@ -116,19 +130,31 @@ double median(std::vector<double> values) {
 // The machine's limits, sampled all along the run because they drift: the median counts.
 class MachineLimits {
  public:
-  MachineLimits(int threads, DType dtype) : threads_(threads), dtype_(dtype) {}
+  MachineLimits(Device device, int threads, DType dtype)
+      : device_(device), threads_(threads), dtype_(dtype) {}
 
   // Takes a sample unless the last one is fresh.
   void sample() {
     if (!read_.empty() && since_.seconds() < 2.0) return;
-    read_.push_back(measure_read_bandwidth(threads_, 0.2));
-    peak_.push_back(dtype_ == DType::bf16 ? measure_bf16_peak(threads_, 0.1)
-                                          : measure_f32_peak(threads_, 0.1));
+    const bool bf16 = dtype_ == DType::bf16;
+    if (device_.is_cpu()) {
+      read_.push_back(measure_read_bandwidth(threads_, 0.2));
+      peak_.push_back(bf16 ? measure_bf16_peak(threads_, 0.1) : measure_f32_peak(threads_, 0.1));
+    } else {
+      read_.push_back(measure_device_read_bandwidth(device_, 0.05));
+      peak_.push_back(bf16 ? measure_device_bf16_peak(device_, 0.05)
+                           : measure_device_f32_peak(device_, 0.05));
+    }
     since_ = Stopwatch();
   }
-  MachineRow result() const { return {median(read_), median(peak_)}; }
+  MachineRow result() const {
+    return {.device = device_.is_cpu() ? "" : cuda::name(device_),
+            .read_gb_s = median(read_),
+            .peak_gflop_s = median(peak_)};
+  }
 
  private:
+  Device device_;
   int threads_;
   DType dtype_;
   std::vector<double> read_, peak_;
@@ -164,7 +190,7 @@ class Bench {
       : model_(model),
         arguments_(a),
         linear_(count_linear(model)),
-        limits_(model.threads(), model.dtype()),
+        limits_(to_load_options(a.run).device, model.threads(), model.dtype()),
         deep_(model.make_state()) {}
 
   void run() {
@@ -284,14 +310,21 @@ class Bench {
 };
 
 std::string table(const Bench& bench, const Model& model, const std::string& name) {
+  const MachineRow& machine = bench.machine();
+  const std::string runs_on = machine.device.empty()
+                                  ? fmt::format("{}, {}, {} threads", cpu_description(),
+                                                to_string(active_isa()), model.threads())
+                                  : machine.device;
+  const std::string_view how = machine.device.empty()         ? ""
+                               : model.dtype() == DType::bf16 ? " (mma.sync)"
+                                                              : " (no tensor cores)";
   std::string text = fmt::format(
       "{}: {} parameters, {} of weights, {} read per token, {} of state per sequence\n"
-      "{}, {}, {} threads; measured in this run: read {:.1f} GB/s, {} peak {:.0f} GFLOP/s\n\n",
+      "{}; measured in this run: read {:.1f} GB/s, {} peak{} {:.0f} GFLOP/s\n\n",
       name, format_count(static_cast<std::uint64_t>(model.config().parameter_count())),
       format_bytes(model.weight_bytes()), format_bytes(model.streamed_bytes()),
-      format_bytes(model.state_bytes()), cpu_description(), to_string(active_isa()),
-      model.threads(), bench.machine().read_gb_s, to_string(model.dtype()),
-      bench.machine().peak_gflop_s);
+      format_bytes(model.state_bytes()), runs_on, machine.read_gb_s, to_string(model.dtype()), how,
+      machine.peak_gflop_s);
   text += fmt::format("| {:<16} | {:>5} | {:>5} | {:>20} | {:>8} |\n", "test", "batch", "dtype",
                       "tok/s", "of limit");
   text += "| :--------------- | ----: | ----: | -------------------: | -------: |\n";

@@ -6,7 +6,10 @@
 
 #include "commands.hpp"
 #include "console.hpp"
+#include "core/cuda_device.hpp"
+#include "core/machine_memory.hpp"
 #include "formats/config_files.hpp"
+#include "model/memory_needs.hpp"
 #include "model_options.hpp"
 #include "train/footprint.hpp"
 
@@ -18,6 +21,8 @@ using Json = nlohmann::ordered_json;
 constexpr const char* kExamples =
     "  xlstm info                 the default model\n"
     "  xlstm info -m DIR --json\n"
+    "  xlstm info --device cuda --sequences 16\n"
+    "  xlstm info --device cuda --config bench/configs/xlstm-7b.json --dtype bf16\n"
     "  xlstm info --train --config bench/configs/xlstm-7b.json --rows 1 --seq-len 2048";
 
 // How the weights lie in the files.
@@ -181,6 +186,81 @@ std::string info_text(const LoadedModel& loaded, const std::vector<std::string>&
   return text;
 }
 
+// What running takes of a device's memory, and what there is.
+struct RunningMemory {
+  Device device;
+  DType arithmetic;
+  model::MemoryNeeds needs;
+  std::optional<std::uint64_t> free;
+  std::string why_unknown;
+  std::int64_t fit = 0;  ///< sequences, where `free` is known
+};
+
+RunningMemory running_memory(const Config& config, std::span<const ParameterInfo> weights,
+                             const LoadOptions& options, std::int64_t sequences) {
+  model::MemoryMeter meter(config, weights, options);
+  RunningMemory memory{options.device, options.dtype, meter.needs(sequences), {}, {}, 0};
+  if (options.device.is_cpu()) {
+    if (const auto machine = machine_memory()) memory.free = machine->available;
+  } else {
+    try {
+      memory.free = cuda::memory(options.device).free;
+    } catch (const Error& error) {
+      memory.why_unknown = error.what();
+    }
+  }
+  if (memory.free) memory.fit = meter.sequences_within(*memory.free);
+  return memory;
+}
+
+Json memory_json(const RunningMemory& memory) {
+  const model::MemoryNeeds& needs = memory.needs;
+  Json json = {{"device", to_string(memory.device)},
+               {"dtype", to_string(memory.arithmetic)},
+               {"sequences", needs.sequences},
+               {"weights_bytes", needs.weights},
+               {"state_bytes_per_sequence", needs.state},
+               {"states_bytes", needs.states()},
+               {"decode_scratch_bytes", needs.decode_scratch},
+               {"prompt_scratch_bytes", needs.prompt_scratch},
+               {"step_inputs_bytes", needs.step_inputs},
+               {"results_bytes", needs.results},
+               {"total_bytes", needs.total()},
+               {"free_bytes", nullptr},
+               {"sequences_that_fit", nullptr}};
+  if (memory.free) {
+    json["free_bytes"] = *memory.free;
+    json["sequences_that_fit"] = memory.fit;
+  }
+  return json;
+}
+
+std::string memory_text(const RunningMemory& memory) {
+  const model::MemoryNeeds& needs = memory.needs;
+  std::string text =
+      fmt::format("memory of {}, {} sequence{}, {} arithmetic\n", to_string(memory.device),
+                  needs.sequences, needs.sequences == 1 ? "" : "s", to_string(memory.arithmetic));
+  const auto row = [&text](std::string_view name, const std::string& value) {
+    text += fmt::format("  {:<20}{}\n", name, value);
+  };
+  row("weights", format_bytes(needs.weights));
+  row("states",
+      fmt::format("{}, {} each", format_bytes(needs.states()), format_bytes(needs.state)));
+  row("scratch", fmt::format("{}: the larger of {} for a step and {} for 512 tokens of a prompt",
+                             format_bytes(needs.scratch()), format_bytes(needs.decode_scratch),
+                             format_bytes(needs.prompt_scratch)));
+  if (!memory.device.is_cpu()) {
+    row("step inputs", format_bytes(needs.step_inputs));
+    row("results of a step", format_bytes(needs.results));
+  }
+  row("in all", format_bytes(needs.total()));
+  row("free", memory.free
+                  ? fmt::format("{}: {} sequence{} fit{}", format_bytes(*memory.free), memory.fit,
+                                memory.fit == 1 ? "" : "s", memory.fit == 1 ? "s" : "")
+                  : "unknown: " + memory.why_unknown);
+  return text;
+}
+
 struct TrainOptions {
   bool wanted = false;
   std::string config;
@@ -240,21 +320,29 @@ std::string footprint_text(const Config& config, const TrainOptions& options) {
 int run_info(Arguments args) {
   RunOptions run;
   TrainOptions train;
+  std::int64_t sequences = 0;  // not asked for
   bool json = false;
   OptionParser parser("info", "Architecture, size, tokenizer and oddities of a model.", kExamples);
   parser.group("Output");
   parser.flag("--json", json, "One JSON object");
+  parser.text("--config", "FILE", train.config,
+              "With --train, --device or --sequences: the shape of this config.json, without a "
+              "model; --dtype is the type of its weights too");
+  parser.integer("--sequences", sequences, 1, 1 << 20,
+                 "What so many side by side take of the memory of --device (1)");
   parser.group("Training");
   parser.flag("--train", train.wanted, "What training a model of this shape takes");
-  parser.text("--config", "FILE", train.config,
-              "With --train: the shape of this config.json, without a model");
   parser.integer("--rows", train.rows, 1, 1 << 20, "Sequences of one pass (8)");
   parser.integer("--seq-len", train.seq_len, 1, 1 << 24, "Their tokens (512)");
   add_run_options(parser, run);
   if (!parser.parse(args)) return 0;
   apply(run.log);
-  if (!train.wanted && !train.config.empty())
-    throw UsageError("--config goes with --train; a model is named with -m");
+  const LoadOptions options = to_load_options(run);
+  const bool with_memory = sequences > 0 || !options.device.is_cpu();
+  run.device = "cpu";  // weights are looked at where they are
+  if (!train.wanted && !with_memory && !train.config.empty())
+    throw UsageError(
+        "--config goes with --train, --device or --sequences; a model is named with -m");
   if (train.wanted) {
     const Config config =
         train.config.empty()
@@ -263,10 +351,32 @@ int run_info(Arguments args) {
     write_out(json ? footprint_json(config, train) : footprint_text(config, train));
     return 0;
   }
+  const auto memory_of = [&](const Config& config, const std::vector<ParameterInfo>& weights) {
+    return running_memory(config, weights, options, std::max<std::int64_t>(1, sequences));
+  };
+  const auto line = [](const Json& object) {
+    return object.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+  };
+  if (!train.config.empty()) {
+    const Config config =
+        formats::parse_hf_config(formats::read_text_file(train.config), train.config);
+    config.validate(train.config);
+    const RunningMemory memory =
+        memory_of(config, model::uniform_parameters(config, options.dtype));
+    write_out(json ? line({{"memory", memory_json(memory)}}) : memory_text(memory));
+    return 0;
+  }
   const LoadedModel loaded = load_model(run);
-  write_out(
-      json ? info_json(loaded, run.lora).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"
-           : info_text(loaded, run.lora));
+  Json object = json ? info_json(loaded, run.lora) : Json();
+  std::string text = json ? "" : info_text(loaded, run.lora);
+  if (with_memory) {
+    const RunningMemory memory = memory_of(loaded.model.config(), loaded.model.parameters());
+    if (json)
+      object["memory"] = memory_json(memory);
+    else
+      text += memory_text(memory);
+  }
+  write_out(json ? line(object) : text);
   return 0;
 }
 

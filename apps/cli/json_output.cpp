@@ -72,9 +72,9 @@ std::string bench_json(const MachineRow& machine, std::span<const BenchRow> rows
                     {"tok_s", row.tok_s},
                     {"tok_s_spread", row.tok_s_spread},
                     {"percent_of_limit", row.percent_of_limit}});
-  return line(
-      {{"machine", {{"read_gb_s", machine.read_gb_s}, {"peak_gflop_s", machine.peak_gflop_s}}},
-       {"rows", std::move(list)}});
+  Json limits = {{"read_gb_s", machine.read_gb_s}, {"peak_gflop_s", machine.peak_gflop_s}};
+  if (!machine.device.empty()) limits["device"] = machine.device;
+  return line({{"machine", std::move(limits)}, {"rows", std::move(list)}});
 }
 
 }  // namespace xlstm::cli

@@ -12,6 +12,7 @@
 namespace xlstm::cli {
 
 struct MachineRow {
+  std::string device;  ///< name of the card; empty: the CPU
   double read_gb_s = 0;
   double peak_gflop_s = 0;
 };
@@ -35,7 +36,7 @@ std::string ids_json(std::span<const std::int32_t> ids);
 std::string text_json(const std::string& text);
 /// {"nll","tokens","perplexity","bits_per_byte"}
 std::string evaluation_json(const Evaluation& evaluation);
-/// {"machine":{…},"rows":[…]}
+/// {"machine":{…},"rows":[…]}; on a card "machine" has its name as "device" too
 std::string bench_json(const MachineRow& machine, std::span<const BenchRow> rows);
 
 }  // namespace xlstm::cli
