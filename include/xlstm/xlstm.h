@@ -41,10 +41,15 @@ const char* xlstm_version(void);
 
 /* ---- Model ---------------------------------------------------------------------------------- */
 
+/* All zeros are the defaults. */
 typedef struct xlstm_load_options {
-  int32_t threads;       /* 0: one per physical core */
-  int32_t bf16;          /* 1: inputs of matrix products are rounded to bf16; 0: float32 */
-  int32_t check_tensors; /* 1: look for NaN and infinities; reads every byte */
+  int32_t threads;             /* 0: one per physical core */
+  int32_t bf16;                /* 1: inputs of matrix products are rounded to bf16; 0: float32 */
+  int32_t check_tensors;       /* 1: look for NaN and infinities; reads every byte */
+  const char* device;          /* "cpu", "cuda" or "cuda:<index>"; NULL: the CPU */
+  const char* const* adapters; /* adapter_count directories of adapters to add; may be NULL */
+  const float* adapter_scales; /* their factors; NULL: 1 each */
+  size_t adapter_count;
 } xlstm_load_options;
 
 /* Loads a Hugging Face directory or an NX-AI xlstm_large directory. `options` may be NULL. */
@@ -52,8 +57,9 @@ xlstm_status xlstm_model_load(const char* directory, const xlstm_load_options* o
                               xlstm_model** model);
 void xlstm_model_free(xlstm_model* model);
 
-int32_t xlstm_vocab_size(const xlstm_model* model); /* logits per token */
-int32_t xlstm_bos_id(const xlstm_model* model);     /* -1: none */
+int32_t xlstm_vocab_size(const xlstm_model* model); /* logits per token; 0: a block stack alone */
+int32_t xlstm_hidden_size(const xlstm_model* model);
+int32_t xlstm_bos_id(const xlstm_model* model); /* -1: none */
 int32_t xlstm_is_eos(const xlstm_model* model, int32_t id);
 size_t xlstm_state_bytes(const xlstm_model* model); /* memory of one state */
 
@@ -89,6 +95,11 @@ xlstm_status xlstm_state_load(xlstm_state* state, const char* file);
  * xlstm_state_logits() returns. */
 xlstm_status xlstm_eval(xlstm_model* model, xlstm_state* state, const int32_t* ids, size_t count,
                         const float** logits);
+
+/* Reads `count` >= 1 vectors [count, hidden_size] instead of embedded tokens, and writes as many:
+ * the block stack as a backbone. `outputs` may be `vectors`. */
+xlstm_status xlstm_forward_vectors(xlstm_model* model, xlstm_state* state, const float* vectors,
+                                   size_t count, float* outputs);
 
 /* ---- Generation ----------------------------------------------------------------------------- */
 

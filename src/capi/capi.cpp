@@ -111,6 +111,12 @@ xlstm_status xlstm_model_load(const char* directory, const xlstm_load_options* o
       load.threads = options->threads;
       load.dtype = options->bf16 != 0 ? xlstm::DType::bf16 : xlstm::DType::f32;
       load.check_tensors = options->check_tensors != 0;
+      if (options->device != nullptr) load.device = xlstm::parse_device(options->device);
+      const auto adapters = list(options->adapters, options->adapter_count, "adapters");
+      for (std::size_t i = 0; i < adapters.size(); ++i)
+        load.adapters.push_back(
+            {.directory = &required(adapters[i], "adapters"),
+             .scale = options->adapter_scales != nullptr ? options->adapter_scales[i] : 1.0});
     }
     *model = new xlstm_model{xlstm::Model::load(directory, load)};
   });
@@ -120,6 +126,10 @@ void xlstm_model_free(xlstm_model* model) { delete model; }
 
 int32_t xlstm_vocab_size(const xlstm_model* model) {
   return static_cast<int32_t>(model->value.config().vocab_size);
+}
+
+int32_t xlstm_hidden_size(const xlstm_model* model) {
+  return static_cast<int32_t>(model->value.config().hidden_size);
 }
 
 int32_t xlstm_bos_id(const xlstm_model* model) { return model->value.bos_id(); }
@@ -193,6 +203,18 @@ xlstm_status xlstm_eval(xlstm_model* model, xlstm_state* state, const int32_t* i
         required(model, "model")
             .value.eval(required(state, "state").value, list(ids, count, "ids"));
     if (logits != nullptr) *logits = row.data();
+  });
+}
+
+xlstm_status xlstm_forward_vectors(xlstm_model* model, xlstm_state* state, const float* vectors,
+                                   size_t count, float* outputs) {
+  return guarded([&] {
+    xlstm::Model& m = required(model, "model").value;
+    const auto numbers = count * static_cast<std::size_t>(m.config().hidden_size);
+    required(outputs, "outputs");
+    const xlstm::VectorInput input{.vectors = list(vectors, numbers, "vectors"),
+                                   .state = &required(state, "state").value};
+    m.forward_vectors(std::span(&input, 1), {outputs, numbers});
   });
 }
 

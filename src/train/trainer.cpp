@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <optional>
 
 #include "core/check.hpp"
@@ -72,6 +73,25 @@ LearnerOptions learner_options(const TrainConfig& config, const Sources& sources
 std::int64_t pass_rows(const TrainConfig& config, int processes) {
   return config.data.batch / config.run.accumulation / processes;
 }
+
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory() {
+    std::string name = (fs::temp_directory_path() / "xlstm-XXXXXX").string();
+    XLSTM_CHECK(mkdtemp(name.data()) != nullptr, io, "{}: could not make a directory", name);
+    path_ = name;
+  }
+  ~TemporaryDirectory() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+  const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
 
 // Seconds after which the peak is measured again: clocks, and what others do, change.
 constexpr double kPeakLasts = 30;
@@ -451,7 +471,8 @@ TrainResult train(const TrainConfig& config, Communicator& processes,
 
 TrainPlan plan(const TrainConfig& config) {
   validate(config);
-  const Sources sources = open_sources(config, fs::path(config.run.out) / "tokenizer");
+  const TemporaryDirectory folder;  // a plan leaves nothing in run.out
+  const Sources sources = open_sources(config, folder.path());
   const int threads = static_cast<int>(config.run.threads);
   Learner learner(make_model(config, sources, threads), learner_options(config, sources, threads));
   Examples examples;

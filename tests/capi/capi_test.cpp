@@ -46,6 +46,43 @@ std::int32_t stop_at_once(const char* text, std::size_t length, void* user) {
   return 1;
 }
 
+TEST_F(CApiTest, VectorsInsteadOfTokens) {
+  const auto width = static_cast<std::size_t>(xlstm_hidden_size(model_));
+  ASSERT_EQ(width, 256u);
+  std::vector<float> vectors(3 * width, 0.25F), outputs(vectors.size());
+  ASSERT_EQ(xlstm_forward_vectors(model_, state_, vectors.data(), 3, outputs.data()), XLSTM_OK)
+      << xlstm_last_error();
+  EXPECT_EQ(xlstm_state_token_count(state_), 3);
+  EXPECT_EQ(xlstm_state_logits(state_), nullptr);
+  // In pieces and in place it is the same.
+  xlstm_state_reset(state_);
+  for (std::size_t t = 0; t < 3; ++t)
+    ASSERT_EQ(xlstm_forward_vectors(model_, state_, vectors.data() + t * width, 1,
+                                    vectors.data() + t * width),
+              XLSTM_OK);
+  for (std::size_t i = 0; i < outputs.size(); ++i) EXPECT_NEAR(vectors[i], outputs[i], 1e-4F);
+  EXPECT_EQ(xlstm_forward_vectors(model_, state_, nullptr, 1, outputs.data()),
+            XLSTM_INVALID_ARGUMENT);
+  EXPECT_EQ(xlstm_forward_vectors(model_, state_, vectors.data(), 0, outputs.data()),
+            XLSTM_INVALID_ARGUMENT);
+}
+
+TEST_F(CApiTest, LoadOptionsNameDeviceAndAdapters) {
+  xlstm_load_options options = {};
+  xlstm_model* other = nullptr;
+  options.device = "cpu";
+  ASSERT_EQ(xlstm_model_load(kModel.c_str(), &options, &other), XLSTM_OK) << xlstm_last_error();
+  xlstm_model_free(other);
+  options.device = "gpu";
+  EXPECT_EQ(xlstm_model_load(kModel.c_str(), &options, &other), XLSTM_INVALID_ARGUMENT);
+  options.device = nullptr;
+  const char* adapter = "nowhere";
+  options.adapters = &adapter;
+  options.adapter_count = 1;
+  EXPECT_NE(xlstm_model_load(kModel.c_str(), &options, &other), XLSTM_OK);
+  EXPECT_NE(std::string(xlstm_last_error()).find("nowhere"), std::string::npos);
+}
+
 TEST_F(CApiTest, TextToIdsAndBack) {
   EXPECT_EQ(ids_, (std::vector<std::int32_t>{51, 48, 46, 38, 48, 27, 200}));
   std::size_t count = 0, length = 0;
