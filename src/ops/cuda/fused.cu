@@ -7,6 +7,7 @@
 #include "ops/cuda/device/pack.cuh"
 #include "ops/cuda/device/row.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/linear_plan.hpp"
 
 namespace xlstm::ops::cuda {
 namespace {
@@ -61,6 +62,21 @@ struct WeightGroup {
 // Sums are spelt out as fmaf(): the compiler must not choose otherwise for another number of rows.
 
 // --- before the product: kRows rows [0, width) in `tile`, `padded` apart; by the whole block ---
+
+/// x as it is
+template <class In>
+struct Copied {
+  Matrix<const In> x;
+  int width;
+
+  template <class X, int kRows>
+  __device__ void fill(X* tile, int padded, int rows, float*) const {
+    for (int d = threadIdx.x; d < padded; d += kThreads)
+#pragma unroll
+      for (int t = 0; t < kRows; ++t)
+        tile[t * padded + d] = t < rows && d < width ? x.row(t)[d] : X{};
+  }
+};
 
 /// x / rms(x) w + b
 struct RmsNormed {
@@ -296,6 +312,7 @@ void run_rows(Context& context, const char* name, const Before& before, const We
   if constexpr (std::is_same_v<After, WithGates>) items += 2 * after.heads;
   const std::int64_t most = multiprocessors(context.device());  // registers allow one block on each
   const std::int64_t blocks = blocks_for(items, kWarps);
+  if (blocks == 0) return;  // W has no rows
   launch(context, name, {.x = blocks < most ? blocks : most, .threads = kThreads, .shared = shared},
          fused_kernel<X, W, kRows, Before, After>, before, w, after, static_cast<int>(rows), row);
 }
@@ -365,6 +382,17 @@ struct Piece {
 };
 
 }  // namespace
+
+bool linear_of_few_tokens(Context& context, const LinearArgs& a) {
+  if (!serves(a.w, a.x.dtype)) return false;
+  run(context, "linear", a.x.dim(0), a.w, a.b, a.x.dtype, [&](auto type, std::int64_t t) {
+    using X = decltype(type);
+    return Piece<Copied<X>, Plain>{
+        {Matrix<const X>(from_row(a.x, t)), static_cast<int>(a.x.dim(1))},
+        {Matrix<float>(from_row(a.y, t)), a.accumulate}};
+  });
+  return true;
+}
 
 void norm_linear(Context& context, const NormLinearArgs& a) {
   const std::int64_t tokens = a.x.dim(0);

@@ -447,6 +447,7 @@ void multiply(Context& context, const Tensor& x, const Tensor& w, const Output& 
 
 void linear(Context& context, const LinearArgs& a) {
   if (a.x.dim(0) == 0) return;
+  if (a.x.dim(0) <= kLinearFewRows && linear_of_few_tokens(context, a)) return;
   std::int64_t first = 0;
   for (std::size_t i = 0; i < a.w.size(); ++i) {
     const Tensor& w = a.w[i];

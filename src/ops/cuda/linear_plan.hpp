@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "xlstm/dtype.hpp"
+#include "ops/linear.hpp"
 
 namespace xlstm::ops::cuda {
 
@@ -43,5 +43,10 @@ constexpr LinearPlan plan_linear(std::int64_t rows, std::int64_t outputs, DType 
   return {tensor_cores ? LinearKernel::tensor_cores : LinearKernel::tiled,
           rows > 64 && high >= kEnoughBlocks ? 128 : 64};
 }
+
+/// linear() of at most kLinearFewRows rows by the kernel that fused ops use (fused.cu): all W of
+/// the group at once, x made once by each block. False, and nothing done, where that does not serve
+/// the types or the alignment; the number of rows does not decide.
+bool linear_of_few_tokens(Context& context, const LinearArgs& args);
 
 }  // namespace xlstm::ops::cuda
