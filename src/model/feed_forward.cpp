@@ -32,7 +32,7 @@ void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x,
   const Tensor gate = gate_up.cols(0, hp.f);
   const Tensor up = gate_up.cols(hp.f, hp.f);
 
-  if (saved == nullptr && ops::fuses(c, tokens)) {  // the same as below, in fewer kernels
+  if (saved == nullptr && ops::fuses(c, tokens)) {  // the same in one kernel
     ops::norm_linear_swiglu(c, {.x = x,
                                 .norm_w = norm,
                                 .norm_b = norm_bias,
@@ -40,12 +40,11 @@ void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x,
                                 .w = w_gate_up,
                                 .b = present(b_gate_up),
                                 .y = y});
-    add_branch(c, y, w_down, b_down, x, dropout);
-    return;
+  } else {
+    ops::rms_norm(c, {.x = x, .w = norm, .b = norm_bias, .eps = hp.norm_eps, .y = u});
+    ops::linear(c, {.x = u, .w = w_gate_up, .b = present(b_gate_up), .y = gate_up});
+    ops::swiglu(c, {.gate = gate, .up = up, .y = y});
   }
-  ops::rms_norm(c, {.x = x, .w = norm, .b = norm_bias, .eps = hp.norm_eps, .y = u});
-  ops::linear(c, {.x = u, .w = w_gate_up, .b = present(b_gate_up), .y = gate_up});
-  ops::swiglu(c, {.gate = gate, .up = up, .y = y});
   add_branch(c, y, w_down, b_down, x, dropout);
 }
 

@@ -48,22 +48,11 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
   const bool in_place = saved == nullptr && hp.activation == DType::f32;
   const Tensor y = kept_y ? kept_y : in_place ? h : c.arena().tensor(hp.activation, {tokens, hp.v});
   const auto [q, k, v, o] = Qkvo(qkvo, hp);
-  const auto run_cell = [&] {
-    ops::mlstm(c, {.q = q,
-                   .k = k,
-                   .v = v,
-                   .i = i,
-                   .log_f = log_f,
-                   .batch = batch,
-                   .state = state,
-                   .chunk = hp.chunk,
-                   .eps = hp.cell_eps,
-                   .h = h,
-                   .gate = hp.gate,
-                   .normalise = hp.normalise});
-  };
+  const bool fused = saved == nullptr && ops::fuses(c, tokens);  // the same in fewer kernels
 
-  if (saved == nullptr && ops::fuses(c, tokens)) {  // the same as below, in fewer kernels
+  // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f));  mLSTMsig: i too
+  // q, k, v, o = W u
+  if (fused) {
     ops::norm_linear(c, {.x = x,
                          .norm_w = norm,
                          .norm_b = norm_bias,
@@ -80,7 +69,37 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                          .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid,
                          .i = i,
                          .log_f = log_f});
-    run_cell();
+  } else {
+    ops::rms_norm_gates(c, {.x = x,
+                            .w = norm,
+                            .b = norm_bias,
+                            .w_i = w_i,
+                            .w_f = w_f,
+                            .b_i = b_i,
+                            .b_f = b_f,
+                            .eps = hp.norm_eps,
+                            .cap = hp.gate_cap,
+                            .u = u,
+                            .i = i,
+                            .log_f = log_f,
+                            .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid});
+    ops::linear(c, {.x = u, .w = w_qkvo, .b = present(b_qkvo), .y = qkvo});
+  }
+  // C, n, m and h of the cell
+  ops::mlstm(c, {.q = q,
+                 .k = k,
+                 .v = v,
+                 .i = i,
+                 .log_f = log_f,
+                 .batch = batch,
+                 .state = state,
+                 .chunk = hp.chunk,
+                 .eps = hp.cell_eps,
+                 .h = h,
+                 .gate = hp.gate,
+                 .normalise = hp.normalise});
+  // y = sigmoid(o) LN(h);  x += W_out y
+  if (fused) {
     ops::head_norm_linear(c, {.h = h,
                               .o = o,
                               .norm_w = head_norm,
@@ -91,36 +110,16 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                               .w = w_out,
                               .b = present(b_out),
                               .y = x});
-    return;
+  } else {
+    ops::head_norm(c, {.h = h,
+                       .o = o,
+                       .w = head_norm,
+                       .b = head_norm_bias,
+                       .heads = hp.heads,
+                       .eps = hp.norm_eps,
+                       .y = y});
+    add_branch(c, y, w_out, b_out, x, dropout);
   }
-  // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f));  mLSTMsig: i too
-  ops::rms_norm_gates(c, {.x = x,
-                          .w = norm,
-                          .b = norm_bias,
-                          .w_i = w_i,
-                          .w_f = w_f,
-                          .b_i = b_i,
-                          .b_f = b_f,
-                          .eps = hp.norm_eps,
-                          .cap = hp.gate_cap,
-                          .u = u,
-                          .i = i,
-                          .log_f = log_f,
-                          .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid});
-  // q, k, v, o = W u
-  ops::linear(c, {.x = u, .w = w_qkvo, .b = present(b_qkvo), .y = qkvo});
-  // C, n, m and h of the cell
-  run_cell();
-  // y = sigmoid(o) LN(h)
-  ops::head_norm(c, {.h = h,
-                     .o = o,
-                     .w = head_norm,
-                     .b = head_norm_bias,
-                     .heads = hp.heads,
-                     .eps = hp.norm_eps,
-                     .y = y});
-  // x += W_out y
-  add_branch(c, y, w_out, b_out, x, dropout);
 }
 
 // The same lines bottom-up.
