@@ -205,8 +205,15 @@ enum cudaMemcpyKind {
   cudaMemcpyDeviceToDevice,
   cudaMemcpyDefault
 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76
+};
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributeNonPortableClusterSizeAllowed = 12
+};
 constexpr unsigned cudaStreamNonBlocking = 1;
 struct CUstream_st {};
 using cudaStream_t = CUstream_st*;
@@ -247,7 +254,8 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
 
 template <class T>
-cudaError_t cudaFuncSetAttribute(T* kernel, cudaFuncAttribute, int bytes) {
+cudaError_t cudaFuncSetAttribute(T* kernel, cudaFuncAttribute attribute, int bytes) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorInvalidValue;
   cuda_emulator::set_most_shared(reinterpret_cast<const void*>(kernel),
                                  static_cast<std::size_t>(bytes));
   return cudaSuccess;
@@ -277,7 +285,18 @@ namespace cuda_emulator {
 cudaError_t submit(cudaStream_t stream, std::function<void()> work);
 }  // namespace cuda_emulator
 
-struct cudaLaunchAttribute {};
+// Kernels never overlap here, and there are no clusters.
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeClusterDimension = 4,
+  cudaLaunchAttributeProgrammaticStreamSerialization = 6
+};
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    dim3 clusterDim;
+    int programmaticStreamSerializationAllowed;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   std::size_t dynamicSmemBytes;

@@ -29,6 +29,8 @@ struct Grid {
   std::int64_t z = 1;
   int threads = 128;       ///< of a block, in x
   std::size_t shared = 0;  ///< bytes of XLSTM_DYNAMIC_SHARED
+  int cluster = 1;         ///< blocks in x of a cluster; more than one with Level::sm90 alone
+  bool overlap = false;    ///< begins while the kernel before it ends; it calls grid_wait()
 };
 
 constexpr std::int64_t blocks_for(std::int64_t count, std::int64_t per_block) {
@@ -76,12 +78,26 @@ void launch(Context& context, const char* name, const Grid& grid, void (*kernel)
   config.blockDim = dim3(static_cast<unsigned>(grid.threads));
   config.dynamicSmemBytes = grid.shared;
   config.stream = static_cast<cudaStream_t>(context.stream());
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (grid.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs].val.clusterDim.x = static_cast<unsigned>(grid.cluster);
+    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs++].val.clusterDim.z = 1;
+  }
+  if (grid.overlap) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
   const CurrentDevice current(context.device());
   constexpr std::size_t kUnasked = std::size_t{48} << 10;
   cudaError_t error = cudaSuccess;
   if (grid.shared > kUnasked)  // no work of the stream: a graph may be captured meanwhile
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(grid.shared));
+  if (error == cudaSuccess && grid.cluster > 8)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error == cudaSuccess)
     error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
   if (error == cudaSuccess) return;
