@@ -42,7 +42,6 @@ CudaReport query_cuda() {
     device.major = properties.major;
     device.minor = properties.minor;
     device.multiprocessors = properties.multiProcessorCount;
-    device.reads_host_memory = properties.pageableMemoryAccess != 0;
     device.total_bytes = properties.totalGlobalMem;
     query_memory(index, device, report);
     report.devices.push_back(device);

@@ -17,7 +17,6 @@ struct CudaDevice {
   int multiprocessors = 0;
   std::size_t total_bytes = 0;
   std::size_t free_bytes = 0;
-  bool reads_host_memory = false;  ///< any of it, also what malloc gave
 };
 
 /// What could be found out. Versions are 1000 major + 10 minor, as CUDA writes them; 0: unknown.

@@ -10,7 +10,8 @@
 
 // glibc lets a program put its own functions in place of malloc and reach the library's by these
 // names. The sanitizers do the same, so they must stay alone.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+// On a card `new` gives other memory (tests/cuda/pinned_memory.cpp).
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(XLSTM_TEST_ON_CARD)
 #define XLSTM_COUNTS_ALLOCATIONS 0
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)

@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr std::size_t kBytes = std::size_t{3} << 30;
+constexpr std::size_t kBytes = std::size_t{1} << 30;
 constexpr std::size_t kHeader = 16;  // before every block: the logarithm of its size
 
 // Blocks are powers of two; those given back are kept in a list for each size.

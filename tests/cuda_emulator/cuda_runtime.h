@@ -220,7 +220,7 @@ using cudaStream_t = CUstream_st*;
 
 struct cudaDeviceProp {
   char name[256];
-  int major, minor, multiProcessorCount, pageableMemoryAccess;
+  int major, minor, multiProcessorCount;
   std::size_t totalGlobalMem;
 };
 

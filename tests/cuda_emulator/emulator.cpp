@@ -460,7 +460,6 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   std::snprintf(properties->name, sizeof(properties->name), "CUDA emulated on the CPU");
   properties->major = 9;
   properties->multiProcessorCount = 4;
-  properties->pageableMemoryAccess = 1;
   properties->totalGlobalMem = std::size_t{1} << 33;
   return cudaSuccess;
 }

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "allocation_counter.hpp"
+#include "core/buffer.hpp"
 #include "formats/expect_error.hpp"
 #include "formats/temp_dir.hpp"
 #include "model/golden.hpp"
@@ -44,18 +45,29 @@ Config without_vocabulary(Config config) {
   return config;
 }
 
+// A weight in float32, from wherever the model is.
+std::vector<float> on_host(const Tensor& w) {
+  std::vector<float> values(static_cast<std::size_t>(w.count()));
+  copy_memory(values.data(), Device(), w.data, w.device, w.bytes());
+  return values;
+}
+
 // Rows `ids` of the embedding.
 std::vector<float> embed(const Model& model, std::span<const std::int32_t> ids) {
   std::vector<float> vectors;
   const Tensor& table = model.impl().network.embedding;
-  for (const std::int32_t id : ids)
-    vectors.insert(vectors.end(), table.row<float>(id), table.row<float>(id) + table.dim(1));
+  const std::vector<float> values = on_host(table);
+  for (const std::int32_t id : ids) {
+    const auto row = values.begin() + id * table.dim(1);
+    vectors.insert(vectors.end(), row, row + table.dim(1));
+  }
   return vectors;
 }
 
 // The head on what the blocks gave, in double.
 std::vector<double> head(const Model& model, std::span<const float> outputs) {
   const Tensor& w = model.impl().network.lm_head[0];
+  const std::vector<float> values = on_host(w);
   const auto d = static_cast<std::size_t>(w.dim(1));
   const double cap = model.config().output_logit_soft_cap.value_or(0);
   std::vector<double> logits;
@@ -63,7 +75,8 @@ std::vector<double> head(const Model& model, std::span<const float> outputs) {
     for (std::int64_t v = 0; v < w.dim(0); ++v) {
       double sum = 0;
       for (std::size_t k = 0; k < d; ++k)
-        sum += static_cast<double>(w.row<float>(v)[k]) * static_cast<double>(outputs[t * d + k]);
+        sum += static_cast<double>(values[static_cast<std::size_t>(v) * d + k]) *
+               static_cast<double>(outputs[t * d + k]);
       logits.push_back(cap > 0 ? cap * std::tanh(sum / cap) : sum);
     }
   return logits;

@@ -144,7 +144,9 @@ TEST_P(LinearOnIsa, IsAsExactAsAPlainLoop) {
   for (const DType x_dtype : kXTypes) {
     for (const DType w_dtype : kWTypes) {
       for (const std::int64_t k : {1, 7, 33, 64, 300, 1111}) {
-        const double bound = 2 * naive_error(k, x_dtype, w_dtype);
+        // The sums of tensor cores cut off what float arithmetic rounds.
+        const bool cuts = !test_device().is_cpu() && x_dtype == w_dtype && x_dtype == DType::bf16;
+        const double bound = (cuts ? 4 : 2) * naive_error(k, x_dtype, w_dtype);
         for (const std::int64_t n : {1, 5, 18}) {
           for (const std::int64_t t : kRows) {
             Matrix x(t, k, x_dtype, 3), w(n, k, w_dtype), y(t, n, DType::f32, 2);

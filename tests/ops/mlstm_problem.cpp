@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "ops/support.hpp"
+
 namespace xlstm::ops::test {
 namespace {
 
@@ -123,12 +125,9 @@ void MlstmProblem::run(int threads, std::int64_t chunk) {
   context.start_measuring();
   mlstm(context, all);
   context.finish_measuring();
-  {
-    ArenaScope scope(context.arena());
-    std::byte* scratch = context.arena().take(context.arena().capacity());
-    std::fill_n(scratch, context.arena().capacity(), std::byte{0xFF});
-  }
+  poison_scratch(context);
   mlstm(context, all);
+  context.synchronize();
   EXPECT_TRUE(h_.gaps_untouched());
   for (const std::vector<float>& record : records_)
     for (std::size_t at : {std::size_t{0}, offsets_.n / sizeof(float) - 1,
@@ -145,17 +144,18 @@ void MlstmProblem::run_in_pieces(int threads, std::int64_t chunk, const std::vec
   h_.poison();
   Context context(test_device(), threads);
   for (std::size_t s = 0; s < lengths_.size(); ++s) {
-    std::byte* slot = reinterpret_cast<std::byte*>(records_[s].data());
+    const std::vector<std::byte*> slots{reinterpret_cast<std::byte*>(records_[s].data())};
     std::size_t piece = 0;
     for (int t = 0; t < lengths_[s];) {
       const int count = std::min(pieces[std::min(piece++, pieces.size() - 1)], lengths_[s] - t);
       const std::vector<std::int32_t> offsets{0, count};
-      const Batch batch{offsets, {&slot, 1}};
+      const Batch batch{offsets, slots};
       const MlstmArgs some = args(first_[s] + t, count, batch, chunk);
       context.start_measuring();
       mlstm(context, some);
       context.finish_measuring();
       mlstm(context, some);
+      context.synchronize();
       t += count;
     }
   }

@@ -199,9 +199,9 @@ TEST(Mlstm, MatchesTheGoldenCells) {
           record.insert(record.end(), cell.initial.n.begin(), cell.initial.n.end());
           record.insert(record.end(), cell.initial.m.begin(), cell.initial.m.end());
           const std::size_t n_at = cell.initial.c.size(), m_at = n_at + cell.initial.n.size();
-          std::byte* slot = reinterpret_cast<std::byte*>(record.data());
+          const std::vector<std::byte*> slots{reinterpret_cast<std::byte*>(record.data())};
           const std::vector<std::int32_t> offsets{0, tokens};
-          const Batch batch{offsets, {&slot, 1}};
+          const Batch batch{offsets, slots};
           const MlstmArgs args{.q = q.tensor(),
                                .k = k.tensor(),
                                .v = v.tensor(),
