@@ -1,7 +1,7 @@
 #pragma once
 // Where the tests of this program run ops and models: the CPU, or CUDA in xlstm_cuda_tests, where
-// Where the tests of this program run ops and models: the CPU, or CUDA in xlstm_cuda_tests, where
 // the device reads what `new` gave, so that a test is the same for both.
+
 #include "xlstm/device.hpp"
 
 namespace xlstm {
