@@ -156,6 +156,7 @@ bool Array::gaps_untouched() const {
 void poison_scratch(Context& context) {
   const ArenaScope scope(context.arena());
   const std::size_t bytes = context.arena().capacity();
+  if (bytes == 0) return;
   std::byte* memory = context.arena().take(bytes);
   const std::vector<std::byte> poison(bytes, std::byte{0xFF});
   if (context.device().is_cpu())
