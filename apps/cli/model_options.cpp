@@ -42,6 +42,8 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
                 "Arithmetic; bf16 rounds the inputs of matrix products", "XLSTM_DTYPE");
   parser.text("--device", "NAME", options.device, "cpu, cuda or cuda:<index> (cpu)",
               "XLSTM_DEVICE");
+  parser.flag("--exact", options.exact,
+              "On cuda: the same bits in any batch; slower beyond 16 sequences");
   parser.integer("-t,--threads", options.threads, 0, 4096, "Threads (0: one per physical core)",
                  "XLSTM_THREADS");
   parser.integer("--chunk-size", options.chunk_size, 0, 65536,
@@ -76,6 +78,7 @@ LoadOptions to_load_options(const RunOptions& options) {
   } catch (const Error& error) {
     throw UsageError(fmt::format("--{}", error.what()));
   }
+  load.exact = options.exact;
   load.dtype = *parse_dtype(options.dtype);
   load.threads = static_cast<int>(options.threads);
   load.check_tensors = options.check_tensors;

@@ -24,6 +24,7 @@ struct RunOptions {
   std::string model;
   std::string dtype = "f32";
   std::string device = "cpu";
+  bool exact = false;
   std::vector<std::string> lora;  ///< as typed: DIR or DIR=SCALE
   std::int64_t threads = 0;
   std::int64_t chunk_size = 0;

@@ -29,6 +29,9 @@ struct LoadOptions {
   int threads = 0;              ///< 0: one per physical core
   bool check_tensors = false;   ///< look for NaN and infinities in the weights; reads every byte
   std::int64_t chunk_size = 0;  ///< L of the chunkwise form; 0: the engine's choice
+  /// On a CUDA device: a sequence has the same bits alone and in any batch, at the cost of passes that
+  /// at most 16 tokens share. The CPU is always exact.
+  bool exact = false;
   /// Added to the weights one after the other: W + scale alpha / rank B A in float32, rounded to
   /// the type of W. The matrices they change are copied. Model::load() alone takes them.
   std::vector<Adapter> adapters = {};

@@ -15,18 +15,19 @@
 namespace xlstm {
 namespace {
 
-using model::kSharedTokens;
 using model::kSliceTokens;
 using model::StepInputs;
 
 // Calls body(sequences, begin, count, tokens) for every pass through the network: as many short
-// sequences as share one, or a slice [begin, begin + count) of one long sequence after the other.
+// sequences as share one (`shared` tokens), or a slice [begin, begin + count) of one long sequence
+// after the other.
 template <class Input, class Length, class Body>
-void for_each_pass(std::span<const Input> batch, const Length& length, Body&& body) {
+void for_each_pass(std::span<const Input> batch, std::int64_t shared, const Length& length,
+                   Body&& body) {
   for (std::size_t first = 0; first < batch.size();) {
     std::size_t n = 1;
     std::int64_t tokens = length(batch[first]);
-    while (first + n < batch.size() && tokens + length(batch[first + n]) <= kSharedTokens)
+    while (first + n < batch.size() && tokens + length(batch[first + n]) <= shared)
       tokens += length(batch[first + n++]);
     for (std::int64_t begin = 0; begin < tokens; begin += kSliceTokens)
       body(batch.subspan(first, n), begin, std::min(kSliceTokens, tokens - begin), tokens);
@@ -158,7 +159,7 @@ void Model::Impl::forward(std::span<const SequenceInput> batch, Logits which, fl
   std::array<std::int32_t, kSliceTokens> rows;  // NOLINT: filled as far as it is read
   const auto vocab = static_cast<std::size_t>(config.vocab_size);
 
-  for_each_pass(batch, length, [&](auto sequences, auto begin, auto count, auto tokens) {
+  for_each_pass(batch, shared(), length, [&](auto sequences, auto begin, auto count, auto tokens) {
     const bool is_end = begin + count == tokens;
     std::size_t wanted = 0;
     if (which == Logits::all) {
@@ -198,7 +199,7 @@ void Model::Impl::forward_vectors(std::span<const VectorInput> batch, float* out
   float* end = outputs;
   for (const VectorInput& s : batch) end = std::ranges::copy(s.vectors, end).out;
 
-  for_each_pass(batch, vectors, [&](auto sequences, auto begin, auto count, auto tokens) {
+  for_each_pass(batch, shared(), vectors, [&](auto sequences, auto begin, auto count, auto tokens) {
     const Device device = context.device();
     Pass pass(sequences, count, vectors, device);
     std::iota(pass.inputs.ids.begin(), pass.inputs.ids.begin() + count, 0);
@@ -270,7 +271,7 @@ void Model::Impl::run_prepared(const ops::Batch& batch, std::size_t kind, Pass&&
     context.finish_measuring();
     prepared_[next_prepared_++ % prepared_.size()] = key;
   }
-  if (context.device().is_cpu() || batch.tokens() > kSharedTokens) return pass();
+  if (context.device().is_cpu() || batch.tokens() > shared()) return pass();
   const std::array<std::uint64_t, 2> memory{context.arena().capacity(),
                                             reinterpret_cast<std::uintptr_t>(results_.data())};
   run_graph(hash_bytes(std::as_bytes(std::span(memory)), key), pass);

@@ -33,7 +33,8 @@ std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype)
 
 MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
                          const LoadOptions& options)
-    : context_(options.device, options.threads) {
+    : context_(options.device, options.threads),
+      most_shared_(shared_tokens(options.device, options.exact)) {
   network_.hp = Hyperparameters(config, options.dtype,
                                 options.chunk_size > 0 ? options.chunk_size : ops::kDefaultChunk);
   network_.state = StateLayout(config);
@@ -73,12 +74,12 @@ std::uint64_t MemoryMeter::measure(std::span<const std::int32_t> offsets) {
 MemoryNeeds MemoryMeter::needs(std::int64_t sequences) {
   XLSTM_CHECK(sequences >= 1, invalid_argument, "memory: expected at least one sequence, found {}",
               sequences);
-  const std::int64_t shared = std::min(sequences, kSharedTokens);
+  const std::int64_t shared = std::min(sequences, most_shared_);
   MemoryNeeds needs;
   needs.sequences = sequences;
   needs.weights = weights_;
   needs.state = network_.state.bytes();
-  std::array<std::int32_t, kSharedTokens + 1> offsets;  // NOLINT: filled below
+  std::array<std::int32_t, kMostShared + 1> offsets;  // NOLINT: filled below
   std::iota(offsets.begin(), offsets.end(), 0);
   needs.decode_scratch = measure(std::span(offsets).first(static_cast<std::size_t>(shared) + 1));
   offsets[1] = kSliceTokens;
@@ -92,14 +93,15 @@ MemoryNeeds MemoryMeter::needs(std::int64_t sequences) {
 }
 
 std::int64_t MemoryMeter::sequences_within(std::uint64_t bytes) {
-  // From kSharedTokens on, a sequence more takes its state more.
-  for (std::int64_t n = kSharedTokens; n > 0; --n) {
-    const MemoryNeeds all = needs(n);
-    if (all.total() > bytes) continue;
-    if (n < kSharedTokens || all.state == 0) return n;
-    return n + static_cast<std::int64_t>((bytes - all.total()) / all.state);
+  const auto fits = [&](std::int64_t n) { return needs(n).total() <= bytes; };
+  if (fits(most_shared_)) {  // from there on, a sequence more takes its state more
+    const MemoryNeeds all = needs(most_shared_);
+    if (all.state == 0) return most_shared_;
+    return most_shared_ + static_cast<std::int64_t>((bytes - all.total()) / all.state);
   }
-  return 0;
+  std::int64_t fit = 0, most = most_shared_;
+  while (fit + 1 < most) (fits((fit + most) / 2) ? fit : most) = (fit + most) / 2;
+  return fit;
 }
 
 void MemoryMeter::expect_fit(std::int64_t sequences, std::uint64_t free) {

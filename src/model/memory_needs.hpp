@@ -39,7 +39,7 @@ std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype)
 class MemoryMeter {
  public:
   /// @param weights  those present, as Model::parameters() lists them
-  /// @param options  of which device, arithmetic type, threads and chunk size count
+  /// @param options  of which device, arithmetic type, threads, chunk size and exactness count
   MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
               const LoadOptions& options);
 
@@ -57,6 +57,7 @@ class MemoryMeter {
   Context context_;
   Network network_;
   std::uint64_t weights_ = 0;
+  std::int64_t most_shared_;  ///< sequences that share a pass
 };
 
 }  // namespace xlstm::model

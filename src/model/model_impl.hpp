@@ -10,6 +10,7 @@
 #include "formats/config_files.hpp"
 #include "formats/safetensors.hpp"
 #include "model/parameters.hpp"
+#include "model/step_inputs.hpp"
 #include "xlstm/model.hpp"
 
 namespace xlstm {
@@ -44,6 +45,8 @@ struct Model::Impl {
   std::span<const float> eval(State& state, std::span<const std::int32_t> ids);
 
  private:
+  /// Tokens of sequences that share a pass.
+  std::int64_t shared() const { return model::shared_tokens(context.device(), options.exact); }
   void check_state(const char* what, State* state, std::size_t sequence, std::uint64_t pass) const;
   void check_batch(std::span<const SequenceInput> batch) const;
   void check_batch(std::span<const VectorInput> batch) const;

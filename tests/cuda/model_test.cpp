@@ -105,6 +105,41 @@ TEST(CudaModel, GeneratesTheTextOfTheCpu) {
   for (std::size_t i = 0; i < prompts.size(); ++i) EXPECT_EQ(on_cuda[i].text, on_cpu[i].text);
 }
 
+// Many sequences share a pass unless they must be exact: then a batch changes roundings only.
+TEST(CudaModel, ManySequencesShareAPass) {
+  for (const DType arithmetic : {DType::f32, DType::bf16}) {
+    LoadOptions options;
+    options.device = test_device();
+    options.dtype = arithmetic;
+    Model fast = Model::random(small_config(), DType::bf16, 7, options);
+    options.exact = true;
+    Model exact = Model::random(small_config(), DType::bf16, 7, options);
+    constexpr std::size_t kSequences = 40;
+    std::vector<State> a, b, c;
+    std::vector<std::vector<std::int32_t>> ids;
+    for (std::size_t i = 0; i < kSequences; ++i) {
+      a.push_back(fast.make_state());
+      b.push_back(fast.make_state());
+      c.push_back(exact.make_state());
+      ids.push_back(some_ids(1 + i % 3, static_cast<std::uint32_t>(i)));
+    }
+    const auto step = [&](Model& model, std::vector<State>& states) {
+      std::vector<SequenceInput> batch;
+      for (std::size_t i = 0; i < kSequences; ++i) batch.push_back({ids[i], &states[i]});
+      std::vector<float> logits(kSequences * 101);
+      model.forward(batch, Logits::last, logits);
+      return logits;
+    };
+    const double bound = arithmetic == DType::f32 ? 2e-5 : 3e-2;
+    for (int i = 0; i < 4; ++i) {  // as kernels, then as a graph
+      const std::vector<float> logits = step(fast, a);
+      EXPECT_EQ(step(fast, b), logits) << "results repeat to the bit";
+      expect_near(logits, step(exact, c), bound);
+    }
+    expect_near(record_of(a.back()), record_of(c.back()), bound);
+  }
+}
+
 TEST(CudaModel, SavesItsWeights) {
   Pair m = models(small_config(), DType::bf16);
   const formats::TempDir dir;

@@ -66,7 +66,9 @@ TEST(MemoryNeeds, ScratchIsWhatPassesTake) {
 
 TEST(MemoryNeeds, CudaNeedsNoDeviceToBeMeasured) {
   const Config config = small_config();
-  MemoryMeter meter(config, model::uniform_parameters(config, DType::f32), options_for(kCuda));
+  LoadOptions exact = options_for(kCuda);
+  exact.exact = true;
+  MemoryMeter meter(config, model::uniform_parameters(config, DType::f32), exact);
   const MemoryNeeds one = meter.needs(1), sixteen = meter.needs(16), many = meter.needs(100);
   EXPECT_GT(one.step_inputs, 0U);
   EXPECT_EQ(one.results, 101 * sizeof(float));
@@ -77,6 +79,13 @@ TEST(MemoryNeeds, CudaNeedsNoDeviceToBeMeasured) {
   EXPECT_EQ(many.decode_scratch, sixteen.decode_scratch);
   EXPECT_EQ(many.results, sixteen.results);
   EXPECT_EQ(many.states(), 100 * one.state);
+  // Without exactness all of them share a pass.
+  MemoryMeter fast(config, model::uniform_parameters(config, DType::f32), options_for(kCuda));
+  EXPECT_EQ(fast.needs(16).total(), sixteen.total());
+  EXPECT_EQ(fast.needs(100).results, 100 * one.results);
+  EXPECT_GT(fast.needs(100).decode_scratch, sixteen.decode_scratch);
+  for (const std::int64_t n : {1, 16, 100, 300})
+    EXPECT_EQ(fast.sequences_within(fast.needs(n).total()), n);
   EXPECT_EQ(one.total(),
             one.weights + one.state + one.prompt_scratch + one.step_inputs + one.results);
 

@@ -33,6 +33,7 @@ inline Config small_stack_config(std::int64_t vocabulary, std::int64_t blocks) {
 
 inline Model small_model(DType weights = DType::f32, LoadOptions options = {}) {
   options.device = test_device();
+  options.exact = true;
   return Model::random(small_config(), weights, 7, options);
 }
 

@@ -121,6 +121,7 @@ class VectorsTest : public ::testing::TestWithParam<Case> {
   Model random(DType dtype = DType::f32) const {
     LoadOptions options;
     options.device = test_device();
+    options.exact = true;
     options.dtype = dtype;
     options.threads = 2;
     return Model::random(GetParam().config, DType::f32, 7, options);
