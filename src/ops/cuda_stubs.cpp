@@ -2,6 +2,7 @@
 
 #include "core/check.hpp"
 #include "ops/activation.hpp"
+#include "ops/best.hpp"
 #include "ops/conv.hpp"
 #include "ops/device_peaks.hpp"
 #include "ops/embed.hpp"
@@ -21,6 +22,7 @@
 
 namespace xlstm::ops::cuda {
 
+XLSTM_CUDA_STUB(best_logits, BestLogitsArgs)
 XLSTM_CUDA_STUB(embed, EmbedArgs)
 XLSTM_CUDA_STUB(rms_norm, RmsNormArgs)
 XLSTM_CUDA_STUB(rms_norm_gates, RmsNormGatesArgs)
