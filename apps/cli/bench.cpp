@@ -15,6 +15,7 @@
 #include "formats/config_files.hpp"
 #include "json_output.hpp"
 #include "model/memory_needs.hpp"
+#include "model/model_impl.hpp"
 #include "model_options.hpp"
 #include "ops/device_peaks.hpp"
 
@@ -231,10 +232,10 @@ class Bench {
   // Advances the state that every deep row starts from. The cost of a token does not depend on what
   // was read, so one sequence is read and copied for a batch.
   void read_to(std::int64_t depth) {
-    constexpr std::int64_t kSlice = 512;
+    const std::int64_t slice = model_.impl().limits.slice;
     ProgressBar bar(fmt::format("reading to {}", depth), arguments_.run.progress);
     while (deep_.token_count() < depth) {
-      const auto ids = random_ids(std::min(kSlice, depth - deep_.token_count()));
+      const auto ids = random_ids(std::min(slice, depth - deep_.token_count()));
       const SequenceInput input{ids, &deep_};
       model_.forward({&input, 1}, Logits::none, {});
       bar.update(static_cast<std::uint64_t>(deep_.token_count()),
@@ -255,7 +256,11 @@ class Bench {
         inputs[s] = {std::span(ids).subspan(next, static_cast<std::size_t>(step)), &states[s]};
         next += static_cast<std::size_t>(step);
       }
-      model_.forward(inputs, Logits::last, logits);
+      if (!reading &&
+          !model_.impl().context.device().is_cpu())  // as generate() does: most logits stay there
+        model_.forward_best(inputs, model_.most_best(), best_);
+      else
+        model_.forward(inputs, Logits::last, logits);
     }
     return watch.seconds();
   }
@@ -272,6 +277,7 @@ class Bench {
     row.batch = batch;
     row.depth = depth;
     row.dtype = to_string(model_.dtype());
+    best_.resize(static_cast<std::size_t>(batch * model_.most_best()));
     ProgressBar bar(fmt::format("{} b{}", row.test, batch), arguments_.run.progress);
 
     seconds(reading ? tokens : 1, reading, states, logits);  // the first pass allocates
@@ -304,6 +310,7 @@ class Bench {
   State deep_;
   std::mt19937 random_{1};
   MachineRow machine_;
+  std::vector<Candidate> best_;
   std::vector<BenchRow> rows_;
   std::vector<bool> is_reading_;
   std::vector<double> flops_per_token_;

@@ -319,6 +319,7 @@ std::string footprint_text(const Config& config, const TrainOptions& options) {
 
 int run_info(Arguments args) {
   RunOptions run;
+  run.device = "cpu";
   TrainOptions train;
   std::int64_t sequences = 0;  // not asked for
   bool json = false;

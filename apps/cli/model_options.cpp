@@ -8,6 +8,7 @@
 
 #include "console.hpp"
 #include "core/check.hpp"
+#include "core/cuda_device.hpp"
 
 namespace xlstm::cli {
 namespace fs = std::filesystem;
@@ -40,8 +41,8 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
   add_lora_option(parser, options);
   parser.choice("--dtype", {"f32", "bf16"}, options.dtype,
                 "Arithmetic; bf16 rounds the inputs of matrix products", "XLSTM_DTYPE");
-  parser.text("--device", "NAME", options.device, "cpu, cuda or cuda:<index> (cpu)",
-              "XLSTM_DEVICE");
+  parser.text("--device", "NAME", options.device,
+              "cpu, cuda or cuda:<index> (cuda if there is one)", "XLSTM_DEVICE");
   parser.flag("--exact", options.exact,
               "On cuda: the same bits in any batch; slower beyond 16 sequences");
   parser.integer("-t,--threads", options.threads, 0, 4096, "Threads (0: one per physical core)",
@@ -74,7 +75,10 @@ Adapter parse_adapter(const std::string& text) {
 LoadOptions to_load_options(const RunOptions& options) {
   LoadOptions load;
   try {
-    load.device = parse_device(options.device);
+    if (!options.device.empty())
+      load.device = parse_device(options.device);
+    else if (!query_cuda().devices.empty())
+      load.device = {DeviceType::cuda, 0};
   } catch (const Error& error) {
     throw UsageError(fmt::format("--{}", error.what()));
   }

@@ -23,7 +23,7 @@ void apply(const LogOptions& options);
 struct RunOptions {
   std::string model;
   std::string dtype = "f32";
-  std::string device = "cpu";
+  std::string device;  ///< as typed; empty: cuda where there is one, else cpu
   bool exact = false;
   std::vector<std::string> lora;  ///< as typed: DIR or DIR=SCALE
   std::int64_t threads = 0;

@@ -29,8 +29,8 @@ struct LoadOptions {
   int threads = 0;              ///< 0: one per physical core
   bool check_tensors = false;   ///< look for NaN and infinities in the weights; reads every byte
   std::int64_t chunk_size = 0;  ///< L of the chunkwise form; 0: the engine's choice
-  /// On a CUDA device: a sequence has the same bits alone and in any batch, at the cost of passes that
-  /// at most 16 tokens share. The CPU is always exact.
+  /// On a CUDA device: a sequence has the same bits alone and in any batch, at the cost of passes
+  /// that at most 16 tokens share. The CPU is always exact.
   bool exact = false;
   /// Added to the weights one after the other: W + scale alpha / rank B A in float32, rounded to
   /// the type of W. The matrices they change are copied. Model::load() alone takes them.
@@ -53,6 +53,12 @@ enum class Logits { none, last, all };
 struct SequenceInput {
   std::span<const std::int32_t> ids;  ///< at least one
   State* state = nullptr;             ///< read and updated; each state at most once in a batch
+};
+
+/// A token and its logit.
+struct Candidate {
+  float logit = 0;
+  std::int32_t id = 0;
 };
 
 /// Vectors to append to one sequence, instead of embedded tokens.
@@ -96,6 +102,16 @@ class Model {
   ///         of another model or one that appears twice; Error(unsupported) for a model without a
   ///         vocabulary, as every function of tokens
   void forward(std::span<const SequenceInput> batch, Logits which, std::span<float> logits);
+
+  /// forward() with the last logits, of which it gives the `count` best of each sequence alone, the
+  /// best first; of equals, the lowest id first. A logit that is not finite comes before all
+  /// others. On a CUDA device the rest stays there: the way to sample without a copy of all logits.
+  /// The states then have no last logits.
+  /// @param count  1 to most_best() @param best  [batch, count]
+  void forward_best(std::span<const SequenceInput> batch, std::int64_t count,
+                    std::span<Candidate> best);
+  /// min(64, sampleable_ids()); ids from sampleable_ids() on are not among the best.
+  std::int64_t most_best() const noexcept;
 
   /// The blocks alone, between an embedding and a head of the caller's: appends vectors to each
   /// sequence of a batch and returns what the head would read, after the output norm where the

@@ -32,21 +32,34 @@ Buffer::Buffer(std::size_t bytes, Device device, bool zero) : size_(bytes), devi
   if (zero) std::memset(data_, 0, bytes);
 }
 
+Buffer Buffer::on_host_for(Device peer, std::size_t bytes) {
+  if (peer.is_cpu() || bytes == 0) return Buffer(bytes);
+  Buffer buffer;
+  buffer.data_ = static_cast<std::byte*>(cuda::allocate_pinned(bytes, peer));
+  buffer.size_ = bytes;
+  buffer.pinned_ = true;
+  return buffer;
+}
+
 Buffer::Buffer(Buffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)),
-      device_(other.device_) {}
+      device_(other.device_),
+      pinned_(other.pinned_) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   std::swap(device_, other.device_);
+  std::swap(pinned_, other.pinned_);
   return *this;
 }
 
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
-  if (device_.is_cpu())
+  if (pinned_)
+    cuda::release_pinned(data_);
+  else if (device_.is_cpu())
     ::operator delete(data_, std::align_val_t(kAlignment));
   else
     cuda::release(data_, device_);

@@ -22,6 +22,9 @@ class Buffer {
   Buffer() = default;
   /// @throws Error(out_of_memory) naming the size
   explicit Buffer(std::size_t bytes, Device device = {}, bool zero = false);
+  /// Memory of the host that copies to and from the CUDA device `peer` go through at full speed and
+  /// on their own; plain memory if `peer` is the CPU. @throws Error(out_of_memory)
+  static Buffer on_host_for(Device peer, std::size_t bytes);
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
   ~Buffer();
@@ -34,6 +37,7 @@ class Buffer {
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
   Device device_;
+  bool pinned_ = false;
 };
 
 /// Copies between memory of any two devices and waits for it.

@@ -137,6 +137,21 @@ void release(void* memory, Device device) noexcept {
   static_cast<void>(cudaSetDevice(before));
 }
 
+void* allocate_pinned(std::size_t bytes, Device device) {
+  const CurrentDevice current(device);
+  void* memory = nullptr;
+  const cudaError_t error = cudaHostAlloc(&memory, bytes, cudaHostAllocPortable);
+  if (error == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());
+    throw Error(ErrorCode::out_of_memory,
+                "could not allocate " + std::to_string(bytes) + " bytes of pinned memory");
+  }
+  check(error, "cudaHostAlloc", device);
+  return memory;
+}
+
+void release_pinned(void* memory) noexcept { static_cast<void>(cudaFreeHost(memory)); }
+
 void* make_stream(Device device) {
   const CurrentDevice current(device);
   cudaStream_t stream = nullptr;

@@ -44,6 +44,10 @@ DeviceMemory memory(Device device);
 /// Memory on kAlignment bytes, full of zeros if `zero`.
 void* allocate(std::size_t bytes, Device device, bool zero);
 void release(void* memory, Device device) noexcept;
+/// Memory of the host that the system leaves where it is: every CUDA device reads and writes it,
+/// and copy() between it and a device returns at once and runs at the speed of the bus.
+void* allocate_pinned(std::size_t bytes, Device device);
+void release_pinned(void* memory) noexcept;
 
 /// A queue of work on the device; copies and kernels of one stream run in order.
 void* make_stream(Device device);

@@ -7,6 +7,7 @@
 #include "core/check.hpp"
 #include "infer/sampler.hpp"
 #include "infer/text_stream.hpp"
+#include "model/model_impl.hpp"
 
 namespace xlstm {
 namespace {
@@ -16,10 +17,6 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-// Prompt tokens between two reports of progress. A multiple of the engine's own slices, so that
-// reading a prompt gives the same bits as one call would.
-constexpr std::size_t kPromptPiece = 512;
 
 // One sequence while it is being continued.
 struct Sequence {
@@ -32,6 +29,7 @@ struct Sequence {
   Generation result;
   std::int32_t token = 0;  // sampled last
   bool unread = false;     // the model has not read `token` yet
+  std::int64_t row = 0;    // of the last step's best logits
   bool active = true;
 };
 
@@ -72,8 +70,12 @@ class Writer {
     read_prompts();
     write();
     if (keep_state)
-      for (Sequence& s : sequences_)
-        if (s.unread) model_.eval(*s.state, std::span(&s.token, 1));
+      for (Sequence& s : sequences_) {
+        if (s.unread)
+          model_.eval(*s.state, std::span(&s.token, 1));
+        else
+          model_.impl().fetch_logits(*s.state);
+      }
     for (std::size_t i = 0; i < sequences_.size(); ++i) {
       if (sequences_[i].active) finish(i, FinishReason::length);
       sequences_[i].result.text = sequences_[i].text.text();
@@ -89,34 +91,77 @@ class Writer {
  private:
   bool should_stop() { return callbacks_.should_stop && callbacks_.should_stop(); }
 
-  // Every prompt is read by itself: its result is what it is alone, to the bit.
+  // A long prompt is read in the model's own slices, so that the bits are those of one call. Where
+  // sequences share passes, so do prompts.
   void read_prompts() {
-    std::int64_t done = 0, total = 0;
-    for (const Sequence& s : sequences_)
-      total += static_cast<std::int64_t>(s.result.prompt_ids.size());
-    for (Sequence& s : sequences_) {
-      const auto start = Clock::now();
-      const std::span<const std::int32_t> ids = s.result.prompt_ids;
-      for (std::size_t begin = 0; begin < ids.size() && !stopped_; begin += kPromptPiece) {
-        const std::size_t n = std::min(kPromptPiece, ids.size() - begin);
-        const SequenceInput input{.ids = ids.subspan(begin, n), .state = s.state};
-        if (begin + n < ids.size())
-          model_.forward(std::span(&input, 1), Logits::none, {});
-        else
-          model_.eval(*s.state, input.ids);
-        done += static_cast<std::int64_t>(n);
-        s.result.timings.prompt_tokens += static_cast<std::int64_t>(n);
-        if (callbacks_.on_prompt) callbacks_.on_prompt(done, total);
-        if (begin + n < ids.size()) stopped_ = should_stop();
-      }
-      s.result.timings.prompt_s = seconds_since(start);
+    const auto slice = static_cast<std::size_t>(model_.impl().limits.slice);
+    const auto most = static_cast<std::size_t>(model_.impl().limits.shared_tokens);
+    for (const Sequence& s : sequences_) prompt_tokens_ += s.result.prompt_ids.size();
+    for (std::size_t first = 0; first < sequences_.size() && !stopped_;) {
+      std::size_t count = 1, tokens = sequences_[first].result.prompt_ids.size();
+      while (first + count < sequences_.size() &&
+             tokens + sequences_[first + count].result.prompt_ids.size() <= most)
+        tokens += sequences_[first + count++].result.prompt_ids.size();
+      if (count == 1)
+        read_prompt(sequences_[first], slice);
+      else
+        read_together(first, count);
+      first += count;
     }
+  }
+
+  void read_prompt(Sequence& s, std::size_t slice) {
+    const auto start = Clock::now();
+    const std::span<const std::int32_t> ids = s.result.prompt_ids;
+    for (std::size_t begin = 0; begin < ids.size() && !stopped_; begin += slice) {
+      const std::size_t n = std::min(slice, ids.size() - begin);
+      const SequenceInput input{.ids = ids.subspan(begin, n), .state = s.state};
+      if (begin + n < ids.size())
+        model_.forward(std::span(&input, 1), Logits::none, {});
+      else
+        model_.eval(*s.state, input.ids);
+      s.result.timings.prompt_tokens += static_cast<std::int64_t>(n);
+      tell_prompt(n);
+      if (begin + n < ids.size()) stopped_ = should_stop();
+    }
+    s.result.timings.prompt_s = seconds_since(start);
+  }
+
+  void read_together(std::size_t first, std::size_t count) {
+    const auto start = Clock::now();
+    std::vector<SequenceInput> batch;
+    std::vector<float> logits(count * static_cast<std::size_t>(model_.config().vocab_size));
+    std::size_t tokens = 0;
+    for (std::size_t i = first; i < first + count; ++i) {
+      Sequence& s = sequences_[i];
+      if (s.result.prompt_ids.empty()) continue;  // the state has been read to where it goes on
+      batch.push_back({.ids = s.result.prompt_ids, .state = s.state});
+      tokens += s.result.prompt_ids.size();
+    }
+    model_.forward(batch, Logits::last, logits);
+    for (std::size_t i = first; i < first + count; ++i) {
+      Timings& t = sequences_[i].result.timings;
+      t.prompt_tokens = static_cast<std::int64_t>(sequences_[i].result.prompt_ids.size());
+      t.prompt_s = seconds_since(start);
+    }
+    tell_prompt(tokens);
+    stopped_ = should_stop();
+  }
+
+  void tell_prompt(std::size_t tokens) {
+    prompt_done_ += tokens;
+    if (callbacks_.on_prompt)
+      callbacks_.on_prompt(static_cast<std::int64_t>(prompt_done_),
+                           static_cast<std::int64_t>(prompt_tokens_));
   }
 
   void write() {
     const auto start = Clock::now();
     const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
-    std::vector<float> logits(sequences_.size() > 1 ? sequences_.size() * vocab : 0);
+    best_count_ = best_needed();
+    std::vector<float> logits(best_count_ == 0 && sequences_.size() > 1 ? sequences_.size() * vocab
+                                                                        : 0);
+    best_.resize(sequences_.size() * static_cast<std::size_t>(best_count_));
     std::vector<SequenceInput> batch;
     batch.reserve(sequences_.size());
 
@@ -132,20 +177,42 @@ class Writer {
         if (s.active) batch.push_back({.ids = std::span(&s.token, 1), .state = s.state});
       }
       if (batch.empty() || step + 1 == options_.max_tokens) break;
-      if (batch.size() == 1)
+      if (best_count_ > 0)
+        model_.forward_best(batch, best_count_, best_);
+      else if (batch.size() == 1)
         model_.eval(*batch[0].state, batch[0].ids);
       else
         model_.forward(batch, Logits::last, logits);
-      for (Sequence& s : sequences_)
-        if (s.active) s.unread = false;
+      std::int64_t row = 0;
+      for (Sequence& s : sequences_) {
+        if (!s.active) continue;
+        s.unread = false;
+        s.row = row++;
+      }
     }
+  }
+
+  // On a device that would have to send them, sampling does without most logits where it can.
+  std::int64_t best_needed() const {
+    std::int64_t most = 0;
+    if (model_.impl().context.device().is_cpu() || options_.logprobs >= 0) return 0;
+    for (const Sequence& s : sequences_) {
+      const std::int64_t needed = s.sampler.best_needed();
+      if (needed == 0 || needed > model_.most_best()) return 0;
+      most = std::max(most, needed);
+    }
+    return most;
   }
 
   // Samples the next token of sequence i, and ends it at the end of the text or a stop string.
   void choose(std::size_t i) {
     Sequence& s = sequences_[i];
     const std::span<const float> logits = s.state->last_logits();
-    s.token = s.sampler.sample(logits);
+    if (logits.empty())
+      s.token = s.sampler.sample_best(std::span(best_).subspan(
+          static_cast<std::size_t>(s.row * best_count_), static_cast<std::size_t>(best_count_)));
+    else
+      s.token = s.sampler.sample(logits);
     const std::vector<std::int32_t>& eos = model_.eos_ids();
     if (!options_.ignore_eos && std::ranges::find(eos, s.token) != eos.end()) {
       finish(i, FinishReason::stop);
@@ -179,6 +246,9 @@ class Writer {
   const GenerateOptions& options_;
   const GenerateCallbacks& callbacks_;
   std::deque<Sequence> sequences_;
+  std::vector<Candidate> best_;  // of every active sequence; where logits stay on a device
+  std::int64_t best_count_ = 0;
+  std::size_t prompt_done_ = 0, prompt_tokens_ = 0;
   bool stopped_ = false;
 };
 

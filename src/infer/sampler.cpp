@@ -35,13 +35,16 @@ double log_sum_exp_unchecked(std::span<const float> logits) noexcept {
   return static_cast<double>(best) + std::log(sum);
 }
 
+void check_finite(float logit, std::size_t id) {
+  XLSTM_CHECK(std::isfinite(logit), internal,
+              "logits: expected finite numbers, found {} for id {} (weights or arithmetic are "
+              "broken; load with check_tensors to look at the weights)",
+              logit, id);
+}
+
 void check_finite(std::span<const float> logits) {
   if (all_finite(logits)) return;
-  for (std::size_t i = 0; i < logits.size(); ++i)
-    XLSTM_CHECK(std::isfinite(logits[i]), internal,
-                "logits: expected finite numbers, found {} for id {} (weights or arithmetic are "
-                "broken; load with check_tensors to look at the weights)",
-                logits[i], i);
+  for (std::size_t i = 0; i < logits.size(); ++i) check_finite(logits[i], i);
 }
 
 }  // namespace
@@ -162,8 +165,26 @@ std::int32_t Sampler::sample(std::span<const float> logits) {
   check_finite(logits);
   const std::span<const float> values = adjusted(logits.first(static_cast<std::size_t>(ids_)));
   if (options_.temperature == 0) return argmax(values);
-
   select(values);
+  return draw();
+}
+
+std::int64_t Sampler::best_needed() const noexcept {
+  if (has_penalties() || !options_.logit_bias.empty()) return 0;
+  return options_.temperature == 0 ? 1 : options_.top_k;
+}
+
+std::int32_t Sampler::sample_best(std::span<const Candidate> best) {
+  XLSTM_ASSERT(best_needed() > 0 && !best.empty());
+  check_finite(best[0].logit, static_cast<std::size_t>(best[0].id));
+  if (options_.temperature == 0) return best[0].id;
+  const auto kept = std::min(best.size(), static_cast<std::size_t>(options_.top_k));
+  candidates_.assign(best.begin(), best.begin() + static_cast<std::ptrdiff_t>(kept));
+  return draw();
+}
+
+// One of the candidates.
+std::int32_t Sampler::draw() {
   float best = candidates_.front().logit;
   for (const Candidate& c : candidates_) best = std::max(best, c.logit);
   XLSTM_CHECK(std::isfinite(best), invalid_argument,

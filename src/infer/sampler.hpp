@@ -33,12 +33,13 @@ class Sampler {
   /// Chooses the next token; the caller accepts it. @param logits  [vocab], at least `ids`
   /// @throws Error(internal) naming the id whose logit is NaN or infinite
   std::int32_t sample(std::span<const float> logits);
+  /// How many of the best logits are enough for sample_best(), or 0: it takes all.
+  std::int64_t best_needed() const noexcept;
+  /// What sample() chooses from all logits, from as many of the best, in order.
+  /// @throws Error(internal) naming the id whose logit is NaN or infinite
+  std::int32_t sample_best(std::span<const Candidate> best);
 
  private:
-  struct Candidate {
-    float logit;
-    std::int32_t id;
-  };
   static bool better(const Candidate& a, const Candidate& b) noexcept {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
   }
@@ -46,6 +47,7 @@ class Sampler {
   bool has_penalties() const noexcept;
   std::span<const float> adjusted(std::span<const float> logits);
   void select(std::span<const float> logits);
+  std::int32_t draw();
 
   SamplerOptions options_;
   std::int32_t ids_;

@@ -7,11 +7,13 @@
 
 namespace xlstm::model {
 
-void check_device_memory(const Model::Impl& impl, std::span<const ParameterInfo> weights) {
+void prepare_device(Model::Impl& impl, std::span<const ParameterInfo> weights) {
   if (impl.context.device().is_cpu()) return;
   LoadOptions options = impl.options;
   options.threads = impl.context.threads();
-  MemoryMeter(impl.config, weights, options).expect_fit(1);
+  MemoryMeter meter(impl.config, weights, options);
+  meter.expect_fit(1);
+  impl.limits = meter.limits();
 }
 
 void move_weights_to_device(Model::Impl& impl) {

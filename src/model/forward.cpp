@@ -11,90 +11,75 @@
 #include "model/model_impl.hpp"
 #include "model/state_impl.hpp"
 #include "model/step_inputs.hpp"
+#include "ops/best.hpp"
 
 namespace xlstm {
 namespace {
 
-using model::kSliceTokens;
+using model::PassLimits;
 using model::StepInputs;
 
 // Calls body(sequences, begin, count, tokens) for every pass through the network: as many short
-// sequences as share one (`shared` tokens), or a slice [begin, begin + count) of one long sequence
-// after the other.
+// sequences as share one, or a slice [begin, begin + count) of one long sequence after the other.
 template <class Input, class Length, class Body>
-void for_each_pass(std::span<const Input> batch, std::int64_t shared, const Length& length,
+void for_each_pass(std::span<const Input> batch, const PassLimits& limits, const Length& length,
                    Body&& body) {
   for (std::size_t first = 0; first < batch.size();) {
     std::size_t n = 1;
     std::int64_t tokens = length(batch[first]);
-    while (first + n < batch.size() && tokens + length(batch[first + n]) <= shared)
+    while (first + n < batch.size() && n < static_cast<std::size_t>(limits.shared_sequences) &&
+           tokens + length(batch[first + n]) <= limits.shared_tokens)
       tokens += length(batch[first + n++]);
-    for (std::int64_t begin = 0; begin < tokens; begin += kSliceTokens)
-      body(batch.subspan(first, n), begin, std::min(kSliceTokens, tokens - begin), tokens);
+    for (std::int64_t begin = 0; begin < tokens; begin += limits.slice)
+      body(batch.subspan(first, n), begin, std::min(limits.slice, tokens - begin), tokens);
     first += n;
   }
 }
 
+// The inputs of a pass while it runs.
 class Pass {
  public:
   template <class Input, class Length>
-  Pass(std::span<const Input> sequences, std::int64_t count, const Length& length, Device device)
-      : size_(sequences.size()) {
-    inputs.offsets[0] = 0;
-    for (std::size_t i = 0; i < size_; ++i) {
-      inputs.slots[i] = sequences[i].state->impl().on(device);
-      inputs.offsets[i + 1] =
-          inputs.offsets[i] + static_cast<std::int32_t>(size_ == 1 ? count : length(sequences[i]));
+  Pass(StepInputs& inputs, const Context& context, std::span<const Input> sequences,
+       std::int64_t count, std::size_t rows, const Length& length)
+      : inputs_(inputs), context_(context) {
+    inputs.resize(sequences.size(), static_cast<std::size_t>(count), rows, context.device());
+    inputs.offsets()[0] = 0;
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+      inputs.slots()[i] = sequences[i].state->impl().on(context.device());
+      inputs.offsets()[i + 1] =
+          inputs.offsets()[i] +
+          static_cast<std::int32_t>(sequences.size() == 1 ? count : length(sequences[i]));
     }
   }
   Pass(const Pass&) = delete;
   Pass& operator=(const Pass&) = delete;
   ~Pass() {
-    if (unfinished_ == nullptr) return;
+    if (finished_) return;
     try {
-      unfinished_->synchronize();
+      context_.synchronize();          // the device may still read the inputs
     } catch (const std::exception&) {  // another error is on its way already
     }
   }
-  /// After `inputs` are complete: queues a copy of them to the device of `context`.
-  void upload(const Context& context, Buffer& memory) {
-    if (context.device().is_cpu()) return;
-    if (memory.size() == 0) memory = Buffer(sizeof(StepInputs), context.device());
-    unfinished_ = &context;
-    cuda::copy(memory.data(), &inputs, sizeof(StepInputs), context.stream(), context.device());
-    device_ = reinterpret_cast<const StepInputs*>(memory.data());
-  }
-  /// Waits until the pass is done and its `bytes` of results are where the host wants them.
-  void finish(const Context& context, void* to, const void* results, std::size_t bytes) {
-    if (to != results) cuda::copy(to, results, bytes, context.stream(), context.device());
-    unfinished_ = nullptr;
-    context.synchronize();
+  /// Waits until the pass is done.
+  void finish() {
+    finished_ = true;
+    context_.synchronize();
   }
 
   ops::Batch batch() const {
-    ops::Batch batch{.offsets = std::span(inputs.offsets).first(size_ + 1),
-                     .slots = std::span(inputs.slots).first(size_)};
-    if (device_ != nullptr) {
-      batch.device_offsets = device_->offsets.data();
-      batch.device_slots = device_->slots.data();
-    }
-    return batch;
+    return {.offsets = inputs_.offsets(),
+            .slots = inputs_.slots(),
+            .device_offsets = inputs_.on_device(inputs_.offsets()),
+            .device_slots = inputs_.on_device(inputs_.slots())};
   }
-  model::Ids ids(std::int64_t count) const {
-    return {std::span(inputs.ids).first(static_cast<std::size_t>(count)),
-            device_ != nullptr ? device_->ids.data() : nullptr};
-  }
-  model::Ids rows(std::size_t count) const {
-    return {std::span(inputs.rows).first(count),
-            device_ != nullptr ? device_->rows.data() : nullptr};
-  }
-
-  StepInputs inputs;
+  model::Ids ids() const { return {inputs_.ids(), inputs_.on_device(inputs_.ids())}; }
+  model::Ids rows() const { return {inputs_.rows(), inputs_.on_device(inputs_.rows())}; }
 
  private:
-  std::size_t size_;
-  const StepInputs* device_ = nullptr;
-  const Context* unfinished_ = nullptr;  ///< whose stream may still read `inputs`
+  StepInputs& inputs_;
+  const Context& context_;
+  bool finished_ = false;
 };
 
 std::int64_t length(const SequenceInput& s) { return static_cast<std::int64_t>(s.ids.size()); }
@@ -124,6 +109,7 @@ void Model::Impl::check_state(const char* what, State* s, std::size_t i, std::ui
   XLSTM_CHECK(state.last_pass != pass, invalid_argument,
               "{}: the state of sequence {} appears twice in the batch", what, i);
   state.last_pass = pass;
+  state.results_pass = 0;
 }
 
 void Model::Impl::check_batch(std::span<const SequenceInput> batch) const {
@@ -153,34 +139,35 @@ void Model::Impl::check_batch(std::span<const VectorInput> batch) const {
   }
 }
 
-void Model::Impl::forward(std::span<const SequenceInput> batch, Logits which, float* logits) {
+void Model::Impl::forward(std::span<const SequenceInput> batch, Logits which, Results results) {
   const std::lock_guard<std::mutex> lock(mutex);
   check_batch(batch);
-  std::array<std::int32_t, kSliceTokens> rows;  // NOLINT: filled as far as it is read
   const auto vocab = static_cast<std::size_t>(config.vocab_size);
+  PassLimits sizes = limits;
+  if (which == Logits::all) {
+    sizes.slice = std::min(sizes.slice, model::kMostLogitRows);
+    sizes.shared_tokens = std::min(sizes.shared_tokens, sizes.slice);
+  }
 
-  for_each_pass(batch, shared(), length, [&](auto sequences, auto begin, auto count, auto tokens) {
+  for_each_pass(batch, sizes, length, [&](auto sequences, auto begin, auto count, auto tokens) {
     const bool is_end = begin + count == tokens;
     std::size_t wanted = 0;
-    if (which == Logits::all) {
-      for (std::int64_t t = 0; t < count; ++t) rows[wanted++] = static_cast<std::int32_t>(t);
-    } else if (which == Logits::last && is_end) {
-      std::int64_t end = -begin;
-      for (const SequenceInput& s : sequences) {
-        end += length(s);
-        rows[wanted++] = static_cast<std::int32_t>(end - 1);
-      }
-    }
-    run(sequences, begin, count, std::span(rows).first(wanted), logits);
-    logits += wanted * vocab;
+    if (which == Logits::all) wanted = static_cast<std::size_t>(count);
+    if (which == Logits::last && is_end) wanted = sequences.size();
+    run(sequences, begin, count, wanted, results);
+    if (results.best != nullptr)
+      results.best += wanted * static_cast<std::size_t>(results.count);
+    else if (wanted > 0)
+      results.logits += wanted * vocab;
     if (!is_end) return;
 
-    const float* after = logits;  // one past the last row written
+    const bool keeps = which != Logits::none && results.best == nullptr;
+    const float* after = results.logits;  // one past the last row written
     for (std::size_t i = sequences.size(); i-- > 0;) {
       State::Impl& state = sequences[i].state->impl();
       state.tokens += length(sequences[i]);
-      state.has_logits = which != Logits::none;
-      if (which == Logits::none) continue;
+      state.has_logits = keeps;
+      if (!keeps) continue;
       const float* last = after - vocab;
       if (last != state.logits.data()) std::copy_n(last, vocab, state.logits.data());
       after -= vocab * (which == Logits::all ? sequences[i].ids.size() : 1);
@@ -199,21 +186,21 @@ void Model::Impl::forward_vectors(std::span<const VectorInput> batch, float* out
   float* end = outputs;
   for (const VectorInput& s : batch) end = std::ranges::copy(s.vectors, end).out;
 
-  for_each_pass(batch, shared(), vectors, [&](auto sequences, auto begin, auto count, auto tokens) {
+  for_each_pass(batch, limits, vectors, [&](auto sequences, auto begin, auto count, auto tokens) {
     const Device device = context.device();
-    Pass pass(sequences, count, vectors, device);
-    std::iota(pass.inputs.ids.begin(), pass.inputs.ids.begin() + count, 0);
-    pass.upload(context, step_inputs_);
+    Pass pass(inputs_, context, sequences, count, 0, vectors);
+    std::iota(inputs_.ids().begin(), inputs_.ids().end(), 0);
     const std::size_t bytes = static_cast<std::size_t>(count * d) * sizeof(float);
     float* on_device = outputs;
     if (!device.is_cpu()) {
-      on_device = device_floats(static_cast<std::size_t>(count * d));
+      on_device = reinterpret_cast<float*>(result_memory(bytes));
       cuda::copy(on_device, outputs, bytes, context.stream(), device);
     }
     const Tensor x = Tensor::dense(on_device, DType::f32, {count, d}, device);
     run_prepared(pass.batch(), 0,
-                 [&] { network.forward_vectors(context, pass.batch(), pass.ids(count), x, x); });
-    pass.finish(context, outputs, on_device, bytes);
+                 [&] { network.forward_vectors(context, pass.batch(), pass.ids(), x, x); });
+    if (!device.is_cpu()) cuda::copy(outputs, on_device, bytes, context.stream(), device);
+    pass.finish();
     outputs += count * d;
     if (begin + count < tokens) return;
     for (const VectorInput& s : sequences) {
@@ -223,47 +210,86 @@ void Model::Impl::forward_vectors(std::span<const VectorInput> batch, float* out
   });
 }
 
+// @param wanted  0, the sequences' last tokens, or all tokens of the only sequence
 void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t begin,
-                      std::int64_t count, std::span<const std::int32_t> rows, float* logits) {
+                      std::int64_t count, std::size_t wanted, const Results& results) {
   const Device device = context.device();
-  Pass pass(sequences, count, length, device);
+  Pass pass(inputs_, context, sequences, count, wanted, length);
   if (sequences.size() == 1) {
     std::ranges::copy(
         sequences[0].ids.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)),
-        pass.inputs.ids.begin());
+        inputs_.ids().begin());
   } else {
     for (std::size_t i = 0; i < sequences.size(); ++i)
-      std::ranges::copy(sequences[i].ids, pass.inputs.ids.begin() + pass.inputs.offsets[i]);
+      std::ranges::copy(sequences[i].ids, inputs_.ids().begin() + inputs_.offsets()[i]);
   }
-  std::ranges::copy(rows, pass.inputs.rows.begin());
-  pass.upload(context, step_inputs_);
-  const std::size_t floats = rows.size() * static_cast<std::size_t>(config.vocab_size);
-  const Tensor out =
-      Tensor::dense(device.is_cpu() ? logits : device_floats(floats), DType::f32,
-                    {static_cast<std::int64_t>(rows.size()), config.vocab_size}, device);
-  run_prepared(pass.batch(), 1 + rows.size(), [&] {
-    network.forward(context, pass.batch(), pass.ids(count), pass.rows(rows.size()), out);
+  if (wanted == static_cast<std::size_t>(count))
+    std::iota(inputs_.rows().begin(), inputs_.rows().end(), 0);
+  else
+    for (std::size_t i = 0; i < wanted; ++i) inputs_.rows()[i] = inputs_.offsets()[i + 1] - 1;
+
+  // Logits, and of a pass that is asked for the best, those: values and then ids.
+  const auto rows = static_cast<std::int64_t>(wanted);
+  const auto vocab = config.vocab_size;
+  const std::size_t logit_bytes = wanted * static_cast<std::size_t>(vocab) * sizeof(float);
+  const std::size_t best_bytes = wanted * static_cast<std::size_t>(results.count) * sizeof(float);
+  const bool in_place = device.is_cpu() && results.best == nullptr;
+  std::byte* memory = in_place ? nullptr : result_memory(logit_bytes + 2 * best_bytes);
+  const Tensor logits = Tensor::dense(in_place ? static_cast<void*>(results.logits) : memory,
+                                      DType::f32, {rows, vocab}, device);
+  const Tensor values =
+      Tensor::dense(memory + logit_bytes, DType::f32, {rows, results.count}, device);
+  const Tensor ids =
+      Tensor::dense(memory + logit_bytes + best_bytes, DType::i32, {rows, results.count}, device);
+  std::byte* best = memory + logit_bytes;  // where the host reads them
+  if (results.best != nullptr && !device.is_cpu()) {
+    if (best_.size() < 2 * best_bytes) best_ = Buffer::on_host_for(device, 2 * best_bytes);
+    best = best_.data();
+  }
+
+  const std::size_t kind = 1 + wanted + (static_cast<std::size_t>(results.count) << 32);
+  run_prepared(pass.batch(), kind, [&] {
+    network.forward(context, pass.batch(), pass.ids(), pass.rows(), logits);
+    if (results.best == nullptr || wanted == 0) return;
+    ops::best_logits(context,
+                     {.logits = logits.cols(0, results.ids), .values = values, .ids = ids});
+    if (best != memory + logit_bytes && !context.measuring())
+      cuda::copy(best, values.data, 2 * best_bytes, context.stream(), device);
   });
-  pass.finish(context, logits, out.data, floats * sizeof(float));
+  if (results.best == nullptr && !in_place && wanted > 0)
+    cuda::copy(results.logits, memory, logit_bytes, context.stream(), device);
+  pass.finish();
+  if (results.best == nullptr) return;
+  results_pass_ = next_pass();
+  for (std::size_t i = 0; i < wanted; ++i) {
+    State::Impl& state = sequences[i].state->impl();
+    state.results_pass = results_pass_;
+    state.results_row = static_cast<std::int64_t>(i);
+  }
+  const auto n = best_bytes / sizeof(float);
+  for (std::size_t i = 0; i < n; ++i)
+    results.best[i] = {reinterpret_cast<const float*>(best)[i],
+                       reinterpret_cast<const std::int32_t*>(best + best_bytes)[i]};
 }
 
-float* Model::Impl::device_floats(std::size_t count) {
-  if (results_.size() < count * sizeof(float)) {
+std::byte* Model::Impl::result_memory(std::size_t bytes) {
+  results_pass_ = 0;
+  if (results_.size() < bytes) {
     results_ = Buffer();  // free first: the old content is dead
-    results_ = Buffer(count * sizeof(float), context.device());
+    results_ = Buffer(bytes, context.device());
   }
-  return reinterpret_cast<float*>(results_.data());
+  return results_.data();
 }
 
 // @param kind  what beside the lengths decides how much scratch the pass takes
-template <class Pass>
-void Model::Impl::run_prepared(const ops::Batch& batch, std::size_t kind, Pass&& pass) {
+template <class Body>
+void Model::Impl::run_prepared(const ops::Batch& batch, std::size_t kind, Body&& body) {
   // Scratch never shrinks, so a shape that was measured once fits for ever.
   const std::uint64_t key = hash_bytes(std::as_bytes(batch.offsets), kind);
   if (std::ranges::find(prepared_, key) == prepared_.end()) {
     context.start_measuring();
     try {
-      pass();
+      body();
     } catch (...) {
       context.finish_measuring();
       throw;
@@ -271,15 +297,22 @@ void Model::Impl::run_prepared(const ops::Batch& batch, std::size_t kind, Pass&&
     context.finish_measuring();
     prepared_[next_prepared_++ % prepared_.size()] = key;
   }
-  if (context.device().is_cpu() || batch.tokens() > shared()) return pass();
-  const std::array<std::uint64_t, 2> memory{context.arena().capacity(),
-                                            reinterpret_cast<std::uintptr_t>(results_.data())};
+  if (context.device().is_cpu()) return body();
+  const auto pass = [&] {
+    inputs_.upload(context);
+    body();
+  };
+  if (batch.tokens() > model::kMostGraphTokens) return pass();
+  const std::array<std::uintptr_t, 4> memory{context.arena().capacity(),
+                                             reinterpret_cast<std::uintptr_t>(batch.device_slots),
+                                             reinterpret_cast<std::uintptr_t>(results_.data()),
+                                             reinterpret_cast<std::uintptr_t>(best_.data())};
   run_graph(hash_bytes(std::as_bytes(std::span(memory)), key), pass);
 }
 
 // Passes of few tokens are hundreds of short kernels, which cost the host more than the device.
-// They are the same kernels with the same arguments each time: whatever changes is in the step's
-// inputs.
+// They are the same kernels and copies with the same arguments each time: whatever changes is in
+// the step's inputs.
 // @param key  everything that the arguments depend on
 template <class Pass>
 void Model::Impl::run_graph(std::uint64_t key, Pass&& pass) {
@@ -308,8 +341,19 @@ void Model::Impl::run_graph(std::uint64_t key, Pass&& pass) {
 
 std::span<const float> Model::Impl::eval(State& state, std::span<const std::int32_t> ids) {
   const SequenceInput input{.ids = ids, .state = &state};
-  forward(std::span(&input, 1), Logits::last, state.impl().logits.data());
+  forward(std::span(&input, 1), Logits::last, {.logits = state.impl().logits.data()});
   return state.last_logits();
+}
+
+void Model::Impl::fetch_logits(State& state) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  State::Impl& s = state.impl();
+  if (s.has_logits || s.results_pass == 0 || s.results_pass != results_pass_) return;
+  const std::size_t bytes = s.logits.size() * sizeof(float);
+  copy_memory(s.logits.data(), {},
+              results_.data() + static_cast<std::size_t>(s.results_row) * bytes, context.device(),
+              bytes);
+  s.has_logits = true;
 }
 
 }  // namespace xlstm

@@ -263,7 +263,7 @@ Model Model::load(const std::filesystem::path& directory, const LoadOptions& opt
   impl->directory = directory;
   impl->checkpoint = formats::Checkpoint::open(directory);
   model::load_weights(*impl, hugging_face ? model::Dialect::hugging_face : model::Dialect::nxai);
-  model::check_device_memory(*impl, impl->parameter_infos());
+  model::prepare_device(*impl, impl->parameter_infos());
   if (options.check_tensors) model::check_finite(*impl);
   model::load_vocabulary(*impl);
   impl->hash = model::hash_model(*impl);

@@ -33,8 +33,7 @@ std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype)
 
 MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
                          const LoadOptions& options)
-    : context_(options.device, options.threads),
-      most_shared_(shared_tokens(options.device, options.exact)) {
+    : context_(options.device, options.threads) {
   network_.hp = Hyperparameters(config, options.dtype,
                                 options.chunk_size > 0 ? options.chunk_size : ops::kDefaultChunk);
   network_.state = StateLayout(config);
@@ -48,6 +47,14 @@ MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> we
     weights_ += placed_bytes(*p.view);
   }
   if (!network_.lm_head[0]) network_.lm_head[0] = network_.embedding;
+  if (options.device.is_cpu()) return;
+  constexpr std::int64_t kMostSlice = 16384, kMostShared = 256;
+  for (std::int64_t slice = kMostSlice; slice > limits_.slice; slice /= 2)
+    if (measure(std::array{0, static_cast<std::int32_t>(slice)}) <= kMostPromptScratch)
+      limits_.slice = slice;
+  if (options.exact) return;
+  limits_.shared_sequences = kMostShared;
+  limits_.shared_tokens = limits_.slice;
 }
 
 std::uint64_t MemoryMeter::measure(std::span<const std::int32_t> offsets) {
@@ -74,32 +81,33 @@ std::uint64_t MemoryMeter::measure(std::span<const std::int32_t> offsets) {
 MemoryNeeds MemoryMeter::needs(std::int64_t sequences) {
   XLSTM_CHECK(sequences >= 1, invalid_argument, "memory: expected at least one sequence, found {}",
               sequences);
-  const std::int64_t shared = std::min(sequences, most_shared_);
+  const std::int64_t shared = std::min(sequences, limits_.shared_sequences);
   MemoryNeeds needs;
   needs.sequences = sequences;
   needs.weights = weights_;
   needs.state = network_.state.bytes();
-  std::array<std::int32_t, kMostShared + 1> offsets;  // NOLINT: filled below
+  std::vector<std::int32_t> offsets(static_cast<std::size_t>(shared) + 1);
   std::iota(offsets.begin(), offsets.end(), 0);
-  needs.decode_scratch = measure(std::span(offsets).first(static_cast<std::size_t>(shared) + 1));
-  offsets[1] = kSliceTokens;
-  needs.prompt_scratch = measure(std::span(offsets).first(2));
+  needs.decode_scratch = measure(offsets);
+  needs.prompt_scratch = measure(std::array{0, static_cast<std::int32_t>(limits_.slice)});
   if (context_.device().is_cpu()) return needs;
-  needs.step_inputs = sizeof(StepInputs);
+  const auto rows = static_cast<std::size_t>(shared),
+             slice = static_cast<std::size_t>(limits_.slice);
+  needs.step_inputs = StepInputs::bytes(rows, slice, rows);
   const std::int64_t results =
-      network_.hp.vocab > 0 ? shared * network_.hp.vocab : kSliceTokens * network_.hp.d;
+      network_.hp.vocab > 0 ? shared * network_.hp.vocab : limits_.slice * network_.hp.d;
   needs.results = static_cast<std::uint64_t>(results) * sizeof(float);
   return needs;
 }
 
 std::int64_t MemoryMeter::sequences_within(std::uint64_t bytes) {
   const auto fits = [&](std::int64_t n) { return needs(n).total() <= bytes; };
-  if (fits(most_shared_)) {  // from there on, a sequence more takes its state more
-    const MemoryNeeds all = needs(most_shared_);
-    if (all.state == 0) return most_shared_;
-    return most_shared_ + static_cast<std::int64_t>((bytes - all.total()) / all.state);
+  if (fits(limits_.shared_sequences)) {  // from there on, a sequence more takes its state more
+    const MemoryNeeds all = needs(limits_.shared_sequences);
+    if (all.state == 0) return limits_.shared_sequences;
+    return limits_.shared_sequences + static_cast<std::int64_t>((bytes - all.total()) / all.state);
   }
-  std::int64_t fit = 0, most = most_shared_;
+  std::int64_t fit = 0, most = limits_.shared_sequences;
   while (fit + 1 < most) (fits((fit + most) / 2) ? fit : most) = (fit + most) / 2;
   return fit;
 }

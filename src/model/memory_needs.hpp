@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/network.hpp"
+#include "model/step_inputs.hpp"
 #include "xlstm/model.hpp"
 
 namespace xlstm::model {
@@ -17,7 +18,7 @@ struct MemoryNeeds {
   std::uint64_t weights = 0;
   std::uint64_t state = 0;           ///< of one sequence
   std::uint64_t decode_scratch = 0;  ///< of a token for each sequence that shares a pass
-  std::uint64_t prompt_scratch = 0;  ///< of kSliceTokens tokens of one sequence
+  std::uint64_t prompt_scratch = 0;  ///< of a slice of one sequence
   std::uint64_t step_inputs = 0;     ///< 0 on the CPU, which reads them where they are
   /// What a pass gives: logits of one token for each sequence that shares it, or the vectors of a
   /// model without a vocabulary. All logits of a prompt take more. 0 on the CPU.
@@ -33,6 +34,9 @@ struct MemoryNeeds {
   }
 };
 
+/// Scratch memory of a slice on a CUDA device, as far as slices can be made shorter.
+inline constexpr std::uint64_t kMostPromptScratch = std::uint64_t{2} << 30;
+
 /// Parameters of random weights of type `dtype`.
 std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype);
 
@@ -43,6 +47,9 @@ class MemoryMeter {
   MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
               const LoadOptions& options);
 
+  /// Of passes of this model: on a CUDA device slices are as long as kMostPromptScratch allows, so
+  /// that products are large and cells have many blocks.
+  const PassLimits& limits() const { return limits_; }
   MemoryNeeds needs(std::int64_t sequences);
   /// The most sequences whose needs are no more than `bytes`; 0 if not even one's are.
   std::int64_t sequences_within(std::uint64_t bytes);
@@ -57,7 +64,7 @@ class MemoryMeter {
   Context context_;
   Network network_;
   std::uint64_t weights_ = 0;
-  std::int64_t most_shared_;  ///< sequences that share a pass
+  PassLimits limits_;
 };
 
 }  // namespace xlstm::model

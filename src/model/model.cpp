@@ -7,6 +7,7 @@
 #include "core/check.hpp"
 #include "model/model_impl.hpp"
 #include "model/state_impl.hpp"
+#include "ops/best.hpp"
 #include "ops/mlstm.hpp"
 
 namespace xlstm {
@@ -53,7 +54,24 @@ void Model::forward(std::span<const SequenceInput> batch, Logits which, std::spa
   const std::size_t expected = rows * static_cast<std::size_t>(impl_->config.vocab_size);
   XLSTM_CHECK(logits.size() >= expected, invalid_argument,
               "forward: expected room for {} logits, found {}", expected, logits.size());
-  impl_->forward(batch, which, logits.data());
+  impl_->forward(batch, which, {.logits = logits.data()});
+}
+
+std::int64_t Model::most_best() const noexcept {
+  return std::min<std::int64_t>(ops::kMostBest, sampleable_ids());
+}
+
+void Model::forward_best(std::span<const SequenceInput> batch, std::int64_t count,
+                         std::span<Candidate> best) {
+  impl_->expect_vocabulary("forward_best");
+  XLSTM_CHECK(count >= 1 && count <= most_best(), invalid_argument,
+              "forward_best: expected 1 to {} logits of each sequence, found {}", most_best(),
+              count);
+  const std::size_t expected = batch.size() * static_cast<std::size_t>(count);
+  XLSTM_CHECK(best.size() >= expected, invalid_argument,
+              "forward_best: expected room for {} candidates, found {}", expected, best.size());
+  impl_->forward(batch, Logits::last,
+                 {.best = best.data(), .count = count, .ids = sampleable_ids()});
 }
 
 void Model::forward_vectors(std::span<const VectorInput> batch, std::span<float> outputs) {

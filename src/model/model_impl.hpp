@@ -34,33 +34,44 @@ struct Model::Impl {
   std::vector<std::int32_t> eos;
   std::uint64_t hash = 0;
 
+  model::PassLimits limits;
   std::mutex mutex;  ///< one forward pass at a time
   Context context;
 
   std::vector<ParameterInfo> parameter_infos() const;
   /// Throws Error(unsupported) for a model that is a block stack alone.
   void expect_vocabulary(const char* what) const;
-  void forward(std::span<const SequenceInput> batch, Logits which, float* logits);
+  /// Where a pass's logits go.
+  struct Results {
+    float* logits = nullptr;
+    Candidate* best = nullptr;  ///< or these: `count` for each sequence, of ids below `ids`
+    std::int64_t count = 0, ids = 0;
+  };
+  void forward(std::span<const SequenceInput> batch, Logits which, Results results);
   void forward_vectors(std::span<const VectorInput> batch, float* outputs);
   std::span<const float> eval(State& state, std::span<const std::int32_t> ids);
+  /// After a pass that gave the best logits only: gives `state` all its last logits, if no other
+  /// pass came between.
+  void fetch_logits(State& state);
 
  private:
-  /// Tokens of sequences that share a pass.
-  std::int64_t shared() const { return model::shared_tokens(context.device(), options.exact); }
   void check_state(const char* what, State* state, std::size_t sequence, std::uint64_t pass) const;
   void check_batch(std::span<const SequenceInput> batch) const;
   void check_batch(std::span<const VectorInput> batch) const;
   void run(std::span<const SequenceInput> sequences, std::int64_t begin, std::int64_t count,
-           std::span<const std::int32_t> rows, float* logits);
-  template <class Pass>
-  void run_prepared(const ops::Batch& batch, std::size_t kind, Pass&& pass);
+           std::size_t wanted, const Results& results);
+  template <class Body>
+  void run_prepared(const ops::Batch& batch, std::size_t kind, Body&& body);
   template <class Pass>
   void run_graph(std::uint64_t key, Pass&& pass);
-  /// `count` floats of device memory that stay until the next call.
-  float* device_floats(std::size_t count);
+  /// Memory of the device that stays until the next call.
+  std::byte* result_memory(std::size_t bytes);
 
   std::array<std::uint64_t, 64> prepared_{};  ///< shapes whose scratch is known to fit
   std::size_t next_prepared_ = 0;
+  model::StepInputs inputs_;
+  std::uint64_t results_pass_ = 0;  ///< that left them
+  Buffer results_;                  ///< logits or vectors that the caller has no room for
 
   // Of a CUDA device.
   struct Graph {
@@ -69,8 +80,7 @@ struct Model::Impl {
   };
   static constexpr std::size_t kMostGraphs = 64;
   std::vector<Graph> graphs_;
-  Buffer step_inputs_;  ///< what a pass reads beside weights and states
-  Buffer results_;      ///< logits or vectors
+  Buffer best_;  ///< the host's copy of the best logits
 };
 
 namespace model {
@@ -79,9 +89,10 @@ namespace model {
 void load_weights(Model::Impl& impl, Dialect dialect);
 /// Fills every parameter with random numbers of type `dtype`.
 void random_weights(Model::Impl& impl, DType dtype, std::uint64_t seed);
-/// Throws Error(out_of_memory) unless weights of these types, a sequence and scratch memory fit
-/// into what is free on the device of `impl.context`.
-void check_device_memory(const Model::Impl& impl, std::span<const ParameterInfo> weights);
+/// Unless the device of `impl.context` is the CPU: chooses the sizes of passes, and throws
+/// Error(out_of_memory) unless weights of these types, a sequence and scratch memory fit into what
+/// is free there.
+void prepare_device(Model::Impl& impl, std::span<const ParameterInfo> weights);
 /// Copies the weights to the device of `impl.context`, if that is not the CPU.
 void move_weights_to_device(Model::Impl& impl);
 /// Throws Error(invalid_file) naming the first weight that is not finite.

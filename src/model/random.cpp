@@ -136,7 +136,7 @@ Model Model::random(const Config& config, DType weights, std::uint64_t seed,
               "random weights: expected no adapters, found {}",
               options.adapters.front().directory.string());
   auto impl = std::make_unique<Impl>(config, options);
-  model::check_device_memory(*impl, model::uniform_parameters(config, weights));
+  model::prepare_device(*impl, model::uniform_parameters(config, weights));
   model::random_weights(*impl, weights, seed);
   model::load_vocabulary(*impl);
   impl->hash = model::hash_model(*impl);

@@ -42,6 +42,7 @@ void State::reset() {
     record = Buffer(record.size(), record.device(), true);
   impl_->tokens = 0;
   impl_->has_logits = false;
+  impl_->results_pass = 0;
 }
 
 std::int64_t State::token_count() const noexcept { return impl_->tokens; }

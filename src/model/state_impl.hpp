@@ -27,6 +27,9 @@ struct State::Impl {
   bool has_logits = false;    ///< `logits` are those after the last token
   std::int64_t tokens = 0;
   std::uint64_t last_pass = 0;  ///< the forward pass that last touched it
+  /// The pass that left its last logits in the model's memory, and their row there.
+  std::uint64_t results_pass = 0;
+  std::int64_t results_row = 0;
 };
 
 }  // namespace xlstm

@@ -1,33 +1,67 @@
 #pragma once
-// The size of a pass through the network and what it reads beside weights and states.
+// What a pass through the network reads beside weights and states, and how large passes are.
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
-#include "xlstm/device.hpp"
+#include "core/buffer.hpp"
+#include "core/context.hpp"
 
 namespace xlstm::model {
 
-/// Tokens of one pass. Bounds the activations (about 210 kB per token at 7B); at this many tokens
-/// the matrix products have reached their peak rate. A multiple of the usual chunk sizes.
-inline constexpr std::int64_t kSliceTokens = 512;
+/// What one pass may hold.
+struct PassLimits {
+  /// Tokens: bounds the activations (about 210 kB per token at 7B in float32). At 512 the products
+  /// of a CPU have reached their peak rate. Multiples of the usual chunk sizes.
+  std::int64_t slice = 512;
+  /// Sequences that share it, and the tokens of all of them. A longer sequence has passes of its
+  /// own. Products of up to 16 rows have one summation order, so sequences of so many tokens in all
+  /// do not change each other's bits (ops/linear.hpp). On a CUDA device more may share a pass,
+  /// unless LoadOptions::exact says otherwise.
+  std::int64_t shared_sequences = 16;
+  std::int64_t shared_tokens = 16;
+};
 
-/// Tokens of sequences that share a pass; a longer sequence has passes of its own. Products of up
-/// to 16 rows have one summation order, so such sequences do not change each other's bits
-/// (ops/linear.hpp). On a CUDA device more may share one, unless LoadOptions::exact says otherwise.
-inline std::int64_t shared_tokens(Device device, bool exact) {
-  return device.is_cpu() || exact ? 16 : 256;
-}
-inline constexpr std::size_t kMostShared = 256;
+/// Passes of up to so many tokens are graphs on a CUDA device.
+inline constexpr std::int64_t kMostGraphTokens = 256;
+/// Rows of one pass of which all logits are wanted.
+inline constexpr std::int64_t kMostLogitRows = 512;
 
-/// Where a pass's tokens lie and whose they are, and the rows of two tables. A CUDA device gets a
-/// copy of all in one piece.
-struct StepInputs {
-  std::array<std::byte*, kMostShared> slots;          // NOLINT: filled as far as it is read
-  std::array<std::int32_t, kMostShared + 1> offsets;  // NOLINT
-  std::array<std::int32_t, kSliceTokens> ids;         // NOLINT
-  std::array<std::int32_t, kSliceTokens> rows;        // NOLINT
+/// Where a pass's tokens lie and whose they are, and the rows of two tables. One piece of memory,
+/// of which a CUDA device gets a copy.
+class StepInputs {
+ public:
+  /// Room for a pass; what was there is gone. A pass of the same size has the same addresses as the
+  /// last of that size, unless a larger one came between.
+  void resize(std::size_t sequences, std::size_t tokens, std::size_t rows, Device device);
+
+  std::span<std::byte*> slots() const { return at<std::byte*>(0, sequences_); }
+  std::span<std::int32_t> offsets() const { return at<std::int32_t>(offsets_, sequences_ + 1); }
+  std::span<std::int32_t> ids() const { return at<std::int32_t>(ids_, tokens_); }
+  std::span<std::int32_t> rows() const { return at<std::int32_t>(rows_, row_count_); }
+
+  /// Queues a copy of all to the device.
+  void upload(const Context& context) const;
+  /// Where a part of the host's memory lies on the device; null on the CPU.
+  template <class T>
+  const T* on_device(std::span<T> part) const {
+    if (device_.size() == 0) return nullptr;
+    return reinterpret_cast<const T*>(device_.data() +
+                                      (reinterpret_cast<std::byte*>(part.data()) - host_.data()));
+  }
+  /// Bytes of such a pass.
+  static std::size_t bytes(std::size_t sequences, std::size_t tokens, std::size_t rows);
+
+ private:
+  template <class T>
+  std::span<T> at(std::size_t offset, std::size_t count) const {
+    return {reinterpret_cast<T*>(host_.data() + offset), count};
+  }
+
+  std::size_t sequences_ = 0, tokens_ = 0, row_count_ = 0;
+  std::size_t offsets_ = 0, ids_ = 0, rows_ = 0;  ///< from the start, bytes
+  Buffer host_, device_;
 };
 
 }  // namespace xlstm::model

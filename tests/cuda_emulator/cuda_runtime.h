@@ -215,6 +215,7 @@ enum cudaFuncAttribute {
   cudaFuncAttributeNonPortableClusterSizeAllowed = 12
 };
 constexpr unsigned cudaStreamNonBlocking = 1;
+constexpr unsigned cudaHostAllocPortable = 1;
 struct CUstream_st {};
 using cudaStream_t = CUstream_st*;
 

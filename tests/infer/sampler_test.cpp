@@ -4,9 +4,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
+#include <random>
 
 #include "formats/expect_error.hpp"
 
@@ -109,6 +112,48 @@ TEST(SamplerTest, TopPWorksOnWhatTopKLeft) {
   EXPECT_EQ(frequencies(o, logits).size(), 1u);
   o.top_p = 0.6F;
   EXPECT_EQ(frequencies(o, logits).size(), 2u);
+}
+
+TEST(SamplerTest, TheBestLogitsAreEnough) {
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal(0, 2);
+  for (const int top_k : {1, 7, 40}) {
+    for (const float temperature : {0.0F, 0.7F, 3.0F}) {
+      SamplerOptions o = plain();
+      o.top_k = top_k;
+      o.temperature = temperature;
+      o.top_p = 0.9F;
+      o.min_p = 0.01F;
+      Sampler from_all(o, 300), from_best(o, 300);
+      EXPECT_EQ(from_best.best_needed(), temperature == 0 ? 1 : top_k);
+      for (int i = 0; i < 200; ++i) {
+        std::vector<float> logits(300);
+        for (float& x : logits) x = std::round(normal(random) * 4) / 4;  // ties
+        std::vector<Candidate> best;
+        for (std::int32_t id = 0; id < 300; ++id)
+          best.push_back({logits[static_cast<std::size_t>(id)], id});
+        std::ranges::stable_sort(best, std::greater<>(), &Candidate::logit);
+        best.resize(64);  // more than needed does no harm
+        EXPECT_EQ(from_best.sample_best(best), from_all.sample(logits));
+      }
+    }
+  }
+  SamplerOptions o = plain();
+  EXPECT_EQ(Sampler(o, 300).best_needed(), 0) << "all logits without top-k";
+  o.top_k = 5;
+  o.repeat_penalty = 1.1F;
+  EXPECT_EQ(Sampler(o, 300).best_needed(), 0) << "penalties change the order";
+  o.repeat_penalty = 1;
+  o.logit_bias[3] = 1;
+  EXPECT_EQ(Sampler(o, 300).best_needed(), 0) << "and so does a bias";
+}
+
+TEST(SamplerTest, ABestLogitThatIsNotFiniteIsNamed) {
+  SamplerOptions o = plain();
+  o.top_k = 2;
+  const std::vector<Candidate> best = {{std::numeric_limits<float>::quiet_NaN(), 17}, {1, 2}};
+  expect_error(ErrorCode::internal, {"found nan for id 17"},
+               [&] { Sampler(o, 300).sample_best(best); });
 }
 
 TEST(SamplerTest, BiasComesFirstAndMinusInfinityForbids) {

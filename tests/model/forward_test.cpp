@@ -3,11 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <thread>
 
 #include "allocation_counter.hpp"
 #include "formats/expect_error.hpp"
+#include "model/model_impl.hpp"
 #include "model/small_model.hpp"
 
 namespace xlstm::testing {
@@ -19,6 +22,55 @@ std::vector<float> outcome(const State& state) {
     for (const Tensor& t : {state.c(i), state.n(i), state.m(i)})
       all.insert(all.end(), t.as<float>(), t.as<float>() + t.count());
   return all;
+}
+
+TEST(ForwardTest, TheBestLogitsAreThoseOfAll) {
+  Model model = small_model(DType::bf16);
+  constexpr std::int64_t kCount = 7;
+  std::vector<State> a, b;
+  std::vector<std::vector<std::int32_t>> ids;
+  for (const std::size_t length : {1, 20, 3}) {
+    a.push_back(model.make_state());
+    b.push_back(model.make_state());
+    ids.push_back(some_ids(length));
+  }
+  for (int step = 0; step < 3; ++step) {
+    std::vector<SequenceInput> batch_a, batch_b;
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      batch_a.push_back({ids[i], &a[i]});
+      batch_b.push_back({ids[i], &b[i]});
+    }
+    std::vector<float> logits(3 * 101);
+    std::vector<Candidate> best(3 * kCount);
+    model.forward(batch_a, Logits::last, logits);
+    model.forward_best(batch_b, kCount, best);
+    for (std::size_t s = 0; s < 3; ++s) {
+      const std::vector<float> row(logits.begin() + static_cast<std::ptrdiff_t>(101 * s),
+                                   logits.begin() + static_cast<std::ptrdiff_t>(101 * (s + 1)));
+      std::vector<std::int32_t> order(101);
+      std::iota(order.begin(), order.end(), 0);
+      std::ranges::stable_sort(order, [&](auto x, auto y) {
+        return row[static_cast<std::size_t>(x)] > row[static_cast<std::size_t>(y)];
+      });
+      for (std::size_t i = 0; i < kCount; ++i) {
+        EXPECT_EQ(best[s * kCount + i].id, order[i]);
+        EXPECT_EQ(best[s * kCount + i].logit, row[static_cast<std::size_t>(order[i])]);
+      }
+      EXPECT_TRUE(b[s].last_logits().empty());
+      EXPECT_EQ(b[s].token_count(), a[s].token_count());
+    }
+  }
+  model.impl().fetch_logits(b[2]);
+  EXPECT_TRUE(std::ranges::equal(b[2].last_logits(), a[2].last_logits()));
+  // Another pass has taken their place.
+  model.eval(a[0], ids[0]);
+  std::vector<Candidate> one(1);
+  const SequenceInput other{ids[1], &a[1]};
+  model.forward_best({&other, 1}, 1, one);
+  model.impl().fetch_logits(b[1]);
+  EXPECT_TRUE(b[1].last_logits().empty());
+  EXPECT_THROW(model.forward_best({}, 0, {}), Error);
+  EXPECT_THROW(model.forward_best({}, 65, {}), Error);
 }
 
 class BatchTest : public ::testing::TestWithParam<DType> {};

@@ -58,7 +58,9 @@ TEST(MemoryNeeds, ScratchIsWhatPassesTake) {
       };
       run(5, 1);
       EXPECT_EQ(arena.capacity(), needs.decode_scratch);
-      run(1, 512);
+      // A slice of a device is long, and the emulated one is slow.
+      if (!test_device().is_cpu() && (config.vocab_size > 0 || arithmetic == DType::f32)) continue;
+      run(1, static_cast<std::size_t>(model.impl().limits.slice));
       EXPECT_EQ(arena.capacity(), needs.scratch());
     }
   }

@@ -130,7 +130,10 @@ class VectorsTest : public ::testing::TestWithParam<Case> {
 
 TEST_P(VectorsTest, EmbeddedTokensGiveWhatTheTokensGive) {
   Model model = random();
-  for (const std::size_t length : {1, 7, 16, 17, 600}) {
+  // A device reads vectors in longer slices than tokens of which all logits are wanted.
+  const std::size_t longest = test_device().is_cpu() ? 600 : 500;
+  for (const std::size_t length :
+       {std::size_t{1}, std::size_t{7}, std::size_t{16}, std::size_t{17}, longest}) {
     const std::vector<std::int32_t> ids = some_ids(length);
     State a = model.make_state(), b = model.make_state();
     const std::vector<float> expected = all_logits(model, a, ids);
