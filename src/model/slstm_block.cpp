@@ -64,9 +64,14 @@ void SlstmBlock::cell(Context& c, const Hyperparameters& hp, Tensor x, const ops
   ops::headwise_linear(c, {.x = a.c, .w = w_f, .b = {}, .y = wx.cols(hp.d, hp.d)});
   ops::headwise_linear(c, {.x = a.u, .w = w_z, .b = {}, .y = wx.cols(2 * hp.d, hp.d)});
   ops::headwise_linear(c, {.x = a.u, .w = w_o, .b = {}, .y = wx.cols(3 * hp.d, hp.d)});
-  ops::slstm(
-      c,
-      {.wx = wx, .r = r, .b = b, .batch = batch, .state = state.slstm, .h = a.h, .saved = a.cell});
+  ops::slstm(c, {.wx = wx,
+                 .r = r,
+                 .b = b,
+                 .batch = batch,
+                 .state = state.slstm,
+                 .h = a.h,
+                 .saved = a.cell,
+                 .product = hp.activation});
   // x += GN(dropout(h))
   Tensor h = a.h;
   if (a.dropout) {

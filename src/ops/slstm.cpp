@@ -36,6 +36,8 @@ void check_slstm(const SlstmArgs& a) {
   if (a.b) check_tensor(kOp, "b", a.b, Types::weight, {4 * width});
   check_tensor(kOp, "h", a.h, Types::f32, {tokens, width});
   if (a.saved) check_saved(kOp, a.saved, tokens, width);
+  XLSTM_CHECK(a.product == DType::f32 || a.product == DType::bf16, invalid_argument,
+              "{}: product must be f32 or bf16, found {}", kOp, to_string(a.product));
 }
 
 std::size_t slstm_workspace(const Context& context, const SlstmArgs& a) {

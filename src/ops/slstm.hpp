@@ -37,6 +37,9 @@ struct SlstmArgs {
   SlstmStateOffsets state;  ///< in and out
   Tensor h;                 ///< [T, D] f32
   SlstmSaved saved = {};    ///< out, if it has tensors
+  /// bf16: where R has 16 bits, a body may round h to R's type for R h, as linear() does with its
+  /// input; all else stays f32. f32: no body does.
+  DType product = DType::f32;
 };
 XLSTM_OP(slstm, SlstmArgs)
 

@@ -1,1 +1,9 @@
 // The kernels of src/ops/cuda/sm90/, which no emulator runs: Level::base never calls them.
+
+#include "ops/cuda/sm90/slstm.hpp"
+
+namespace xlstm::ops::cuda::sm90 {
+
+bool slstm(Context&, const SlstmArgs&) { return false; }
+
+}  // namespace xlstm::ops::cuda::sm90

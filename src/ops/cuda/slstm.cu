@@ -4,8 +4,11 @@
 
 #include "ops/cuda/device/batch.cuh"
 #include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/device/slstm_cell.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 #include "ops/cuda/slstm_plan.hpp"
+#include "ops/cuda/sm90/slstm.hpp"
 
 namespace xlstm::ops::cuda {
 namespace {
@@ -62,24 +65,11 @@ struct SlstmCall {
   }
 };
 
-/// One token of one unit; c, n and m change, the result is h. Not inlined, so that every kernel
-/// below has the same machine code of it, and a sequence the same bits in each.
+/// Not inlined, so that every kernel below has the same machine code of it, and a sequence the same
+/// bits in each.
 __device__ __noinline__ float slstm_cell(float raw_i, float raw_f, float raw_z, float raw_o,
                                          float* c, float* n, float* m) {
-  const float decayed = *m + log_sigmoid(raw_f);
-  const float apart = raw_i - decayed;
-  // The larger of the two weights is 1, the other one this.
-  const float lesser = expf(-fabsf(apart));
-  const bool input_wins = *n == 0 || apart >= 0;
-  const float input = input_wins ? 1.0F : lesser, forget = apart < 0 ? 1.0F : lesser;
-  const float new_c = fmaf(forget, *c, input * tanhf(raw_z));
-  const float new_n = fmaf(forget, *n, input);
-  *c = new_c;
-  *n = new_n;
-  *m = input_wins ? raw_i : decayed;
-  // sigmoid(o~) c / n with one division
-  const float e_o = expf(-fabsf(raw_o));
-  return (raw_o < 0 ? e_o : 1.0F) * new_c / ((1.0F + e_o) * new_n);
+  return slstm_cell_step(raw_i, raw_f, raw_z, raw_o, c, n, m);
 }
 
 /// The sums over the warp of each of `x`: value i in lanes [i, i + 1) 32 / kValues. Each is added
@@ -243,6 +233,7 @@ void run(Context& context, const SlstmPlan& plan, const SlstmCall<T>& call) {
 void slstm(Context& context, const SlstmArgs& a) {
   if (a.saved)
     throw Error(ErrorCode::unsupported, "slstm on CUDA saves nothing for the backward pass");
+  if (level(context.device()) == Level::sm90 && sm90::slstm(context, a)) return;
   const SlstmPlan plan(a.batch, a.r);
   if (!plan.fits())
     throw Error(ErrorCode::unsupported,
