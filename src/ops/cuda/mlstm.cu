@@ -234,7 +234,7 @@ __device__ float* state_c(const Cell& cell, std::int64_t c_pitch, std::int64_t s
 /// The states before every chunk of a window, and those after the sequences. A block has one tile
 /// of C of a sequence and head, in registers; those of the first columns have n too.
 template <class In>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     states_kernel(Cell cell, Window window, std::int64_t c_pitch, std::int64_t row_tiles,
                   std::int64_t column_tiles) {
   __shared__ Tiles tiles;
@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(kThreads)
 
 /// W of A.4 (3) on and below the diagonal, transposed, and 1/N. A block a chunk and head.
 template <class In>
-__global__ void __launch_bounds__(kThreads) scores_kernel(Cell cell, Window window) {
+__global__ void __launch_bounds__(kThreads, 3) scores_kernel(Cell cell, Window window) {
   __shared__ Tiles tiles;
   __shared__ float n[kDepth], carried_l[kChunk];
   const std::int64_t state = blockIdx.x, head = blockIdx.y;
