@@ -7,7 +7,6 @@
 #include "ops/cuda/mlstm_plan.hpp"
 
 namespace xlstm::ops {
-
 void check_mlstm(const MlstmArgs& a) {
   constexpr const char* kOp = "mlstm";
   const Batch& batch = a.batch;
@@ -22,10 +21,13 @@ void check_mlstm(const MlstmArgs& a) {
       qk_width >= heads && qk_width % heads == 0 && v_width >= heads && v_width % heads == 0,
       invalid_argument, "{}: the widths {} of q and {} of v must be multiples of {} heads", kOp,
       qk_width, v_width, heads);
-  check_tensor(kOp, "q", a.q, Types::f32, {tokens, qk_width});
-  check_tensor(kOp, "k", a.k, Types::f32, {tokens, qk_width});
-  check_tensor(kOp, "v", a.v, Types::f32, {tokens, v_width});
-  check_tensor(kOp, "h", a.h, Types::f32, {tokens, v_width});
+  check_tensor(kOp, "q", a.q, Types::f32_bf16, {tokens, qk_width});
+  check_tensor(kOp, "k", a.k, Types::f32_bf16, {tokens, qk_width});
+  check_tensor(kOp, "v", a.v, Types::f32_bf16, {tokens, v_width});
+  check_tensor(kOp, "h", a.h, Types::f32_bf16, {tokens, v_width});
+  XLSTM_CHECK(a.q.dtype == a.k.dtype && a.q.dtype == a.v.dtype, invalid_argument,
+              "{}: q, k and v must have one type, found {}, {} and {}", kOp, to_string(a.q.dtype),
+              to_string(a.k.dtype), to_string(a.v.dtype));
   XLSTM_CHECK(a.state.c % 4 == 0 && a.state.n % 4 == 0 && a.state.m % 4 == 0, invalid_argument,
               "{}: state offsets must be multiples of 4, found {}, {} and {}", kOp, a.state.c,
               a.state.n, a.state.m);
@@ -53,6 +55,8 @@ void check_mlstm_backward(const MlstmBackwardArgs& a) {
                .gate = a.gate,
                .normalise = a.normalise});
   const std::int64_t tokens = a.batch.tokens(), heads = a.i.dim(1);
+  check_tensor(kOp, "q", a.q, Types::f32, {tokens, a.q.dim(1)});
+  check_tensor(kOp, "h", a.h, Types::f32, {tokens, a.v.dim(1)});
   check_tensor(kOp, "d_h", a.d_h, Types::f32, {tokens, a.v.dim(1)});
   check_tensor(kOp, "d_q", a.d_q, Types::f32, {tokens, a.q.dim(1)});
   check_tensor(kOp, "d_k", a.d_k, Types::f32, {tokens, a.k.dim(1)});

@@ -23,15 +23,15 @@ enum class MlstmGate : std::uint8_t { exponential, sigmoid };
 /// Sequences of one token take the recurrent form, longer ones the chunkwise form; there is no rule
 /// about lengths. A sequence's result depends on its own tokens and state only.
 struct MlstmArgs {
-  Tensor q, k;   ///< [T, H dqk] f32
-  Tensor v;      ///< [T, H dv] f32
+  Tensor q, k;   ///< [T, H dqk] f32, or bf16 on a CUDA device
+  Tensor v;      ///< [T, H dv] as q and k
   Tensor i;      ///< [T, H] f32, input gate after its cap
   Tensor log_f;  ///< [T, H] f32, log sigmoid of the forget gate
   const Batch& batch;
   MlstmStateOffsets state;             ///< in and out
   std::int64_t chunk = kDefaultChunk;  ///< L, tokens per chunk; any number
   float eps = 1e-6F;
-  Tensor h;  ///< [T, H dv] f32
+  Tensor h;  ///< [T, H dv] f32, or bf16 on a CUDA device
   MlstmGate gate = MlstmGate::exponential;
   bool normalise = true;  ///< false: h is not divided by N; with the sigmoid gate only
 };

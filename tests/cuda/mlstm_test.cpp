@@ -5,123 +5,12 @@
 
 #include <cmath>
 
-#include "ops/cuda/mlstm_plan.hpp"
-#include "ops/mlstm_problem.hpp"
-#include "oracle/ops.hpp"
+#include "cuda/mlstm_call.hpp"
 
 namespace xlstm::ops::test {
 namespace {
 
-/// A ragged batch with random states, of which some have no record.
-struct Call {
-  Call(MlstmShape of, const std::vector<int>& lengths, MlstmGate kind, unsigned seed)
-      : shape(of), gate(kind) {
-    for (int length : lengths) offsets.push_back(offsets.back() + length);
-    const int tokens = offsets.back(), h = shape.heads;
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    q = Array::random(random, DType::f32, {tokens, h * shape.dqk}, 1, 0.1, 1);
-    k = Array::random(random, DType::f32, {tokens, h * shape.dqk}, 1, 0.1, 2);
-    v = Array::random(random, DType::f32, {tokens, h * shape.dv}, 1, 0.1, 3);
-    i = Array(DType::f32, {tokens, h});
-    log_f = Array(DType::f32, {tokens, h});
-    h_out = Array(DType::f32, {tokens, h * shape.dv}, 5);
-    for (int t = 0; t < tokens; ++t)
-      for (int head = 0; head < h; ++head) {
-        const double in = -1 + 2 * normal(random);
-        i.set(t, head, kind == MlstmGate::sigmoid ? oracle::log_sigmoid(in) : in);
-        log_f.set(t, head, oracle::log_sigmoid(3 + 1.5 * normal(random)));
-      }
-    const auto heads = static_cast<std::size_t>(h);
-    n_at = heads * static_cast<std::size_t>(shape.dqk * shape.dv);
-    m_at = n_at + heads * static_cast<std::size_t>(shape.dqk);
-    for (std::size_t s = 0; s < lengths.size(); ++s) {
-      std::vector<float> record(m_at + heads);
-      for (float& x : record) x = normal(random);
-      if (kind == MlstmGate::sigmoid) std::fill_n(record.begin() + std::ptrdiff_t(m_at), h, 0.0F);
-      initial.push_back(record);
-    }
-    has_record.assign(lengths.size(), true);
-  }
-
-  /// @param state_bytes  0: what an engine takes
-  void run(std::size_t state_bytes = 0) {
-    records = initial;
-    h_out.poison();
-    std::vector<std::byte*> slots;
-    for (std::size_t s = 0; s < records.size(); ++s)
-      slots.push_back(has_record[s] ? reinterpret_cast<std::byte*>(records[s].data()) : nullptr);
-    const Batch batch{offsets, slots};
-    const MlstmArgs args{.q = q.tensor(),
-                         .k = k.tensor(),
-                         .v = v.tensor(),
-                         .i = i.tensor(),
-                         .log_f = log_f.tensor(),
-                         .batch = batch,
-                         .state = {0, 4 * n_at, 4 * m_at},
-                         .h = h_out.tensor(),
-                         .gate = gate,
-                         .normalise = normalise};
-    Context context(test_device(), 1);
-    context.arena().reserve(cuda::MlstmPlan(args, cuda::MlstmPlan::kStateBytes).bytes() +
-                            cuda::MlstmPlan(args, state_bytes).bytes());
-    poison_scratch(context);
-    if (state_bytes == 0)
-      mlstm(context, args);
-    else
-      cuda::mlstm_within(context, args, state_bytes);
-    context.synchronize();
-    EXPECT_TRUE(h_out.gaps_untouched());
-  }
-
-  std::vector<double> h(std::size_t s) const {
-    const std::vector<double> all = h_out.values();
-    const int width = shape.heads * shape.dv;
-    return {all.begin() + offsets[s] * width, all.begin() + offsets[s + 1] * width};
-  }
-  template <class Real>
-  oracle::MlstmInputsOf<Real> inputs(std::size_t s) const {
-    const auto cut = [&](const Array& all, int width) {
-      const std::vector<float> values = all.floats();
-      return std::vector<Real>(values.begin() + offsets[s] * width,
-                               values.begin() + offsets[s + 1] * width);
-    };
-    oracle::MlstmInputsOf<Real> in;
-    in.heads = shape.heads;
-    in.dqk = shape.dqk;
-    in.dv = shape.dv;
-    in.q = cut(q, shape.heads * shape.dqk);
-    in.k = cut(k, shape.heads * shape.dqk);
-    in.v = cut(v, shape.heads * shape.dv);
-    in.i = cut(i, shape.heads);
-    in.log_f = cut(log_f, shape.heads);
-    in.sigmoid = gate == MlstmGate::sigmoid;
-    in.normalise = normalise;
-    return in;
-  }
-  template <class Real>
-  oracle::MlstmStateOf<Real> state(std::size_t s) const {
-    oracle::MlstmStateOf<Real> state(shape.heads, shape.dqk, shape.dv);
-    if (!has_record[s]) return state;
-    const auto n = initial[s].begin() + std::ptrdiff_t(n_at);
-    const auto m = initial[s].begin() + std::ptrdiff_t(m_at);
-    state.c.assign(initial[s].begin(), n);
-    state.n.assign(n, m);
-    state.m.assign(m, initial[s].end());
-    return state;
-  }
-
-  MlstmShape shape;
-  MlstmGate gate;
-  bool normalise = true;
-  std::vector<std::int32_t> offsets{0};
-  Array q{DType::f32, {1, 1}}, k = q, v = q, i = q, log_f = q, h_out = q;
-  std::vector<std::vector<float>> initial, records;
-  std::vector<bool> has_record;
-  std::size_t n_at = 0, m_at = 0;
-};
-
-void expect_as_good_as_the_oracle(Call& call) {
+void expect_as_good_as_the_oracle(MlstmCall& call) {
   call.run();
   Errors h, states;
   for (std::size_t s = 0; s < call.initial.size(); ++s) {
@@ -148,18 +37,18 @@ void expect_as_good_as_the_oracle(Call& call) {
 TEST(CudaMlstm, MatchesTheOracleOverManyChunks) {
   for (MlstmGate gate : {MlstmGate::exponential, MlstmGate::sigmoid}) {
     // More tokens than one turn of the scan has; ends on, just before and just after a chunk.
-    Call call({2, 20, 37}, {1, 700, 64, 2, 65, 1, 128, 127}, gate, 1);
+    MlstmCall call({2, 20, 37}, {1, 700, 64, 2, 65, 1, 128, 127}, gate, 1);
     call.has_record[2] = call.has_record[5] = call.has_record[6] = false;
     expect_as_good_as_the_oracle(call);
   }
-  Call sums({2, 20, 36}, {1, 130, 2}, MlstmGate::sigmoid, 2);
+  MlstmCall sums({2, 20, 36}, {1, 130, 2}, MlstmGate::sigmoid, 2);
   sums.normalise = false;
   expect_as_good_as_the_oracle(sums);
 }
 
 TEST(CudaMlstm, MatchesTheOracleAtLargeHeads) {
   for (MlstmShape shape : {MlstmShape{1, 300, 70}, MlstmShape{1, 65, 1024}}) {
-    Call call(shape, {1, 70, 1}, MlstmGate::exponential, 3);
+    MlstmCall call(shape, {1, 70, 1}, MlstmGate::exponential, 3);
     expect_as_good_as_the_oracle(call);
   }
 }
@@ -191,7 +80,7 @@ TEST(CudaMlstm, EveryRegimeOverManyChunks) {
 }
 
 TEST(CudaMlstm, WindowsChangeNoBit) {
-  Call call({2, 20, 37}, {130, 1, 257, 2, 320}, MlstmGate::exponential, 5);
+  MlstmCall call({2, 20, 37}, {130, 1, 257, 2, 320}, MlstmGate::exponential, 5);
   call.has_record[2] = false;
   call.run();
   const std::vector<std::byte> h = call.h_out.bytes();
@@ -211,7 +100,7 @@ TEST(CudaMlstm, NanStaysInItsSequenceAndHeadOverManyChunks) {
   const MlstmShape shape{3, 20, 70};
   for (int input : {0, 1, 2, 3, 4}) {  // q, k, v, i, log f
     SCOPED_TRACE(input);
-    Call call(shape, {70, kLength, 1}, MlstmGate::exponential, 6);
+    MlstmCall call(shape, {70, kLength, 1}, MlstmGate::exponential, 6);
     call.run();
     const std::vector<double> clean = call.h_out.values();
     const auto records = call.records;

@@ -38,18 +38,46 @@ inline void mma_m16n8k16_bf16(float (&c)[4], const unsigned (&a)[4], const unsig
       for (int k = 0; k < 16; ++k) c[2 * i + j] += left[i][k] * right[j][k];
 }
 
+inline void check_aligned(const void* at, std::size_t bytes, const char* what) {
+  if (reinterpret_cast<std::uintptr_t>(at) % bytes == 0) return;
+  std::fprintf(stderr, "CUDA emulator: %s of memory that is not aligned\n", what);
+  std::abort();
+}
+
 /// ldmatrix.sync.aligned.m8n8.x4.shared.b16
 inline void load_matrices(unsigned (&to)[4], const void* row) {
-  if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) {
-    std::fprintf(stderr, "CUDA emulator: ldmatrix of a row that is not aligned\n");
-    std::abort();
-  }
+  check_aligned(row, 16, "ldmatrix");
   const int me = lane();
   const Lanes all = exchange(~0U, row, Site::current());
   for (int i = 0; i < 4; ++i) {
     const auto* bytes = all.of<const std::byte*>(8 * i + me / 4);
     std::memcpy(&to[i], bytes + me % 4 * 4, 4);
   }
+}
+
+/// ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16
+inline void load_matrices_transposed(unsigned (&to)[4], const void* row) {
+  check_aligned(row, 16, "ldmatrix");
+  const int me = lane();
+  const Lanes all = exchange(~0U, row, Site::current());
+  for (int i = 0; i < 4; ++i) {
+    std::uint16_t pair[2];
+    for (int half = 0; half < 2; ++half) {
+      const auto* bytes = all.of<const std::byte*>(8 * i + me % 4 * 2 + half);
+      std::memcpy(&pair[half], bytes + me / 4 * 2, 2);
+    }
+    to[i] = pair[0] | static_cast<unsigned>(pair[1]) << 16;
+  }
+}
+
+/// cp.async of 4 or 16 bytes, or as many zeros. Here it is done at once.
+inline void copy_async(void* to, const void* from, std::size_t bytes, bool exists) {
+  check_aligned(to, bytes, "cp.async");
+  check_aligned(from, bytes, "cp.async");
+  if (exists)
+    std::memcpy(to, from, bytes);
+  else
+    std::memset(to, 0, bytes);
 }
 
 }  // namespace cuda_emulator

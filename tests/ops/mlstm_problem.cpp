@@ -16,27 +16,6 @@ std::int64_t sum(const std::vector<int>& values) {
   return std::accumulate(values.begin(), values.end(), std::int64_t{0});
 }
 
-struct GatePair {
-  double i, f;
-};
-
-GatePair gates(Regime regime, int t, int length, std::mt19937& random) {
-  std::normal_distribution<double> normal;
-  std::uniform_real_distribution<double> uniform;
-  switch (regime) {
-    case Regime::typical: return {-1 + 2 * normal(random), 3 + 1.5 * normal(random)};
-    case Regime::remember: return {t % 2 == 0 ? -12.0 : 12.0, 12};
-    case Regime::forget: return {-12 + 4 * uniform(random), -12};
-    case Regime::resets: return {normal(random), uniform(random) < 0.15 ? -25.0 : 4.0};
-    case Regime::constant: return {0, 0};
-    case Regime::one_huge: return {t == length / 2 ? 12.0 : -12.0, 3};
-    case Regime::open: return {12, 12};
-    case Regime::beyond_caps:
-      return {uniform(random) < 0.5 ? -80.0 : 80.0, uniform(random) < 0.5 ? -80.0 : 80.0};
-  }
-  return {0, 0};
-}
-
 }  // namespace
 
 const char* to_string(Regime regime) {
@@ -51,6 +30,23 @@ const char* to_string(Regime regime) {
     case Regime::beyond_caps: return "beyond_caps";
   }
   return "";
+}
+
+MlstmGates random_gates(Regime regime, int t, int length, std::mt19937& random) {
+  std::normal_distribution<double> normal;
+  std::uniform_real_distribution<double> uniform;
+  switch (regime) {
+    case Regime::typical: return {-1 + 2 * normal(random), 3 + 1.5 * normal(random)};
+    case Regime::remember: return {t % 2 == 0 ? -12.0 : 12.0, 12};
+    case Regime::forget: return {-12 + 4 * uniform(random), -12};
+    case Regime::resets: return {normal(random), uniform(random) < 0.15 ? -25.0 : 4.0};
+    case Regime::constant: return {0, 0};
+    case Regime::one_huge: return {t == length / 2 ? 12.0 : -12.0, 3};
+    case Regime::open: return {12, 12};
+    case Regime::beyond_caps:
+      return {uniform(random) < 0.5 ? -80.0 : 80.0, uniform(random) < 0.5 ? -80.0 : 80.0};
+  }
+  return {0, 0};
 }
 
 MlstmProblem::MlstmProblem(MlstmShape shape, std::vector<int> lengths, Regime regime, unsigned seed,
@@ -77,7 +73,7 @@ MlstmProblem::MlstmProblem(MlstmShape shape, std::vector<int> lengths, Regime re
     first_.push_back(row);
     for (int t = 0; t < length; ++t, ++row)
       for (int head = 0; head < h; ++head) {
-        const GatePair gate = gates(regime, t, length, random);
+        const MlstmGates gate = random_gates(regime, t, length, random);
         i.set(row, head, gate.i);
         log_f.set(row, head, oracle::log_sigmoid(gate.f));
       }

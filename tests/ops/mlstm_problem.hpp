@@ -27,6 +27,12 @@ inline constexpr Regime kRegimes[] = {Regime::typical, Regime::remember,   Regim
                                       Regime::open,    Regime::beyond_caps};
 const char* to_string(Regime regime);
 
+struct MlstmGates {
+  double i, f;  // before the sigmoid
+};
+/// Those of token t of a sequence of `length`.
+MlstmGates random_gates(Regime regime, int t, int length, std::mt19937& random);
+
 struct MlstmShape {
   int heads, dqk, dv;
 };

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 
+#include "core/check.hpp"
 #include "core/threads.hpp"
 #include "ops/cpu/matmul.hpp"
 #include "ops/cpu/mlstm_plan.hpp"
@@ -394,6 +395,9 @@ void run_task(const MlstmArgs& a, const MlstmPlan& plan, std::int64_t index, flo
 }  // namespace
 
 void mlstm(Context& context, const MlstmArgs& a) {
+  XLSTM_CHECK(a.q.dtype == DType::f32 && a.h.dtype == DType::f32, unsupported,
+              "mlstm: on the CPU q, k, v and h are f32, found {} and {}", to_string(a.q.dtype),
+              to_string(a.h.dtype));
   const MlstmPlan plan(a, context.threads());
   ArenaScope scope(context.arena());
   auto* scratch = reinterpret_cast<float*>(context.arena().take(plan.bytes()));

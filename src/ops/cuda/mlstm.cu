@@ -1,10 +1,11 @@
 #include "ops/mlstm.hpp"
 
-#include "ops/cuda/device/batch.cuh"
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/tile.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/mlstm_cell.cuh"
 #include "ops/cuda/mlstm_plan.hpp"
+#include "ops/cuda/mlstm_tensor.cuh"
 
 namespace xlstm::ops::cuda {
 namespace {
@@ -12,126 +13,46 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kChunk = MlstmPlan::kChunk;
-static_assert(kChunk == 2 * kWarp, "a lane scans two tokens");
 static_assert(kThreads == kTileThreads && kChunk == kTile);
-
-// What the gates kernel leaves for each token and head. With b the sums of log f from the chunk's
-// first token on, beta_j = i_j - b_j and mu_t = max(m, max_{j<=t} beta_j) with m of the state
-// before the chunk, the stabiliser is m_t = b_t + mu_t: a scan of the gates. No exponent below is
-// positive (but of the floor), so nothing overflows in any regime. The sigmoid gate, whose i is not
-// positive, has m_t = 0.
-enum GateRow {
-  // Of a token in a chunk. Exponents are differences of sums over the chunk, so both sides come as
-  // an upper and a lower float: score (t, j) counts e^(beta_j - mu_t).
-  kBetaHigh,
-  kBetaLow,
-  kMuHigh,
-  kMuLow,
-  kCarried,     // s e^(m - mu_t): the state before the chunk, in the outputs of t
-  kKept,        // e^(beta_j - mu_L): k_j v_j in the state after the chunk
-  kFloor,       // e^-m_t
-  kReciprocal,  // 1 / N_t
-  kDecay,       // e^(m - mu_L): the state before the chunk in that after it; first token only
-  // Of the token of a sequence of one.
-  kForget = 0,
-  kInput,
-  kOut  // s / N
-};
-static_assert(kDecay + 1 == MlstmPlan::kGateRows);
-
-/// An mlstm call as its kernels see it.
-struct Cell {
-  Matrix<const float> q, k, v, i, log_f;
-  Matrix<float> h;
-  DeviceBatch batch;
-  MlstmStateOffsets offsets;
-  std::int64_t tokens, heads, dqk, dv, c_pitch;
-  float scale, eps;
-  bool has_stabiliser, normalise;
-  // Scratch memory.
-  float* gates;                           // [kGateRows, heads, tokens]
-  std::int32_t* firsts;                   // [sequences], the first chunk of each
-  std::int32_t *longs, *chunk_sequences;  // the sequences of more than one token, of each chunk
-  float *c, *n;                           // [states, heads, dqk, c_pitch] and [states, heads, dqk]
-  float* scores;                          // [window, heads, kChunk (j), kChunk (t)]
-
-  __device__ float* gate(int row, std::int64_t head) const {
-    return gates + (row * heads + head) * tokens;
-  }
-  __device__ float* state_c(std::int64_t state, std::int64_t head) const {
-    return c + (state * heads + head) * dqk * c_pitch;
-  }
-  __device__ float* state_n(std::int64_t state, std::int64_t head) const {
-    return n + (state * heads + head) * dqk;
-  }
-  // In the record of a sequence; null if it has none.
-  __device__ float* record(std::int64_t s, std::size_t offset, std::int64_t floats) const {
-    std::byte* slot = batch.slots[s];
-    return slot == nullptr ? nullptr : reinterpret_cast<float*>(slot + offset) + floats;
-  }
-  __device__ float* record_c(std::int64_t s, std::int64_t head) const {
-    return record(s, offsets.c, head * dqk * dv);
-  }
-  __device__ float* record_n(std::int64_t s, std::int64_t head) const {
-    return record(s, offsets.n, head * dqk);
-  }
-  __device__ float* record_m(std::int64_t s, std::int64_t head) const {
-    return record(s, offsets.m, head);
-  }
-  __device__ double first_m(std::int64_t s, std::int64_t head) const {
-    const float* m = record_m(s, head);
-    return m != nullptr && has_stabiliser ? *m : 0.0;
-  }
-  /// log f, but not below where e^log f is 0 in any format: sums of it stay exact and finite.
-  __device__ double log_forget(std::int64_t t, std::int64_t head) const {
-    const double value = log_f.row(t)[head];
-    return value < -1e4 ? -1e4 : value;
-  }
-  /// 1 / (max(|l|, e^-m) + eps); the comparison keeps a NaN.
-  __device__ float reciprocal(float l, float floor) const {
-    if (!normalise) return 1.0F;
-    const float magnitude = fabsf(l);
-    return 1.0F / ((magnitude <= floor ? floor : magnitude) + eps);
-  }
-};
-
-__device__ std::int64_t chunks_of(std::int64_t length) {
-  return length == 1 ? 0 : (length + kChunk - 1) / kChunk;
-}
 
 /// The larger one; NaN if one is.
 __device__ double larger(double a, double b) { return a != a || a > b ? a : b; }
 
 // --- the gates: a block a sequence and head ---
 
+constexpr int kMostGateThreads = 512;
+constexpr int kMostGateWarps = kMostGateThreads / kWarp;
+
 /// Writes where the chunks of sequence s are in the list of all.
 __device__ void list_chunks(const Cell& cell, std::int64_t s, std::int64_t length) {
-  __shared__ std::int64_t partial[kWarps];
+  __shared__ std::int64_t partial[kMostGateWarps];
   const std::int32_t* offsets = cell.batch.offsets;
   constexpr std::int64_t kOneSequence = std::int64_t{1} << 32;  // counts both in one number
   std::int64_t before = 0;
-  for (std::int64_t r = threadIdx.x; r < s; r += kThreads) {
-    const std::int64_t chunks = chunks_of(offsets[r + 1] - offsets[r]);
+  for (std::int64_t r = threadIdx.x; r < s; r += blockDim.x) {
+    const std::int64_t chunks = cell.chunks_of(offsets[r + 1] - offsets[r]);
     if (chunks > 0) before += chunks + kOneSequence;
   }
   for (int bits = kWarp / 2; bits > 0; bits /= 2) before += __shfl_xor_sync(~0U, before, bits);
   if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = before;
   __syncthreads();
   before = 0;
-  for (int w = 0; w < kWarps; ++w) before += partial[w];
+  for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w) before += partial[w];
 
-  const std::int64_t first = before % kOneSequence, chunks = chunks_of(length);
+  const std::int64_t first = before % kOneSequence, chunks = cell.chunks_of(length);
   if (threadIdx.x == 0) {
     cell.firsts[s] = static_cast<std::int32_t>(first);
     if (chunks > 0) cell.longs[before / kOneSequence] = static_cast<std::int32_t>(s);
   }
-  for (std::int64_t c = threadIdx.x; c < chunks; c += kThreads)
+  for (std::int64_t c = threadIdx.x; c < chunks; c += blockDim.x)
     cell.chunk_sequences[first + c] = static_cast<std::int32_t>(s);
 }
 
-/// Specification A.4 (1): moves n and m over the only token of sequence s.
+/// Specification A.4 (1): moves n and m over the only token of sequence s. By the first kThreads
+/// threads, however many there are: sums have one order.
+template <class In>
 __device__ void advance(const Cell& cell, std::int64_t s, std::int64_t head, std::int64_t t) {
-  __shared__ float step[3], partial[kWarps];
+  __shared__ float step[3], partial[kMostGateWarps];
   if (threadIdx.x == 0) {
     // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
     // collects no rounding errors.
@@ -147,14 +68,14 @@ __device__ void advance(const Cell& cell, std::int64_t s, std::int64_t head, std
   __syncthreads();
   const float forget = step[0], input = step[1], floor = step[2];
 
-  const float* q = cell.q.row(t) + head * cell.dqk;
-  const float* k = cell.k.row(t) + head * cell.dqk;
+  const In* q = cell.q.row<In>(t) + head * cell.dqk;
+  const In* k = cell.k.row<In>(t) + head * cell.dqk;
   float* n = cell.record_n(s, head);
   float l = 0;
-  for (std::int64_t a = threadIdx.x; a < cell.dqk; a += kThreads) {
-    const float value = fmaf(input, k[a], forget * (n != nullptr ? n[a] : 0.0F));
+  for (std::int64_t a = threadIdx.x; a < cell.dqk && threadIdx.x < kThreads; a += kThreads) {
+    const float value = fmaf(input, to_float(k[a]), forget * (n != nullptr ? n[a] : 0.0F));
     if (n != nullptr) n[a] = value;
-    l = fmaf(value, q[a], l);
+    l = fmaf(value, to_float(q[a]), l);
   }
   l = cell.scale * block_sum(l, partial);
   if (threadIdx.x == 0) {
@@ -164,42 +85,54 @@ __device__ void advance(const Cell& cell, std::int64_t s, std::int64_t head, std
   }
 }
 
-/// Scans the gates of a longer sequence, a chunk a warp, and moves m over them.
+/// Scans the gates of a longer sequence, a chunk a warp, kOwn tokens of it a lane, and moves m over
+/// them.
+template <int kOwn>
 __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::int64_t begin,
                      std::int64_t length) {
-  __shared__ double sums[kWarps], highs[kWarps];  // of whole chunks: b, and the largest beta
+  constexpr int kTokens = kOwn * kWarp;  // of a chunk
+  __shared__ double sums[kMostGateWarps],
+      highs[kMostGateWarps];  // of whole chunks: b, largest beta
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
   double m = cell.first_m(s, head);
-  for (std::int64_t base = 0; base < length; base += kWarps * kChunk) {
-    const std::int64_t chunk = base + warp * kChunk, t = begin + chunk + 2 * lane;
-    const std::int64_t count = length - chunk - 2 * lane;  // tokens of this lane, if 0, 1 or 2
+  for (std::int64_t base = 0; base < length; base += warps * kTokens) {
+    const std::int64_t chunk = base + warp * kTokens, t = begin + chunk + kOwn * lane;
+    const std::int64_t count = length - chunk - kOwn * lane;  // tokens of this lane, if below kOwn
     // Beyond the end: log f = 0, i = -inf, which change nothing.
-    double b[2], beta[2];
-    for (int u = 0; u < 2; ++u) b[u] = u < count ? cell.log_forget(t + u, head) : 0.0;
-    b[1] += b[0];
-    double sum = b[1];
+    double b[kOwn], beta[kOwn];
+#pragma unroll
+    for (int u = 0; u < kOwn; ++u) {
+      b[u] = u < count ? cell.log_forget(t + u, head) : 0.0;
+      beta[u] = u < count ? cell.i.row(t + u)[head] : -INFINITY;
+    }
+#pragma unroll
+    for (int u = 1; u < kOwn; ++u) b[u] += b[u - 1];
+    double sum = b[kOwn - 1];
     for (int step = 1; step < kWarp; step *= 2) {
       const double other = __shfl_up_sync(~0U, sum, step);
       if (lane >= step) sum += other;
     }
     const double b_before = __shfl_up_sync(~0U, sum, 1);
-    for (int u = 0; u < 2; ++u) {
+    double high = -INFINITY;
+#pragma unroll
+    for (int u = 0; u < kOwn; ++u) {
       if (lane > 0) b[u] += b_before;
-      beta[u] = u < count ? cell.i.row(t + u)[head] - b[u] : -INFINITY;
+      beta[u] -= b[u];
+      high = u == 0 ? beta[0] : larger(high, beta[u]);
     }
-    double high = larger(beta[0], beta[1]);
     for (int step = 1; step < kWarp; step *= 2) {
       const double other = __shfl_up_sync(~0U, high, step);
       if (lane >= step) high = larger(high, other);
     }
     const double high_before = __shfl_up_sync(~0U, high, 1);
     if (lane == kWarp - 1) {
-      sums[warp] = b[1];
+      sums[warp] = b[kOwn - 1];
       highs[warp] = high;
     }
     __syncthreads();
     double m_chunk = m, mu_last = 0;
-    for (int w = 0; w < kWarps; ++w) {
+    for (int w = 0; w < warps; ++w) {
       const double mu = cell.has_stabiliser ? larger(m, highs[w]) : -sums[w];
       if (w == warp) {
         m_chunk = m;
@@ -210,7 +143,8 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
     __syncthreads();
 
     high = lane > 0 ? larger(m_chunk, high_before) : m_chunk;
-    for (int u = 0; u < 2; ++u) {
+#pragma unroll
+    for (int u = 0; u < kOwn; ++u) {
       if (u >= count) continue;
       high = larger(high, beta[u]);
       const double mu = cell.has_stabiliser ? high : -b[u];
@@ -230,20 +164,23 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
   if (threadIdx.x == 0 && record != nullptr) *record = static_cast<float>(m);
 }
 
-__global__ void __launch_bounds__(kThreads) gates_kernel(Cell cell) {
+/// @tparam kOwn  tokens of a chunk of `cell` that a lane has
+template <class In, int kOwn>
+__global__ void __launch_bounds__(kMostGateThreads, 1) gates_kernel(Cell cell) {
   const std::int64_t s = blockIdx.x / cell.heads, head = blockIdx.x % cell.heads;
   const std::int64_t begin = cell.batch.offsets[s], length = cell.batch.offsets[s + 1] - begin;
   if (head == 0) list_chunks(cell, s, length);
   if (length == 1)
-    advance(cell, s, head, begin);
+    advance<In>(cell, s, head, begin);
   else
-    scan(cell, s, head, begin, length);
+    scan<kOwn>(cell, s, head, begin, length);
 }
 
 // --- sequences of one token ---
 
 /// C and h of a sequence of one token, in one pass over C. A block has kWarp columns, a warp every
 /// kWarps-th row of them; memory bound, so many rows are on their way at once.
+template <class In, class Out>
 __global__ void __launch_bounds__(kThreads, 3) step_kernel(Cell cell, std::int64_t slices) {
   constexpr int kRows = 16;  // of a warp at a time
   constexpr int kBlockRows = kRows * kWarps;
@@ -256,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, 3) step_kernel(Cell cell, std::int64
   const bool live = x < cell.dv, loads = live && cell.batch.slots[s] != nullptr;
   float* c = cell.record_c(s, head);
   const float forget = cell.gate(kForget, head)[t], input = cell.gate(kInput, head)[t];
-  const float v = live ? cell.v.row(t)[head * cell.dv + x] : 0.0F;
+  const float v = live ? to_float(cell.v.row<In>(t)[head * cell.dv + x]) : 0.0F;
 
   float sum = 0;
   for (std::int64_t a0 = 0; a0 < cell.dqk; a0 += kBlockRows) {
@@ -267,8 +204,8 @@ __global__ void __launch_bounds__(kThreads, 3) step_kernel(Cell cell, std::int64
       state[r] = loads && r * kWarps + warp < rows ? c[at + r * step] : 0.0F;
     __syncthreads();  // the last q and k are read
     if (static_cast<int>(threadIdx.x) < rows) {
-      q[threadIdx.x] = cell.q.row(t)[head * cell.dqk + a0 + threadIdx.x];
-      k[threadIdx.x] = input * cell.k.row(t)[head * cell.dqk + a0 + threadIdx.x];
+      q[threadIdx.x] = to_float(cell.q.row<In>(t)[head * cell.dqk + a0 + threadIdx.x]);
+      k[threadIdx.x] = input * to_float(cell.k.row<In>(t)[head * cell.dqk + a0 + threadIdx.x]);
     }
     __syncthreads();
     for (int r = 0; r < kRows; ++r) {
@@ -283,30 +220,28 @@ __global__ void __launch_bounds__(kThreads, 3) step_kernel(Cell cell, std::int64
   if (warp > 0 || !live) return;
   sum = 0;
   for (int w = 0; w < kWarps; ++w) sum += partial[w][lane];
-  cell.h.row(t)[head * cell.dv + x] = cell.gate(kOut, head)[t] * sum;
+  store(cell.h.row<Out>(t) + head * cell.dv + x, cell.gate(kOut, head)[t] * sum);
 }
 
-// --- longer sequences: specification A.4 (3) ---
+// --- longer sequences: specification A.4 (3), in float32 ---
 
-/// The chunks [begin, end) of a window.
-struct Window {
-  std::int64_t begin, end;
-  std::int64_t carry_in, carry_out;  // the states of a sequence that goes on from the last window
-                                     // and into the next one
-};
+/// C before a chunk, in rows of c_pitch.
+__device__ float* state_c(const Cell& cell, std::int64_t c_pitch, std::int64_t state,
+                          std::int64_t head) {
+  return static_cast<float*>(cell.c) + (state * cell.heads + head) * cell.dqk * c_pitch;
+}
 
 /// The states before every chunk of a window, and those after the sequences. A block has one tile
 /// of C of a sequence and head, in registers; those of the first columns have n too.
-__global__ void __launch_bounds__(kThreads)
-    states_kernel(Cell cell, Window window, std::int64_t row_tiles, std::int64_t column_tiles) {
+template <class In>
+__global__ void __launch_bounds__(kThreads, 3)
+    states_kernel(Cell cell, Window window, std::int64_t c_pitch, std::int64_t row_tiles,
+                  std::int64_t column_tiles) {
   __shared__ Tiles tiles;
   const std::int64_t tile = blockIdx.x % (row_tiles * column_tiles), head = blockIdx.y;
   const std::int64_t s = cell.longs[blockIdx.x / (row_tiles * column_tiles)];
-  const std::int64_t begin = cell.batch.offsets[s], length = cell.batch.offsets[s + 1] - begin;
-  const std::int64_t first = cell.firsts[s], chunks = chunks_of(length);
-  const std::int64_t chunk_begin = max(std::int64_t{0}, window.begin - first);
-  const std::int64_t chunk_end = min(chunks, window.end - first);
-  if (chunk_begin >= chunk_end) return;
+  const Stretch part(cell, window, s);
+  if (part.chunk_begin >= part.chunk_end) return;
 
   const std::int64_t a0 = tile / column_tiles * kTile, x0 = tile % column_tiles * kTile;
   const int row = threadIdx.x / kSide * 4, column = threadIdx.x % kSide * 4;
@@ -326,19 +261,18 @@ __global__ void __launch_bounds__(kThreads)
         store_four(to + (a0 + row + i) * pitch + x0 + column, c[i], columns);
     if (has_n) to_n[a0 + threadIdx.x] = n;
   };
-  if (chunk_begin > 0) {
-    load_state(cell.state_c(window.carry_in, head), cell.c_pitch,
-               cell.state_n(window.carry_in, head));
+  if (part.chunk_begin > 0) {
+    load_state(cell.carry_c(window.carry_in, head), cell.dv, cell.carry_n(window.carry_in, head));
   } else if (cell.batch.slots[s] != nullptr) {
     load_state(cell.record_c(s, head), cell.dv, cell.record_n(s, head));
   }
 
   const float* kept = cell.gate(kKept, head);
-  for (std::int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
-    const std::int64_t state = first + chunk - window.begin;
-    store_state(cell.state_c(state, head), cell.c_pitch, cell.state_n(state, head));
-    const std::int64_t t0 = begin + chunk * kChunk;
-    const std::int64_t t1 = min(t0 + kChunk, begin + length);
+  for (std::int64_t chunk = part.chunk_begin; chunk < part.chunk_end; ++chunk) {
+    const std::int64_t state = part.first + chunk - window.begin;
+    store_state(state_c(cell, c_pitch, state, head), c_pitch, cell.state_n(state, head));
+    const std::int64_t t0 = part.begin + chunk * kChunk;
+    const std::int64_t t1 = min(t0 + kChunk, part.begin + part.length);
     const float decay = cell.gate(kDecay, head)[t0];
     for (int i = 0; i < 4; ++i)
       for (int j = 0; j < 4; ++j) c[i][j] *= decay;
@@ -346,8 +280,8 @@ __global__ void __launch_bounds__(kThreads)
     for (std::int64_t t = t0; t < t1; t += kDepth) {
       const int depth = depth_from(t, t1);
       __syncthreads();
-      load(tiles.a, cell.k.row(t) + head * cell.dqk + a0, cell.k.stride, depth, cell.dqk - a0);
-      load(tiles.b, cell.v.row(t) + head * cell.dv + x0, cell.v.stride, depth, cell.dv - x0);
+      load(tiles.a, cell.k.row<In>(t) + head * cell.dqk + a0, cell.k.stride, depth, cell.dqk - a0);
+      load(tiles.b, cell.v.row<In>(t) + head * cell.dv + x0, cell.v.stride, depth, cell.dv - x0);
       for (int d = threadIdx.x / kTile; d < depth; d += kThreads / kTile)  // as load() put them
         tiles.a[d][threadIdx.x % kTile] *= kept[t + d];
       __syncthreads();
@@ -356,28 +290,17 @@ __global__ void __launch_bounds__(kThreads)
         for (int d = 0; d < depth; ++d) n += tiles.a[d][threadIdx.x];
     }
   }
-  if (chunk_end < chunks) {
-    store_state(cell.state_c(window.carry_out, head), cell.c_pitch,
-                cell.state_n(window.carry_out, head));
+  if (part.goes_on()) {
+    store_state(cell.carry_c(window.carry_out, head), cell.dv,
+                cell.carry_n(window.carry_out, head));
   } else if (cell.batch.slots[s] != nullptr) {
     store_state(cell.record_c(s, head), cell.dv, cell.record_n(s, head));
   }
 }
 
-/// Where one chunk lies.
-struct Chunk {
-  std::int64_t begin;  // its first token
-  int length;
-
-  __device__ Chunk(const Cell& cell, std::int64_t chunk) {
-    const std::int64_t s = cell.chunk_sequences[chunk];
-    begin = cell.batch.offsets[s] + (chunk - cell.firsts[s]) * kChunk;
-    length = static_cast<int>(min(std::int64_t{kChunk}, cell.batch.offsets[s + 1] - begin));
-  }
-};
-
 /// W of A.4 (3) on and below the diagonal, transposed, and 1/N. A block a chunk and head.
-__global__ void __launch_bounds__(kThreads) scores_kernel(Cell cell, Window window) {
+template <class In>
+__global__ void __launch_bounds__(kThreads, 3) scores_kernel(Cell cell, Window window) {
   __shared__ Tiles tiles;
   __shared__ float n[kDepth], carried_l[kChunk];
   const std::int64_t state = blockIdx.x, head = blockIdx.y;
@@ -391,10 +314,10 @@ __global__ void __launch_bounds__(kThreads) scores_kernel(Cell cell, Window wind
   for (std::int64_t a = 0; a < cell.dqk; a += kDepth) {
     const int depth = depth_from(a, cell.dqk);
     __syncthreads();
-    load_transposed(tiles.a, cell.q.row(chunk.begin) + head_column + a, cell.q.stride, chunk.length,
-                    depth);
-    load_transposed(tiles.b, cell.k.row(chunk.begin) + head_column + a, cell.k.stride, chunk.length,
-                    depth);
+    load_transposed(tiles.a, cell.q.row<In>(chunk.begin) + head_column + a, cell.q.stride,
+                    chunk.length, depth);
+    load_transposed(tiles.b, cell.k.row<In>(chunk.begin) + head_column + a, cell.k.stride,
+                    chunk.length, depth);
     if (static_cast<int>(threadIdx.x) < depth)
       n[threadIdx.x] = cell.state_n(state, head)[a + threadIdx.x];
     __syncthreads();
@@ -435,8 +358,9 @@ __global__ void __launch_bounds__(kThreads) scores_kernel(Cell cell, Window wind
 }
 
 /// h of one chunk and head, a block a tile of columns.
-__global__ void __launch_bounds__(kThreads)
-    outputs_kernel(Cell cell, Window window, std::int64_t column_tiles) {
+template <class In, class Out>
+__global__ void __launch_bounds__(kThreads, 3)
+    outputs_kernel(Cell cell, Window window, std::int64_t c_pitch, std::int64_t column_tiles) {
   __shared__ Tiles tiles;
   const std::int64_t state = blockIdx.x / column_tiles, head = blockIdx.y;
   const std::int64_t x0 = blockIdx.x % column_tiles * kTile;
@@ -444,13 +368,13 @@ __global__ void __launch_bounds__(kThreads)
   const int row = threadIdx.x / kSide * 4, column = threadIdx.x % kSide * 4;
 
   float sum[4][4] = {};
-  const float* c = cell.state_c(state, head) + x0;
+  const float* c = state_c(cell, c_pitch, state, head) + x0;
   for (std::int64_t a = 0; a < cell.dqk; a += kDepth) {
     const int depth = depth_from(a, cell.dqk);
     __syncthreads();
-    load_transposed(tiles.a, cell.q.row(chunk.begin) + head * cell.dqk + a, cell.q.stride,
+    load_transposed(tiles.a, cell.q.row<In>(chunk.begin) + head * cell.dqk + a, cell.q.stride,
                     chunk.length, depth);
-    load(tiles.b, c + a * cell.c_pitch, cell.c_pitch, depth, cell.dv - x0);
+    load(tiles.b, c + a * c_pitch, c_pitch, depth, cell.dv - x0);
     __syncthreads();
     multiply(tiles, depth, row, column, sum);
   }
@@ -468,7 +392,7 @@ __global__ void __launch_bounds__(kThreads)
     const int depth = depth_from(from, chunk.length);
     __syncthreads();
     load(tiles.a, scores + from * kChunk, kChunk, depth, kChunk);
-    load(tiles.b, cell.v.row(chunk.begin + from) + head * cell.dv + x0, cell.v.stride, depth,
+    load(tiles.b, cell.v.row<In>(chunk.begin + from) + head * cell.dv + x0, cell.v.stride, depth,
          cell.dv - x0);
     __syncthreads();
     // Tokens up to the first of the four rows count in all of them; the next three in some.
@@ -483,66 +407,87 @@ __global__ void __launch_bounds__(kThreads)
   scale_rows(kReciprocal);
   for (int i = 0; i < 4; ++i)
     if (row + i < chunk.length)
-      store_four(cell.h.row(chunk.begin + row + i) + head * cell.dv + x0 + column, sum[i],
+      store_four(cell.h.row<Out>(chunk.begin + row + i) + head * cell.dv + x0 + column, sum[i],
                  cell.dv - x0 - column);
+}
+
+Cell cell_of(const MlstmArgs& a, const MlstmPlan& plan, std::byte* scratch) {
+  const auto floats = [&](std::size_t at) { return reinterpret_cast<float*>(scratch + at); };
+  const auto ints = [&](std::size_t at) { return reinterpret_cast<std::int32_t*>(scratch + at); };
+  return {.q = Rows(a.q),
+          .k = Rows(a.k),
+          .v = Rows(a.v),
+          .h = Rows(a.h),
+          .i = Matrix<const float>(a.i),
+          .log_f = Matrix<const float>(a.log_f),
+          .batch = DeviceBatch(a.batch),
+          .offsets = a.state,
+          .chunk = plan.chunk,
+          .tokens = plan.tokens,
+          .heads = plan.heads,
+          .dqk = plan.dqk,
+          .dv = plan.dv,
+          .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk)),
+          .eps = a.eps,
+          .has_stabiliser = a.gate == MlstmGate::exponential,
+          .normalise = a.normalise,
+          .gates = floats(plan.gates),
+          .firsts = ints(plan.firsts),
+          .longs = ints(plan.long_sequences),
+          .chunk_sequences = ints(plan.chunk_sequences),
+          .c = scratch + plan.c,
+          .n = floats(plan.n),
+          .carry = floats(plan.carry),
+          .scores = floats(plan.scores)};
+}
+
+template <class In, class Out>
+void run(Context& context, const Cell& cell, const MlstmPlan& plan) {
+  constexpr const char* kName = "mlstm";
+  const auto grid = [&plan](std::int64_t blocks) {
+    return Grid{.x = blocks, .y = plan.heads, .threads = kThreads};
+  };
+  const Grid gates{
+      .x = plan.sequences * plan.heads,
+      .threads = plan.longest > kThreads / kWarp * plan.chunk ? kMostGateThreads : kThreads};
+  if (plan.tensor)
+    launch(context, kName, gates, gates_kernel<In, MlstmPlan::kTensorChunk / kWarp>, cell);
+  else
+    launch(context, kName, gates, gates_kernel<In, kChunk / kWarp>, cell);
+  if (plan.longs < plan.sequences) {
+    const std::int64_t slices = blocks_for(plan.dv, kWarp);
+    launch(context, kName, grid(plan.sequences * slices), step_kernel<In, Out>, cell, slices);
+  }
+  if (plan.tensor) return;
+  const std::int64_t row_tiles = blocks_for(plan.dqk, kTile);
+  const std::int64_t column_tiles = blocks_for(plan.dv, kTile);
+  for_each_window(plan, [&](const Window& window) {
+    const std::int64_t count = window.end - window.begin;
+    launch(context, kName, grid(plan.longs * row_tiles * column_tiles), states_kernel<In>, cell,
+           window, plan.c_pitch, row_tiles, column_tiles);
+    launch(context, kName, grid(count), scores_kernel<In>, cell, window);
+    launch(context, kName, grid(count * column_tiles), outputs_kernel<In, Out>, cell, window,
+           plan.c_pitch, column_tiles);
+  });
 }
 
 }  // namespace
 
 void mlstm_within(Context& context, const MlstmArgs& a, std::size_t state_bytes) {
-  constexpr const char* kName = "mlstm";
   const MlstmPlan plan(a, state_bytes);
   if (plan.sequences == 0) return;
   ArenaScope scope(context.arena());
-  std::byte* scratch = context.arena().take(plan.bytes());
-  const auto floats = [&](std::size_t at) { return reinterpret_cast<float*>(scratch + at); };
-  const auto ints = [&](std::size_t at) { return reinterpret_cast<std::int32_t*>(scratch + at); };
-  const Cell cell{.q = Matrix<const float>(a.q),
-                  .k = Matrix<const float>(a.k),
-                  .v = Matrix<const float>(a.v),
-                  .i = Matrix<const float>(a.i),
-                  .log_f = Matrix<const float>(a.log_f),
-                  .h = Matrix<float>(a.h),
-                  .batch = DeviceBatch(a.batch),
-                  .offsets = a.state,
-                  .tokens = plan.tokens,
-                  .heads = plan.heads,
-                  .dqk = plan.dqk,
-                  .dv = plan.dv,
-                  .c_pitch = plan.c_pitch,
-                  .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk)),
-                  .eps = a.eps,
-                  .has_stabiliser = a.gate == MlstmGate::exponential,
-                  .normalise = a.normalise,
-                  .gates = floats(plan.gates),
-                  .firsts = ints(plan.firsts),
-                  .longs = ints(plan.long_sequences),
-                  .chunk_sequences = ints(plan.chunk_sequences),
-                  .c = floats(plan.c),
-                  .n = floats(plan.n),
-                  .scores = floats(plan.scores)};
-  const auto grid = [&plan](std::int64_t blocks) {
-    return Grid{.x = blocks, .y = plan.heads, .threads = kThreads};
-  };
-  launch(context, kName, {.x = plan.sequences * plan.heads, .threads = kThreads}, gates_kernel,
-         cell);
-  if (plan.longs < plan.sequences) {
-    const std::int64_t slices = blocks_for(plan.dv, kWarp);
-    launch(context, kName, grid(plan.sequences * slices), step_kernel, cell, slices);
-  }
-  const std::int64_t row_tiles = blocks_for(plan.dqk, kTile);
-  const std::int64_t column_tiles = blocks_for(plan.dv, kTile);
-  for (std::int64_t chunk = 0, odd = 0; chunk < plan.chunks; chunk += plan.window, odd = 1 - odd) {
-    const Window window{.begin = chunk,
-                        .end = std::min(plan.chunks, chunk + plan.window),
-                        .carry_in = plan.window + 1 - odd,
-                        .carry_out = plan.window + odd};
-    const std::int64_t count = window.end - window.begin;
-    launch(context, kName, grid(plan.longs * row_tiles * column_tiles), states_kernel, cell, window,
-           row_tiles, column_tiles);
-    launch(context, kName, grid(count), scores_kernel, cell, window);
-    launch(context, kName, grid(count * column_tiles), outputs_kernel, cell, window, column_tiles);
-  }
+  const Cell cell = cell_of(a, plan, context.arena().take(plan.bytes()));
+  const bool bf16 = a.h.dtype == DType::bf16;
+  if (a.q.dtype == DType::bf16)
+    bf16 ? run<Bf16, Bf16>(context, cell, plan) : run<Bf16, float>(context, cell, plan);
+  else
+    bf16 ? run<float, Bf16>(context, cell, plan) : run<float, float>(context, cell, plan);
+  if (!plan.tensor) return;
+  for_each_window(plan, [&](const Window& window) {
+    mlstm_tensor_states(context, cell, plan, window);
+    mlstm_tensor_outputs(context, cell, plan, window, a.h.dtype);
+  });
 }
 
 void mlstm(Context& context, const MlstmArgs& a) {

@@ -9,6 +9,10 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
+#include "ops/cuda/device/numbers.cuh"
+
 namespace xlstm::ops::cuda {
 
 /// Row and column of c[i] of a lane.
@@ -38,6 +42,13 @@ __device__ inline int a_half_of(int lane) { return lane / 16; }
 __device__ inline int b_column_of(int lane) { return lane / 16 * 8 + lane % 8; }
 __device__ inline int b_half_of(int lane) { return lane / 8 % 2; }
 
+/// The same of a factor that lies transposed in memory, for load_matrices_transposed(): which row
+/// of 16 (the depth), and which 8 of the 16 rows of A, or of the columns of two neighbouring B.
+__device__ inline int a_depth_of(int lane) { return lane / 16 * 8 + lane % 8; }
+__device__ inline int a_eight_of(int lane) { return lane / 8 % 2; }
+__device__ inline int b_depth_of(int lane) { return lane / 8 % 2 * 8 + lane % 8; }
+__device__ inline int b_eight_of(int lane) { return lane / 16; }
+
 /// Four matrices of 8 rows of 16 bytes in shared memory: lane l says in `row` where row l % 8 of
 /// matrix l / 8 is, at a multiple of 16 bytes, and gets in to[i] the bytes [4t, 4t + 4) of row g of
 /// matrix i (ldmatrix).
@@ -51,6 +62,37 @@ __device__ inline void load_matrices([[maybe_unused]] unsigned (&to)[4],
 #elif defined(XLSTM_CUDA_EMULATED)
   cuda_emulator::load_matrices(to, row);
 #endif
+}
+
+/// The same of the transposed matrices of 8 x 8 numbers of 2 bytes: to[i] holds numbers g of the
+/// rows 2t and 2t + 1 of matrix i.
+__device__ inline void load_matrices_transposed([[maybe_unused]] unsigned (&to)[4],
+                                                [[maybe_unused]] const void* row) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
+               : "memory");
+#elif defined(XLSTM_CUDA_EMULATED)
+  cuda_emulator::load_matrices_transposed(to, row);
+#endif
+}
+
+/// Two numbers rounded to bf16, the first in the lower half.
+__device__ inline unsigned pack_bf16(float first, float second) {
+#if defined(__CUDA_ARCH__)
+  unsigned pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  return f32_to_bf16(first) | static_cast<unsigned>(f32_to_bf16(second)) << 16;
+#endif
+}
+__device__ inline float first_of(unsigned pair) {
+  return to_float(Bf16{static_cast<std::uint16_t>(pair & 0xFFFF)});
+}
+__device__ inline float second_of(unsigned pair) {
+  return to_float(Bf16{static_cast<std::uint16_t>(pair >> 16)});
 }
 
 }  // namespace xlstm::ops::cuda

@@ -37,24 +37,30 @@ __device__ inline void store_four(float* to, const float* from, std::int64_t cou
   }
 }
 
+__device__ inline void store_four(Bf16* to, const float* from, std::int64_t count) {
+  for (int j = 0; j < 4; ++j)
+    if (j < count) store(to + j, from[j]);
+}
+
 /// tile[r][x] = from[r][x], zero from row `rows` and column `columns` on.
-__device__ inline void load(float (*tile)[kTile + 4], const float* from, std::int64_t stride,
+template <class T>
+__device__ inline void load(float (*tile)[kTile + 4], const T* from, std::int64_t stride,
                             std::int64_t rows, std::int64_t columns) {
   const int x = threadIdx.x % kTile;
   for (int r = threadIdx.x / kTile; r < kDepth; r += kTileThreads / kTile)
-    tile[r][x] = r < rows && x < columns ? from[r * stride + x] : 0.0F;
+    tile[r][x] = r < rows && x < columns ? to_float(from[r * stride + x]) : 0.0F;
 }
 
 /// tile[x][r] = from[r][x], zero from row `rows` and column `columns` on. A warp has 4 rows of 8
 /// columns: whole sectors, and as many banks.
-__device__ inline void load_transposed(float (*tile)[kTile + 4], const float* from,
-                                       std::int64_t stride, std::int64_t rows,
-                                       std::int64_t columns) {
+template <class T>
+__device__ inline void load_transposed(float (*tile)[kTile + 4], const T* from, std::int64_t stride,
+                                       std::int64_t rows, std::int64_t columns) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int x = lane % 8 + warp % 4 * 8;
   static_assert(kDepth == 4 * 8);
   for (int r = lane / 8 + warp / 4 * 4; r < kTile; r += kTileThreads / kWarp)
-    tile[x][r] = r < rows && x < columns ? from[r * stride + x] : 0.0F;
+    tile[x][r] = r < rows && x < columns ? to_float(from[r * stride + x]) : 0.0F;
 }
 
 /// sum += a^T b, over the first `depth` rows of both, for the thread's rows and columns.

@@ -1,0 +1,55 @@
+#pragma once
+// The chunkwise form of the mLSTM cell on tensor cores, for bf16 q, k and v (specification A.4
+// (3)): the states before all chunks of a window, then the outputs of all its chunks.
+//
+// The state is kept transposed, C^T [dv, dqk], in the accumulators of the products that update it:
+// what a lane has of a tile of 16 x 16 is then, rounded to bf16, what the same lane needs of C as
+// the right factor of q C. States go through memory in this form, 16 bytes a lane:
+//   [a / 16, x / 16, lane, 4 words] of C[a][x], for each state and head.
+//
+// The products see bf16 numbers: e^(beta_j - mu_L) v_j, C before the chunk and the weighed scores.
+// Scores, what is added to l, n and q.n are float32.
+
+#include <cstdint>
+
+#include "ops/cuda/device/async.cuh"
+#include "ops/cuda/device/mma.cuh"
+#include "ops/cuda/device/pack.cuh"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/mlstm_cell.cuh"
+#include "ops/cuda/mlstm_plan.hpp"
+
+namespace xlstm::ops::cuda {
+
+constexpr int kSpan = MlstmPlan::kTensorChunk;
+constexpr int kFragmentWords = kWarp * 4;  // of a tile of 16 x 16
+
+/// Of C in memory.
+struct Fragments {
+  unsigned* words;
+  std::int64_t columns;  // tiles of dv
+
+  __device__ Fragments(const Cell& cell, std::int64_t state, std::int64_t head)
+      : columns((cell.dv + 15) / 16) {
+    const std::int64_t rows = (cell.dqk + 15) / 16;
+    words = static_cast<unsigned*>(cell.c) +
+            (state * cell.heads + head) * rows * columns * kFragmentWords;
+  }
+  __device__ unsigned* at(std::int64_t row, std::int64_t column) const {
+    return words + (row * columns + column) * kFragmentWords;
+  }
+};
+
+__device__ inline void store_pack(void* to, const unsigned (&words)[4]) {
+  *static_cast<Pack<unsigned, 4>*>(to) = {{words[0], words[1], words[2], words[3]}};
+}
+
+/// C and n before every chunk of `window`, and after the sequences that end in it
+/// (mlstm_tensor_states.cu).
+void mlstm_tensor_states(Context& context, const Cell& cell, const MlstmPlan& plan,
+                         const Window& window);
+/// h of every chunk of `window` (mlstm_tensor_outputs.cu).
+void mlstm_tensor_outputs(Context& context, const Cell& cell, const MlstmPlan& plan,
+                          const Window& window, DType h);
+
+}  // namespace xlstm::ops::cuda

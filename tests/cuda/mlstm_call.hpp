@@ -1,0 +1,131 @@
+#pragma once
+// A call of mlstm on a CUDA device for tests: a ragged batch with random states, of which some have
+// no record.
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "ops/cuda/mlstm_plan.hpp"
+#include "ops/mlstm_problem.hpp"
+#include "oracle/ops.hpp"
+
+namespace xlstm::ops::test {
+
+struct MlstmCall {
+  /// @param type    of q, k, v and h
+  /// @param regime  of the gates; the sigmoid gate takes log sigmoid of the same inputs
+  /// @param gaps_of_eight  behind the rows of q, k, v and h, as tensor cores want them
+  MlstmCall(MlstmShape of, const std::vector<int>& lengths, MlstmGate kind, unsigned seed,
+            DType type = DType::f32, Regime regime = Regime::typical, bool gaps_of_eight = false)
+      : shape(of), gate(kind) {
+    for (int length : lengths) offsets.push_back(offsets.back() + length);
+    const int tokens = offsets.back(), h = shape.heads;
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    const auto gap = [gaps_of_eight](int any) { return gaps_of_eight ? 8 : any; };
+    q = Array::random(random, type, {tokens, h * shape.dqk}, 1, 0.1, gap(1));
+    k = Array::random(random, type, {tokens, h * shape.dqk}, 1, 0.1, gap(2));
+    v = Array::random(random, type, {tokens, h * shape.dv}, 1, 0.1, gap(3));
+    i = Array(DType::f32, {tokens, h});
+    log_f = Array(DType::f32, {tokens, h});
+    h_out = Array(type, {tokens, h * shape.dv}, gap(5));
+    int row = 0;
+    for (int length : lengths)
+      for (int t = 0; t < length; ++t, ++row)
+        for (int head = 0; head < h; ++head) {
+          const MlstmGates in = random_gates(regime, t, length, random);
+          i.set(row, head, kind == MlstmGate::sigmoid ? oracle::log_sigmoid(in.i) : in.i);
+          log_f.set(row, head, oracle::log_sigmoid(in.f));
+        }
+    const auto heads = static_cast<std::size_t>(h);
+    n_at = heads * static_cast<std::size_t>(shape.dqk * shape.dv);
+    m_at = n_at + heads * static_cast<std::size_t>(shape.dqk);
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      std::vector<float> record(m_at + heads);
+      for (float& x : record) x = normal(random);
+      if (kind == MlstmGate::sigmoid) std::fill_n(record.begin() + std::ptrdiff_t(m_at), h, 0.0F);
+      initial.push_back(record);
+    }
+    has_record.assign(lengths.size(), true);
+  }
+
+  /// @param state_bytes  0: what an engine takes
+  void run(std::size_t state_bytes = 0) {
+    records = initial;
+    h_out.poison();
+    std::vector<std::byte*> slots;
+    for (std::size_t s = 0; s < records.size(); ++s)
+      slots.push_back(has_record[s] ? reinterpret_cast<std::byte*>(records[s].data()) : nullptr);
+    const Batch batch{offsets, slots};
+    const MlstmArgs args{.q = q.tensor(),
+                         .k = k.tensor(),
+                         .v = v.tensor(),
+                         .i = i.tensor(),
+                         .log_f = log_f.tensor(),
+                         .batch = batch,
+                         .state = {0, 4 * n_at, 4 * m_at},
+                         .h = h_out.tensor(),
+                         .gate = gate,
+                         .normalise = normalise};
+    Context context(test_device(), 1);
+    const cuda::MlstmPlan plan(args);
+    on_tensor_cores = plan.tensor;
+    context.arena().reserve(plan.bytes() + cuda::MlstmPlan(args, state_bytes).bytes());
+    poison_scratch(context);
+    if (state_bytes == 0)
+      mlstm(context, args);
+    else
+      cuda::mlstm_within(context, args, state_bytes);
+    context.synchronize();
+    EXPECT_TRUE(h_out.gaps_untouched());
+  }
+
+  std::vector<double> h(std::size_t s) const {
+    const std::vector<double> all = h_out.values();
+    const int width = shape.heads * shape.dv;
+    return {all.begin() + offsets[s] * width, all.begin() + offsets[s + 1] * width};
+  }
+  template <class Real>
+  oracle::MlstmInputsOf<Real> inputs(std::size_t s) const {
+    const auto cut = [&](const Array& all, int width) {
+      const std::vector<float> values = all.floats();
+      return std::vector<Real>(values.begin() + offsets[s] * width,
+                               values.begin() + offsets[s + 1] * width);
+    };
+    oracle::MlstmInputsOf<Real> in;
+    in.heads = shape.heads;
+    in.dqk = shape.dqk;
+    in.dv = shape.dv;
+    in.q = cut(q, shape.heads * shape.dqk);
+    in.k = cut(k, shape.heads * shape.dqk);
+    in.v = cut(v, shape.heads * shape.dv);
+    in.i = cut(i, shape.heads);
+    in.log_f = cut(log_f, shape.heads);
+    in.sigmoid = gate == MlstmGate::sigmoid;
+    in.normalise = normalise;
+    return in;
+  }
+  template <class Real>
+  oracle::MlstmStateOf<Real> state(std::size_t s) const {
+    oracle::MlstmStateOf<Real> state(shape.heads, shape.dqk, shape.dv);
+    if (!has_record[s]) return state;
+    const auto n = initial[s].begin() + std::ptrdiff_t(n_at);
+    const auto m = initial[s].begin() + std::ptrdiff_t(m_at);
+    state.c.assign(initial[s].begin(), n);
+    state.n.assign(n, m);
+    state.m.assign(m, initial[s].end());
+    return state;
+  }
+
+  MlstmShape shape;
+  MlstmGate gate;
+  bool normalise = true, on_tensor_cores = false;
+  std::vector<std::int32_t> offsets{0};
+  Array q{DType::f32, {1, 1}}, k = q, v = q, i = q, log_f = q, h_out = q;
+  std::vector<std::vector<float>> initial, records;
+  std::vector<bool> has_record;
+  std::size_t n_at = 0, m_at = 0;
+};
+
+}  // namespace xlstm::ops::test
