@@ -40,20 +40,22 @@ __device__ __forceinline__ void barrier_expect(SharedAddress barrier, unsigned b
                : "memory");
 }
 
-/// Arrives at the same barrier of block `rank` of the cluster.
+/// Arrives at the same barrier of block `rank` of the cluster: to say that this thread's copies or
+/// products have read what is there. It orders no ordinary writes for the other block: a release
+/// for a cluster waits for all writes of the thread, about a microsecond.
 __device__ __forceinline__ void barrier_arrive_at(SharedAddress barrier, unsigned rank) {
   asm volatile(
       "{\n"
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
       "}" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }
 
-/// Waits for the end of a phase of this parity; what its arrivals released is seen, also if they
-/// came from other blocks of the cluster.
+/// Waits for the end of a phase of this parity: copies that count at it are seen, and what threads
+/// of this block wrote before they arrived.
 __device__ __forceinline__ void barrier_wait(SharedAddress barrier, unsigned parity) {
   unsigned done = 0;
 #if defined(XLSTM_TRAP_LONG_WAITS)
@@ -63,7 +65,7 @@ __device__ __forceinline__ void barrier_wait(SharedAddress barrier, unsigned par
     asm volatile(
         "{\n"
         ".reg .pred done;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
         "selp.u32 %0, 1, 0, done;\n"
         "}"
         : "=r"(done)
