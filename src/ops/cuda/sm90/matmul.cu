@@ -60,7 +60,6 @@ bool planned_product(Context& context, const Product& p, const MatmulPlan& plan)
   args.depth_stages = static_cast<int>(pieces_of(p.x.dim(1), kMatmulDepth));
   args.height = plan.height;
   args.split = plan.split;
-  args.peers = plan.peers;
   args.y = p.y.data;
   args.y_stride = p.y.row_stride();
   args.y_is_bf16 = p.y.dtype == DType::bf16;
@@ -68,7 +67,7 @@ bool planned_product(Context& context, const Product& p, const MatmulPlan& plan)
   args.swiglu = p.swiglu;
   args.bias_dtype = p.b.empty() ? DType::f32 : p.b[0].dtype;
   // A block of a cluster loads its share of what the cluster multiplies.
-  maps.x = box_map(p.x, tiled ? plan.rows / 2 : plan.rows / plan.peers);
+  maps.x = box_map(p.x, tiled ? plan.rows / 2 : plan.rows);
   std::int64_t first = 0;
   for (std::size_t i = 0; i < p.w.size(); ++i) {
     const Tensor& w = p.w[i];

@@ -15,11 +15,11 @@ enum class MatmulKernel {
 struct MatmulPlan {
   MatmulKernel kernel;
   int rows;     ///< of x in a tile: 64, 128 or 256; of the two blocks of a cluster in `tiled`
-  int columns;  ///< of the multiplied tile: 64, 96, 128, 176 (streamed); 128, 256 (tiled)
+  int columns;  ///< of the multiplied tile: 32, 64, 96, 128, 176 (streamed); 128, 256 (tiled)
   int height;   ///< rows of W of a tile; with SwiGLU, of each W
-  int split;    ///< blocks that share the depth of a tile: 1, 2 or 4
-  int peers;    ///< blocks of neighbouring tiles that load x for each other: 1, 2 or 4
+  int split;    ///< blocks that share the depth of a tile: 1 or 2
   int stages;   ///< in shared memory at most; 0: as many as there is room for (streamed)
+  int ahead;    ///< more stages of W that come into the cache before x is there (streamed)
   std::int64_t cycles;  ///< what it should take
 
   bool operator==(const MatmulPlan&) const = default;
@@ -46,36 +46,28 @@ constexpr std::int64_t matmul_tiles(std::span<const std::int64_t> outputs, std::
   return tiles;
 }
 
-/// Blocks that run at once, in clusters of this size, one on a multiprocessor: those of one cluster
-/// are near each other, and groups of 16 or 18 multiprocessors do not fill up with larger ones.
-constexpr std::int64_t matmul_places(int multiprocessors, int cluster) {
-  if (cluster <= 2) return multiprocessors / cluster * cluster;
-  return multiprocessors / 33 * 32 / cluster * cluster;
-}
-
 /// Cycles of the tiled kernel: tensor cores, and what they wait for.
 constexpr std::int64_t tiled_cycles(const MatmulShape& s, int columns) {
   const int height = s.swiglu ? columns / 2 : columns;
   const std::int64_t tiles = pieces_of(s.rows, 256) * matmul_tiles(s.outputs, height);
-  const std::int64_t turns = pieces_of(tiles * 2, matmul_places(s.multiprocessors, 2));
+  const std::int64_t turns = pieces_of(tiles, s.multiprocessors / 2);
   const std::int64_t stage = columns == 256 ? 1100 : 620;
   return turns * (pieces_of(s.depth, kMatmulDepth) * stage + 2000) + 2000;
 }
 
 /// Cycles of the streamed kernel: the slowest of device memory (20 bytes a cycle and
-/// multiprocessor), second-level cache (26) and tensor cores, and what comes before and after.
+/// multiprocessor), second-level cache (40) and tensor cores, and what comes before and after.
 constexpr std::int64_t streamed_cycles(const MatmulShape& s, const MatmulPlan& p) {
-  const std::int64_t tiles = pieces_of(matmul_tiles(s.outputs, p.height), p.peers) * p.peers;
-  const std::int64_t turns =
-      pieces_of(tiles * p.split, matmul_places(s.multiprocessors, p.split * p.peers));
+  const std::int64_t tiles = matmul_tiles(s.outputs, p.height);
+  const std::int64_t turns = pieces_of(tiles, s.multiprocessors / p.split);
   const std::int64_t stages = pieces_of(pieces_of(s.depth, kMatmulDepth), p.split);
   const std::int64_t w = stages * p.height * (s.swiglu ? 2 : 1) * 128;
-  const std::int64_t x = stages * p.rows * 128 / p.peers;
+  const std::int64_t x = stages * p.rows * 128;
   const std::int64_t products =
       stages * (kMatmulDepth / 16) * (p.rows / 64) * std::max(p.columns / 2, 16 + p.columns / 4);
   const std::int64_t sums = std::int64_t{4} * p.rows * p.columns;
   const std::int64_t exchange = p.split == 1 ? 0 : 800 + sums * (p.split - 1) / p.split / 24;
-  return turns * (std::max({w / 20, (w + x) / 26, products}) + 2000 + exchange + sums / 48);
+  return turns * (std::max({w / 20, (w + x) / 40, products}) + 2000 + exchange + sums / 48);
 }
 
 /// The plan with the fewest cycles. All sizes are positive.
@@ -87,23 +79,20 @@ constexpr MatmulPlan plan_matmul(const MatmulShape& s) {
                      .columns = tiled_columns,
                      .height = s.swiglu ? tiled_columns / 2 : tiled_columns,
                      .split = 1,
-                     .peers = 2,
                      .stages = 0,
+                     .ahead = 0,
                      .cycles = std::min(wide, narrow)};
   if (s.rows > kMatmulStreamedRows) return best;
   const int rows = s.rows <= 64 ? 64 : s.rows <= 128 ? 128 : 256;
-  for (const int columns : {64, 96, 128, 176}) {
+  for (const int columns : {32, 64, 96, 128, 176}) {
     const int most = s.swiglu ? columns / 2 : columns;
     for (int height = most; height >= 16 && height > most / 2; height -= 4) {
-      for (const int split : {1, 2, 4}) {
+      for (const int split : {1, 2}) {
         if (split > 1 && (s.swiglu || pieces_of(s.depth, kMatmulDepth) < 2 * split)) continue;
         if (split > 1 && columns > 128) continue;  // partial sums fit where the stages were
-        for (const int peers : {1, 2, 4}) {
-          if (split * peers > 8) continue;
-          MatmulPlan plan = {MatmulKernel::streamed, rows, columns, height, split, peers, 0, 0};
-          plan.cycles = streamed_cycles(s, plan);
-          if (plan.cycles < best.cycles) best = plan;
-        }
+        MatmulPlan plan = {MatmulKernel::streamed, rows, columns, height, split, 0, 0, 0};
+        plan.cycles = streamed_cycles(s, plan);
+        if (plan.cycles < best.cycles) best = plan;
       }
     }
   }

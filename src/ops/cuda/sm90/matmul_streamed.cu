@@ -1,7 +1,7 @@
 // Few rows: W streams from memory once, and every multiprocessor has its share of it. A block
 // multiplies some rows of W, or a piece of their depth, with all rows of x. Blocks that share the
 // depth of a tile add their sums in one order, each for some of the rows, through the cluster's
-// shared memory; blocks of neighbouring tiles load x for each other.
+// shared
 
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
@@ -93,15 +93,12 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
                     const __grid_constant__ MatmulArgs args) {
   using T = Tile<kRows, kColumns>;
   constexpr int kWarps = T::kGroups * kGroup / kWarp;
-  XLSTM_DYNAMIC_SHARED(unsigned char, memory);
-  const SharedAddress full = (shared_address(memory) + kBefore - 1) & ~(kBefore - 1U);
+  extern __shared__ __align__(1024) unsigned char memory[];
+  const SharedAddress full = shared_address(memory);
   const SharedAddress empty = full + kMostStages * 8, base = full + kBefore;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = threadIdx.x % kWarp;
-  // Ranks of a cluster: the peers of the first piece of the depth, those of the second, ...
-  const int rank = static_cast<int>(cluster_rank());
-  const int peer = rank % args.peers, piece = rank / args.peers;
-  const int first_peer = rank - peer;
-  const int tile = static_cast<int>(blockIdx.x) / (args.peers * args.split) * args.peers + peer;
+  const int piece = static_cast<int>(cluster_rank());  // of the depth
+  const int tile = static_cast<int>(blockIdx.x) / args.split;
   const Place place = place_of(args, tile);
   const int begin = args.depth_stages * piece / args.split;
   const int end = args.depth_stages * (piece + 1) / args.split;
@@ -110,7 +107,7 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < ring; ++i) {
       barrier_init(full + 8 * i, 1);
-      barrier_init(empty + 8 * i, static_cast<unsigned>(kWarps * args.peers));
+      barrier_init(empty + 8 * i, kWarps);
     }
     barrier_fence_init();
   }
@@ -137,22 +134,19 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
         load_box(to + kUp * 128, &maps.w[1], place.row, k * kMatmulDepth, bar, policy);
     };
     const auto load_x = [&](int at, int k) {
-      const SharedAddress to = base + at * T::kStage, bar = full + 8 * at;
-      if (args.peers == 1) {
-        load_box(to, &maps.x, 0, k * kMatmulDepth, bar);
-      } else {
-        const int rows = kRows / args.peers;
-        load_box_to(((1U << args.peers) - 1) << first_peer, to + peer * rows * 128, &maps.x,
-                    peer * rows, k * kMatmulDepth, bar);
-      }
+      load_box(base + at * T::kStage, &maps.x, 0, k * kMatmulDepth, full + 8 * at);
     };
     // Weights do not wait for the kernel before this one.
     const int filled = min(ring, end - begin);
-    if (copies)
+    if (copies) {
       for (int i = 0; i < filled; ++i) load_w(i, begin + i);
+      for (int k = begin + filled; k < min(end, begin + filled + args.ahead); ++k) {
+        prefetch_box(&maps.w[place.weight], place.row, k * kMatmulDepth);
+        if (args.swiglu) prefetch_box(&maps.w[1], place.row, k * kMatmulDepth);
+      }
+    }
     __syncwarp();
     grid_wait();
-    cluster_sync();  // the barriers of all blocks are set up
     if (copies) {
       grid_trigger();
       for (int i = 0; i < filled; ++i) load_x(i, begin + i);
@@ -168,7 +162,6 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
   } else {
     if constexpr (T::kManySums) more_registers<232>();
     grid_wait();
-    cluster_sync();
     const int group = warp / (kGroup / kWarp);
     float sums[T::kHigh][kColumns / 2];
     SharedAddress before = 0;
@@ -186,7 +179,7 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
                           k > begin || i > 0);
       wgmma_commit();
       wgmma_wait<1>();
-      if (k > begin && lane < args.peers) barrier_arrive_at(before, first_peer + lane);
+      if (k > begin && lane == 0) barrier_arrive(before);
       before = empty + 8 * slot;
     }
     wgmma_wait<0>();
@@ -252,9 +245,9 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
         const int t = piece * rows + i / kUnits, n = i % kUnits * 4;
         if (t >= args.rows || n >= args.height) continue;
         const SharedAddress at = base + (t * T::kPitch + n) * 4;
-        float4 sum = load_cluster(cluster_address(at, peer));
+        float4 sum = load_cluster(cluster_address(at, 0));
         for (int s = 1; s < args.split; ++s) {
-          const float4 more = load_cluster(cluster_address(at, s * args.peers + peer));
+          const float4 more = load_cluster(cluster_address(at, s));
           sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
         }
         const std::int64_t to = place.row + n;
@@ -265,24 +258,23 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
       }
     }
   }
-  if (args.split * args.peers > 1) cluster_sync();  // nobody ends while others need its memory
+  if (args.split > 1) cluster_sync();  // nobody ends while others need its memory
 }
 
 template <int kRows, int kColumns>
 void run(Context& context, const MatmulPlan& plan, const MatmulMaps& maps, MatmulArgs args) {
   using T = Tile<kRows, kColumns>;
-  const int cluster = plan.split * plan.peers;
-  const std::int64_t tiles = pieces_of(args.column_tiles, plan.peers) * plan.peers;
-  constexpr int kFit = static_cast<int>((kMostShared - 2 * kBefore) / T::kStage);
+  constexpr int kFit = static_cast<int>((kMostShared - kBefore) / T::kStage);
   const int most = plan.stages > 0 && plan.stages < kFit ? plan.stages : kFit;
   args.ring = most < kMostStages ? most : kMostStages;
+  args.ahead = plan.ahead;
   std::size_t bytes = static_cast<std::size_t>(args.ring) * T::kStage;
   if (plan.split > 1 && bytes < T::kSums) bytes = T::kSums;
   launch(context, "linear",
-         {.x = tiles * plan.split,
+         {.x = std::int64_t{args.column_tiles} * plan.split,
           .threads = T::kThreads,
-          .shared = 2 * kBefore + bytes,
-          .cluster = cluster,
+          .shared = kBefore + bytes,
+          .cluster = plan.split,
           .overlap = true},
          streamed_kernel<kRows, kColumns>, maps, args);
 }
@@ -290,6 +282,7 @@ void run(Context& context, const MatmulPlan& plan, const MatmulMaps& maps, Matmu
 template <int kRows>
 void run(Context& context, const MatmulPlan& plan, const MatmulMaps& maps, const MatmulArgs& args) {
   switch (plan.columns) {
+    case 32: return run<kRows, 32>(context, plan, maps, args);
     case 64: return run<kRows, 64>(context, plan, maps, args);
     case 96: return run<kRows, 96>(context, plan, maps, args);
     case 128: return run<kRows, 128>(context, plan, maps, args);

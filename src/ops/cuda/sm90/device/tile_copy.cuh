@@ -23,13 +23,6 @@ __device__ __forceinline__ std::uint64_t evict_first() {
   asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
   return policy;
 }
-/// For data that all blocks read.
-__device__ __forceinline__ std::uint64_t evict_last() {
-  std::uint64_t policy = 0;
-  asm("createpolicy.fractional.L2::evict_last.b64 %0;" : "=l"(policy));
-  return policy;
-}
-
 /// Loads the box whose first element is [row, column]; its bytes count at `barrier`.
 __device__ __forceinline__ void load_box(SharedAddress to, const CUtensorMap* map, int row,
                                          int column, SharedAddress barrier) {
@@ -47,8 +40,14 @@ __device__ __forceinline__ void load_box(SharedAddress to, const CUtensorMap* ma
       "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
       : "memory");
 }
-/// The same into the same place of every block of the cluster whose bit is set in `ranks`, counted
-/// at the same barrier of each.
+/// Brings a box into the second-level cache.
+__device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int row, int column) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(column),
+               "r"(row)
+               : "memory");
+}
+/// load_box() into the same place of every block of the cluster whose bit is set in `ranks`,
+/// counted at the same barrier of each.
 __device__ __forceinline__ void load_box_to(unsigned ranks, SharedAddress to,
                                             const CUtensorMap* map, int row, int column,
                                             SharedAddress barrier) {
