@@ -1,6 +1,9 @@
 #include "ops/linear.hpp"
 
+#include <algorithm>
+
 #include "core/check.hpp"
+#include "ops/activation.hpp"
 #include "ops/check_args.hpp"
 #include "ops/cpu/linear_plan.hpp"
 
@@ -32,15 +35,51 @@ void check_linear(const LinearArgs& args) {
     }
     outputs += w.dim(0);
   }
-  XLSTM_CHECK(y.rank == 2 && y.dtype == DType::f32 && y.dim(0) == x.dim(0) && y.dim(1) == outputs,
-              invalid_argument, "linear: expected y f32[{}, {}], found {}", x.dim(0), outputs,
-              to_string(y));
+  const bool cpu = y.device.is_cpu();
+  XLSTM_CHECK(y.rank == 2 && (y.dtype == DType::f32 || (!cpu && y.dtype == DType::bf16)) &&
+                  y.dim(0) == x.dim(0) && y.dim(1) == outputs,
+              invalid_argument, "linear: expected y {}[{}, {}], found {}",
+              cpu ? "f32" : "f32 or bf16", x.dim(0), outputs, to_string(y));
 }
 
 std::size_t linear_workspace(const Context& context, const LinearArgs& args) {
   if (!context.device().is_cpu()) return 0;
   return cpu::linear_workspace_bytes(args);
 }
+
+void check_linear_swiglu(const LinearSwigluArgs& a) {
+  constexpr const char* kOp = "linear_swiglu";
+  const std::int64_t tokens = a.x.dim(0), inputs = a.x.dim(1), f = a.y.dim(1);
+  check_tensor(kOp, "x", a.x, Types::f32_bf16, {tokens, inputs});
+  XLSTM_CHECK(a.w.size() == 2 && (a.b.empty() || a.b.size() == 2), invalid_argument,
+              "{}: expected 2 weights and no or 2 biases, found {} and {}", kOp, a.w.size(),
+              a.b.size());
+  for (const Tensor& w : a.w) check_tensor(kOp, "w", w, Types::weight, {f, inputs});
+  for (const Tensor& b : a.b) check_tensor(kOp, "b", b, Types::weight, {f});
+  check_tensor(kOp, "y", a.y, Types::f32_bf16, {tokens, f});
+}
+
+std::size_t linear_swiglu_workspace(const Context& context, const LinearSwigluArgs& args) {
+  Context measuring(context.device(), context.threads());
+  measuring.start_measuring();
+  composed::linear_swiglu(measuring, args);
+  return measuring.stop_measuring();
+}
+
+void composed::linear_swiglu(Context& c, const LinearSwigluArgs& a) {
+  constexpr std::int64_t kMostRows = 1024;  // bounds the scratch memory
+  const std::int64_t tokens = a.x.dim(0), f = a.y.dim(1);
+  const ArenaScope scope(c.arena());
+  const Tensor gate_up = c.arena().tensor(DType::f32, {std::min(tokens, kMostRows), 2 * f});
+  for (std::int64_t t = 0; t < tokens; t += kMostRows) {
+    const std::int64_t rows = std::min(tokens - t, kMostRows);
+    const Tensor both = gate_up.rows(0, rows);
+    linear(c, {.x = a.x.rows(t, rows), .w = a.w, .b = a.b, .y = both});
+    swiglu(c, {.gate = both.cols(0, f), .up = both.cols(f, f), .y = a.y.rows(t, rows)});
+  }
+}
+
+void cpu::linear_swiglu(Context& c, const LinearSwigluArgs& a) { composed::linear_swiglu(c, a); }
 
 void check_linear_backward(const LinearBackwardArgs& a) {
   constexpr const char* kOp = "linear_backward";

@@ -14,10 +14,26 @@ struct LinearArgs {
   Tensor x;                   ///< [T, K] f32 or bf16
   std::span<const Tensor> w;  ///< each [N_i, K] f32, bf16 or f16
   std::span<const Tensor> b;  ///< empty, or one [N_i] each
-  Tensor y;                   ///< [T, sum N_i] f32
+  Tensor y;                   ///< [T, sum N_i] f32; on CUDA also bf16
   bool accumulate = false;    ///< y += instead of y =
 };
 XLSTM_OP(linear, LinearArgs)
+
+/// y = silu(x W_0^T + b_0) (x W_1^T + b_1): linear() and swiglu(), in one kernel where there is
+/// one.
+struct LinearSwigluArgs {
+  Tensor x;                   ///< [T, K] f32 or bf16
+  std::span<const Tensor> w;  ///< of the gate and of what it gates, [F, K] each
+  std::span<const Tensor> b;  ///< empty, or two [F]
+  Tensor y;                   ///< [T, F] f32 or bf16
+};
+XLSTM_OP(linear_swiglu, LinearSwigluArgs)
+
+/// The ops that it stands for, on any device, some rows at a time; scratch for them is what
+/// linear_swiglu_workspace() counts.
+namespace composed {
+void linear_swiglu(Context& context, const LinearSwigluArgs& args);
+}
 
 /// d_x (+)= d_y W, d_w += d_y^T x, d_b += column sums of d_y, float32 accumulation. Sums have one
 /// order for a given number of threads. If x and all W are bf16, d_y is rounded to bf16 for the

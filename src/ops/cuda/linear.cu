@@ -4,21 +4,25 @@
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/pack.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 #include "ops/cuda/linear_plan.hpp"
+#include "ops/cuda/sm90/matmul.hpp"
 
 namespace xlstm::ops::cuda {
 namespace {
 
 // Where the sums go: y = sum + what was there + b.
 struct Output {
-  float* data;
+  void* data;
+  bool is_bf16;  // or float32
   std::int64_t stride, rows, columns;
   const void* bias;
   DType bias_dtype;
   bool accumulate;
 
   Output(const Tensor& y, const Tensor* b, bool accumulates)
-      : data(static_cast<float*>(y.data)),
+      : data(y.data),
+        is_bf16(y.dtype == DType::bf16),
         stride(y.row_stride()),
         rows(y.dim(0)),
         columns(y.dim(1)),
@@ -36,9 +40,16 @@ struct Output {
   /// @param b  bias_of(n)
   __device__ void write(std::int64_t t, std::int64_t n, float sum, float b) const {
     if (t >= rows || n >= columns) return;
-    float* const to = data + t * stride + n;
-    if (accumulate) sum += *to;
-    *to = sum + b;
+    const std::int64_t at = t * stride + n;
+    if (is_bf16)
+      put(static_cast<Bf16*>(data) + at, sum, b);
+    else
+      put(static_cast<float*>(data) + at, sum, b);
+  }
+  template <class Y>
+  __device__ void put(Y* to, float sum, float b) const {
+    if (accumulate) sum += to_float(*to);
+    store(to, sum + b);
   }
 };
 
@@ -447,7 +458,11 @@ void multiply(Context& context, const Tensor& x, const Tensor& w, const Output& 
 
 void linear(Context& context, const LinearArgs& a) {
   if (a.x.dim(0) == 0) return;
-  if (a.x.dim(0) <= kLinearFewRows && linear_of_few_tokens(context, a)) return;
+  const bool few = a.x.dim(0) <= kLinearFewRows;
+  if (few && a.y.dtype == DType::f32 && linear_of_few_tokens(context, a)) return;
+  if (!few && level(context.device()) == Level::sm90 &&
+      product(context, {.x = a.x, .w = a.w, .b = a.b, .y = a.y, .accumulate = a.accumulate}))
+    return;
   std::int64_t first = 0;
   for (std::size_t i = 0; i < a.w.size(); ++i) {
     const Tensor& w = a.w[i];
@@ -462,6 +477,14 @@ void linear(Context& context, const LinearArgs& a) {
         multiply<float, W>(context, a.x, w, y);
     });
   }
+}
+
+void linear_swiglu(Context& context, const LinearSwigluArgs& a) {
+  if (a.x.dim(0) == 0) return;
+  if (level(context.device()) == Level::sm90 &&
+      product(context, {.x = a.x, .w = a.w, .b = a.b, .y = a.y, .swiglu = true}))
+    return;
+  composed::linear_swiglu(context, a);
 }
 
 }  // namespace xlstm::ops::cuda

@@ -1,0 +1,43 @@
+#pragma once
+// Blocks of one cluster, and each other's shared memory.
+
+#include "ops/cuda/sm90/device/barrier.cuh"
+
+namespace xlstm::ops::cuda {
+
+/// Of this block in its cluster; 0 where it is alone.
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank = 0;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// Waits for all threads of the cluster; what they wrote is seen. Warps come whole.
+__device__ __forceinline__ void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+
+/// The place in block `rank`'s shared memory that `at` is in this block's.
+__device__ __forceinline__ SharedAddress cluster_address(SharedAddress at, unsigned rank) {
+  SharedAddress remote = 0;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(at), "r"(rank));
+  return remote;
+}
+
+__device__ __forceinline__ float4 load_cluster(SharedAddress remote) {
+  float4 v;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(remote)
+               : "memory");
+  return v;
+}
+
+}  // namespace xlstm::ops::cuda

@@ -1,0 +1,92 @@
+#include "ops/cuda/sm90/matmul.hpp"
+
+#include <cuda_runtime.h>
+
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/sm90/matmul_kernels.hpp"
+#include "ops/cuda/sm90/tensor_map.hpp"
+
+namespace xlstm::ops::cuda {
+namespace {
+
+int multiprocessors(Device device) {
+  int count = 0;
+  if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index) != cudaSuccess)
+    throw Error(ErrorCode::internal, "cudaDeviceGetAttribute of " + to_string(device));
+  return count;
+}
+
+}  // namespace
+
+bool takes_product(const Product& p) {
+  if (p.x.dtype != DType::bf16 || !has_boxes(p.x) || p.w.empty() ||
+      p.w.size() > static_cast<std::size_t>(kMostProducts))
+    return false;
+  if (p.y.dtype != DType::f32 && (p.y.dtype != DType::bf16 || p.accumulate)) return false;
+  if (p.swiglu && (p.w.size() != 2 || p.accumulate)) return false;
+  std::int64_t first = 0;
+  for (const Tensor& w : p.w) {
+    if (w.dtype != DType::bf16 || !has_boxes(w) || !has_boxes(p.y.cols(first, w.dim(0))))
+      return false;
+    if (!p.swiglu) first += w.dim(0);
+  }
+  for (const Tensor& b : p.b)
+    if (b.dtype != p.b[0].dtype) return false;
+  return true;
+}
+
+bool product(Context& context, const Product& p) {
+  if (!takes_product(p)) return false;
+  const int count = p.swiglu ? 1 : static_cast<int>(p.w.size());
+  std::int64_t outputs[kMostProducts] = {};
+  for (int i = 0; i < count; ++i) outputs[i] = p.w[static_cast<std::size_t>(i)].dim(0);
+  const int places = multiprocessors(context.device());
+  const MatmulPlan plan = plan_matmul({.rows = p.x.dim(0),
+                                       .outputs = {outputs, static_cast<std::size_t>(count)},
+                                       .depth = p.x.dim(1),
+                                       .swiglu = p.swiglu,
+                                       .multiprocessors = places});
+  return planned_product(context, p, plan);
+}
+
+bool planned_product(Context& context, const Product& p, const MatmulPlan& plan) {
+  if (!takes_product(p)) return false;
+  const bool tiled = plan.kernel == MatmulKernel::tiled;
+  MatmulMaps maps = {};
+  MatmulArgs args = {};
+  args.rows = static_cast<int>(p.x.dim(0));
+  args.weights = p.swiglu ? 1 : static_cast<int>(p.w.size());
+  args.row_tiles = static_cast<int>(pieces_of(p.x.dim(0), plan.rows));
+  args.depth_stages = static_cast<int>(pieces_of(p.x.dim(1), kMatmulDepth));
+  args.height = plan.height;
+  args.split = plan.split;
+  args.y = p.y.data;
+  args.y_stride = p.y.row_stride();
+  args.y_is_bf16 = p.y.dtype == DType::bf16;
+  args.accumulate = p.accumulate;
+  args.swiglu = p.swiglu;
+  args.bias_dtype = p.b.empty() ? DType::f32 : p.b[0].dtype;
+  // A block of a cluster loads its share of what the cluster multiplies.
+  maps.x = box_map(p.x, tiled ? plan.rows / 2 : plan.rows);
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < p.w.size(); ++i) {
+    const Tensor& w = p.w[i];
+    maps.w[i] = box_map(w, tiled ? plan.columns / 2 : plan.height);
+    args.outputs[i] = w.dim(0);
+    args.first[i] = first;
+    if (!p.b.empty()) args.bias[i] = p.b[i].data;
+    if (p.swiglu && i == 1) break;
+    constexpr std::int64_t kWarpRows = 16;
+    if (tiled) maps.y[i] = box_map(p.y.cols(first, w.dim(0)), kWarpRows);
+    args.column_tiles += static_cast<int>(pieces_of(w.dim(0), plan.height));
+    args.tile_end[i] = args.column_tiles;
+    first += w.dim(0);
+  }
+  if (tiled)
+    launch_tiled(context, plan, maps, args, multiprocessors(context.device()));
+  else
+    launch_streamed(context, plan, maps, args);
+  return true;
+}
+
+}  // namespace xlstm::ops::cuda

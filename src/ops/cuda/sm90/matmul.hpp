@@ -1,0 +1,33 @@
+#pragma once
+// The product of bf16 matrices on compute capability 9.0: box copies feed wgmma.
+
+#include <span>
+
+#include "core/context.hpp"
+#include "ops/cuda/sm90/matmul_plan.hpp"
+#include "xlstm/tensor.hpp"
+
+namespace xlstm::ops::cuda {
+
+/// y = x W^T + b, or y += with `accumulate`; with `swiglu`, W is a gate and what it gates,
+/// y = silu(x W_0^T + b_0) (x W_1^T + b_1). Sums are float32 in the order of K, or of few pieces of
+/// it, in a kernel that M, N and K choose: the other rows do not change a row's result.
+struct Product {
+  Tensor x;                   ///< [M, K] bf16
+  std::span<const Tensor> w;  ///< row blocks [N_i, K] bf16; two [F, K] with `swiglu`
+  std::span<const Tensor> b;  ///< empty, or one [N_i] each of f32, bf16 or f16
+  Tensor y;                   ///< [M, sum N_i] f32 or bf16; [M, F] with `swiglu`
+  bool accumulate = false;
+  bool swiglu = false;
+};
+
+/// Whether the product takes these types, sizes and addresses: rows at multiples of 16 bytes, at
+/// most 4 weights, and no sums added to bf16.
+bool takes_product(const Product& product);
+
+/// Launches it on a card of Level::sm90; false, and nothing done, where it does not take it.
+bool product(Context& context, const Product& product);
+/// The same in this way, which serves `product`; plan_matmul() gives the fastest.
+bool planned_product(Context& context, const Product& product, const MatmulPlan& plan);
+
+}  // namespace xlstm::ops::cuda

@@ -1,0 +1,49 @@
+#pragma once
+// What the kernels of matmul.hpp are given.
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "core/context.hpp"
+#include "ops/cuda/sm90/matmul_plan.hpp"
+#include "xlstm/tensor.hpp"
+
+namespace xlstm::ops::cuda {
+
+constexpr int kMostProducts = 4;  ///< weights of a launch
+
+struct MatmulMaps {
+  CUtensorMap x;
+  CUtensorMap w[kMostProducts];
+  CUtensorMap y[kMostProducts];  ///< the columns of each W (tiled kernel)
+};
+
+struct MatmulArgs {
+  int rows;                             ///< of x
+  int weights;                          ///< row blocks; 1 with SwiGLU
+  int row_tiles;                        ///< tiled kernel
+  int column_tiles;                     ///< of all weights
+  int tile_end[kMostProducts];          ///< tiles of this weight and of those before
+  std::int64_t outputs[kMostProducts];  ///< rows of W
+  std::int64_t first[kMostProducts];    ///< column of y where they begin
+  const void* bias[kMostProducts];      ///< null: none; of gate and up with SwiGLU
+  DType bias_dtype;
+  int depth_stages;  ///< of kMatmulDepth
+  int height;        ///< rows of each W in a tile
+  int ring;          ///< stages in shared memory (streamed kernel)
+  int ahead;         ///< stages of W fetched into the cache beyond the ring (streamed kernel)
+  int split;
+  void* y;
+  std::int64_t y_stride;
+  bool y_is_bf16;
+  bool accumulate;
+  bool swiglu;
+};
+
+void launch_tiled(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
+                  const MatmulArgs& args, int multiprocessors);
+void launch_streamed(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
+                     const MatmulArgs& args);
+
+}  // namespace xlstm::ops::cuda

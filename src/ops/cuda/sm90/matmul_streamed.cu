@@ -1,0 +1,304 @@
+// Few rows: W streams from memory once, and every multiprocessor has its share of it. A block
+// multiplies some rows of W, or a piece of their depth, with all rows of x. Blocks that share the
+// depth of a tile add their sums in one order, each for some of the rows, through the cluster's
+// shared
+
+#include "ops/cuda/device/overlap.cuh"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/sm90/device/cluster.cuh"
+#include "ops/cuda/sm90/device/tile_copy.cuh"
+#include "ops/cuda/sm90/device/wgmma.cuh"
+#include "ops/cuda/sm90/matmul_kernels.hpp"
+#include "ops/cuda/sm90/matmul_output.cuh"
+
+namespace xlstm::ops::cuda {
+namespace {
+
+constexpr int kGroup = 128;      // threads of a warp group
+constexpr int kMostStages = 12;  // barriers that there is room for
+constexpr int kBefore = 1024;    // lost to alignment
+constexpr std::size_t kMostShared = 227 << 10;
+
+template <int kRows, int kColumns>
+struct Tile {
+  static constexpr int kGroups = kRows == 64 ? 1 : 2;  // that multiply
+  static constexpr int kHigh = kRows / 64 / kGroups;   // products of 64 rows of each
+  // Registers move between whole warp groups alone; the others need none.
+  static constexpr bool kManySums = kHigh * kColumns > 256;
+  static constexpr int kThreads = kGroups * kGroup + (kManySums ? kGroup : kWarp);
+  static constexpr int kX = kRows * 128, kW = kColumns * 128, kStage = kX + kW;
+  // Of a row of sums in shared memory, in floats: 8 rows of 2 lie in different banks.
+  static constexpr int kPitch = kColumns + 8;
+  static constexpr int kSums = kRows * kPitch * 4;
+};
+
+struct Place {
+  int weight;
+  int row;  // of this W
+};
+
+__device__ __forceinline__ Place place_of(const MatmulArgs& a, int tile) {
+  Place p = {0, 0};
+  int first = 0;
+#pragma unroll
+  for (int i = 0; i < kMostProducts - 1; ++i) {
+    if (i < a.weights - 1 && tile >= a.tile_end[i]) {
+      p.weight = i + 1;
+      first = a.tile_end[i];
+    }
+  }
+  p.row = (tile - first) * a.height;
+  return p;
+}
+
+// Where sums go: columns n of weight `weight`.
+struct Target {
+  const MatmulArgs& a;
+  int weight;
+
+  __device__ float bias(std::int64_t n) const {
+    return bias_of(a.bias[weight], a.bias_dtype, n, a.outputs[weight]);
+  }
+  __device__ void one(int t, std::int64_t n, float value) const {
+    if (n >= a.outputs[weight]) return;
+    const std::int64_t at = t * a.y_stride + a.first[weight] + n;
+    if (a.y_is_bf16) {
+      store(static_cast<Bf16*>(a.y) + at, value);
+    } else {
+      float* to = static_cast<float*>(a.y) + at;
+      *to = a.accumulate ? *to + value : value;
+    }
+  }
+  // n is even
+  __device__ void two(int t, std::int64_t n, float first, float second) const {
+    if (n + 1 >= a.outputs[weight]) return one(t, n, first);
+    const std::int64_t at = t * a.y_stride + a.first[weight] + n;
+    if (a.y_is_bf16) {
+      *reinterpret_cast<unsigned*>(static_cast<Bf16*>(a.y) + at) = bf16_pair(first, second);
+    } else {
+      float2* to = reinterpret_cast<float2*>(static_cast<float*>(a.y) + at);
+      float2 sum = make_float2(first, second);
+      if (a.accumulate) {
+        const float2 old = *to;
+        sum = make_float2(old.x + first, old.y + second);
+      }
+      *to = sum;
+    }
+  }
+};
+
+template <int kRows, int kColumns>
+__global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
+    streamed_kernel(const __grid_constant__ MatmulMaps maps,
+                    const __grid_constant__ MatmulArgs args) {
+  using T = Tile<kRows, kColumns>;
+  constexpr int kWarps = T::kGroups * kGroup / kWarp;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  const SharedAddress full = shared_address(memory);
+  const SharedAddress empty = full + kMostStages * 8, base = full + kBefore;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = threadIdx.x % kWarp;
+  const int piece = static_cast<int>(cluster_rank());  // of the depth
+  const int tile = static_cast<int>(blockIdx.x) / args.split;
+  const Place place = place_of(args, tile);
+  const int begin = args.depth_stages * piece / args.split;
+  const int end = args.depth_stages * (piece + 1) / args.split;
+  const int ring = args.ring;
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < ring; ++i) {
+      barrier_init(full + 8 * i, 1);
+      barrier_init(empty + 8 * i, kWarps);
+    }
+    barrier_fence_init();
+  }
+  __syncthreads();
+
+  int slot = 0;
+  unsigned phase = 0;
+  const auto advance = [&] {
+    if (++slot == ring) {
+      slot = 0;
+      phase ^= 1;
+    }
+  };
+  if (warp >= kWarps) {
+    if constexpr (T::kManySums) fewer_registers<40>();
+    const bool copies = warp == kWarps && lane == 0;
+    const std::uint64_t policy = evict_first();
+    constexpr int kUp = kColumns / 2;  // first row of what is gated, in a tile
+    const auto load_w = [&](int at, int k) {
+      const SharedAddress to = base + at * T::kStage + T::kX, bar = full + 8 * at;
+      barrier_expect(bar, T::kX + (args.swiglu ? 2 : 1) * args.height * 128);
+      load_box(to, &maps.w[place.weight], place.row, k * kMatmulDepth, bar, policy);
+      if (args.swiglu)
+        load_box(to + kUp * 128, &maps.w[1], place.row, k * kMatmulDepth, bar, policy);
+    };
+    const auto load_x = [&](int at, int k) {
+      load_box(base + at * T::kStage, &maps.x, 0, k * kMatmulDepth, full + 8 * at);
+    };
+    // Weights do not wait for the kernel before this one.
+    const int filled = min(ring, end - begin);
+    if (copies) {
+      for (int i = 0; i < filled; ++i) load_w(i, begin + i);
+      for (int k = begin + filled; k < min(end, begin + filled + args.ahead); ++k) {
+        prefetch_box(&maps.w[place.weight], place.row, k * kMatmulDepth);
+        if (args.swiglu) prefetch_box(&maps.w[1], place.row, k * kMatmulDepth);
+      }
+    }
+    __syncwarp();
+    grid_wait();
+    if (copies) {
+      grid_trigger();
+      for (int i = 0; i < filled; ++i) load_x(i, begin + i);
+      for (int k = begin; k < end; ++k, advance()) {
+        if (k - begin < ring) continue;
+        barrier_wait(empty + 8 * slot, phase ^ 1);
+        load_w(slot, k);
+        load_x(slot, k);
+      }
+    }
+    __syncwarp();
+    if (args.split > 1) cluster_sync();
+  } else {
+    if constexpr (T::kManySums) more_registers<232>();
+    grid_wait();
+    const int group = warp / (kGroup / kWarp);
+    float sums[T::kHigh][kColumns / 2];
+    SharedAddress before = 0;
+    for (int k = begin; k < end; ++k, advance()) {
+      const SharedAddress x_at = base + slot * T::kStage + group * T::kHigh * (64 * 128),
+                          w_at = base + slot * T::kStage + T::kX;
+      barrier_wait(full + 8 * slot, phase);
+      wgmma_fence();
+      const std::uint64_t a = wgmma_matrix(x_at), b = wgmma_matrix(w_at);
+#pragma unroll
+      for (int i = 0; i < kMatmulDepth / 16; ++i)
+#pragma unroll
+        for (int m = 0; m < T::kHigh; ++m)
+          wgmma<kColumns>(sums[m], a + m * (64 * 128 >> 4) + i * kWgmmaDepth, b + i * kWgmmaDepth,
+                          k > begin || i > 0);
+      wgmma_commit();
+      wgmma_wait<1>();
+      if (k > begin && lane == 0) barrier_arrive(before);
+      before = empty + 8 * slot;
+    }
+    wgmma_wait<0>();
+    // The last stages are not used again: nobody waits for their arrivals.
+
+    const int row = group * T::kHigh * 64 + warp % 4 * 16 + lane / 4, column = lane % 4 * 2;
+    const Target target{args, place.weight};
+    if (args.split > 1) {
+      named_barrier(1, T::kGroups * kGroup);  // all stages have been read
+#pragma unroll
+      for (int m = 0; m < T::kHigh; ++m)
+#pragma unroll
+        for (int i = 0; i < kColumns / 4; ++i) {
+          const SharedAddress at =
+              base + ((row + m * 64 + i % 2 * 8) * T::kPitch + i / 2 * 8 + column) * 4;
+          asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(sums[m][2 * i]),
+                       "f"(sums[m][2 * i + 1])
+                       : "memory");
+        }
+    } else if (args.swiglu) {
+      const Target up{args, 1};
+#pragma unroll
+      for (int m = 0; m < T::kHigh; ++m)
+#pragma unroll
+        for (int j = 0; j < kColumns / 16; ++j) {
+          const int n = 8 * j + column;
+          if (n >= args.height) continue;
+          const std::int64_t at = place.row + n;
+          const float g0 = target.bias(at), g1 = target.bias(at + 1);
+          const float u0 = bias_of(args.bias[1], args.bias_dtype, at, args.outputs[0]);
+          const float u1 = bias_of(args.bias[1], args.bias_dtype, at + 1, args.outputs[0]);
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int t = row + m * 64 + half * 8;
+            const float* g = &sums[m][4 * j + 2 * half];
+            const float* u = g + kColumns / 4;
+            if (t < args.rows)
+              target.two(t, at, gated(g[0] + g0, u[0] + u0), gated(g[1] + g1, u[1] + u1));
+          }
+        }
+    } else {
+#pragma unroll
+      for (int m = 0; m < T::kHigh; ++m)
+#pragma unroll
+        for (int j = 0; j < kColumns / 8; ++j) {
+          const int n = 8 * j + column;
+          const std::int64_t at = place.row + n;
+          if (n >= args.height || at >= args.outputs[place.weight]) continue;
+          const float b0 = target.bias(at), b1 = target.bias(at + 1);
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int t = row + m * 64 + half * 8;
+            const float* s = &sums[m][4 * j + 2 * half];
+            if (t < args.rows) target.two(t, at, s[0] + b0, s[1] + b1);
+          }
+        }
+    }
+    if (args.split > 1) {
+      cluster_sync();
+      constexpr int kUnits = kColumns / 4;
+      const int rows = kRows / args.split;
+      for (int i = threadIdx.x; i < rows * kUnits; i += kWarps * kWarp) {
+        const int t = piece * rows + i / kUnits, n = i % kUnits * 4;
+        if (t >= args.rows || n >= args.height) continue;
+        const SharedAddress at = base + (t * T::kPitch + n) * 4;
+        float4 sum = load_cluster(cluster_address(at, 0));
+        for (int s = 1; s < args.split; ++s) {
+          const float4 more = load_cluster(cluster_address(at, s));
+          sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+        }
+        const std::int64_t to = place.row + n;
+        if (to >= args.outputs[place.weight]) continue;
+        target.two(t, to, sum.x + target.bias(to), sum.y + target.bias(to + 1));
+        if (to + 2 < args.outputs[place.weight])
+          target.two(t, to + 2, sum.z + target.bias(to + 2), sum.w + target.bias(to + 3));
+      }
+    }
+  }
+  if (args.split > 1) cluster_sync();  // nobody ends while others need its memory
+}
+
+template <int kRows, int kColumns>
+void run(Context& context, const MatmulPlan& plan, const MatmulMaps& maps, MatmulArgs args) {
+  using T = Tile<kRows, kColumns>;
+  constexpr int kFit = static_cast<int>((kMostShared - kBefore) / T::kStage);
+  const int most = plan.stages > 0 && plan.stages < kFit ? plan.stages : kFit;
+  args.ring = most < kMostStages ? most : kMostStages;
+  args.ahead = plan.ahead;
+  std::size_t bytes = static_cast<std::size_t>(args.ring) * T::kStage;
+  if (plan.split > 1 && bytes < T::kSums) bytes = T::kSums;
+  launch(context, "linear",
+         {.x = std::int64_t{args.column_tiles} * plan.split,
+          .threads = T::kThreads,
+          .shared = kBefore + bytes,
+          .cluster = plan.split,
+          .overlap = true},
+         streamed_kernel<kRows, kColumns>, maps, args);
+}
+
+template <int kRows>
+void run(Context& context, const MatmulPlan& plan, const MatmulMaps& maps, const MatmulArgs& args) {
+  switch (plan.columns) {
+    case 32: return run<kRows, 32>(context, plan, maps, args);
+    case 64: return run<kRows, 64>(context, plan, maps, args);
+    case 96: return run<kRows, 96>(context, plan, maps, args);
+    case 128: return run<kRows, 128>(context, plan, maps, args);
+    default: return run<kRows, 176>(context, plan, maps, args);
+  }
+}
+
+}  // namespace
+
+void launch_streamed(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
+                     const MatmulArgs& args) {
+  switch (plan.rows) {
+    case 64: return run<64>(context, plan, maps, args);
+    case 128: return run<128>(context, plan, maps, args);
+    default: return run<256>(context, plan, maps, args);
+  }
+}
+
+}  // namespace xlstm::ops::cuda

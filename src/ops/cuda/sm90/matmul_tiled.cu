@@ -1,0 +1,269 @@
+// Many rows: two blocks of a cluster multiply 128 rows of x each with the same rows of W, of which
+// each loads one half for both. One warp copies, two warp groups multiply 64 rows each; blocks stay
+// and take tiles in turn, so that copies for the next tile run while this one is written.
+
+#include "ops/cuda/device/overlap.cuh"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/sm90/device/cluster.cuh"
+#include "ops/cuda/sm90/device/tile_copy.cuh"
+#include "ops/cuda/sm90/device/wgmma.cuh"
+#include "ops/cuda/sm90/matmul_kernels.hpp"
+#include "ops/cuda/sm90/matmul_output.cuh"
+
+namespace xlstm::ops::cuda {
+namespace {
+
+constexpr int kGroup = 128;  // threads of a warp group
+constexpr int kConsumers = 2;
+constexpr int kThreads = (1 + kConsumers) * kGroup;
+constexpr int kBlockRows = 128;
+constexpr int kCluster = 2;
+constexpr int kStoreBytes = 2048;  // 16 rows of a warp
+constexpr int kWarps = kConsumers * kGroup / kWarp;
+constexpr int kStores = 2;  // of a warp at once
+
+template <int kColumns>
+struct Ring {
+  static constexpr int kStages = kColumns == 256 ? 4 : 6;
+  static constexpr int kX = kBlockRows * 128, kW = kColumns * 128;
+  static constexpr int kStage = kX + kW;
+  static constexpr int kStoresAt = kStages * kStage;
+  static constexpr int kBarriersAt = kStoresAt + kWarps * kStores * kStoreBytes;
+  static constexpr std::size_t kBytes = 1024 + kBarriersAt + 2 * kStages * 8;
+};
+
+struct Place {
+  int row;  // of the cluster, in tiles
+  int weight;
+  int column;  // of this weight, in tiles
+};
+
+// Tiles of kBand row tiles one after the other, then the next columns: those that run at once share
+// rows of x and of W, and both stay in the second-level cache.
+__device__ __forceinline__ Place place_of(const MatmulArgs& a, int tile) {
+  constexpr int kBand = 8;
+  const int band = tile / (kBand * a.column_tiles);
+  const int in_band = tile - band * kBand * a.column_tiles;
+  const int rows = min(kBand, a.row_tiles - band * kBand);
+  Place p;
+  p.column = in_band / rows;
+  p.row = band * kBand + in_band - p.column * rows;
+  p.weight = 0;
+  int first = 0;
+#pragma unroll
+  for (int i = 0; i < kMostProducts - 1; ++i) {
+    if (i < a.weights - 1 && p.column >= a.tile_end[i]) {
+      p.weight = i + 1;
+      first = a.tile_end[i];
+    }
+  }
+  p.column -= first;
+  return p;
+}
+
+// sums += bias, for columns [0, 2 kCount) of this thread's rows
+template <int kCount>
+__device__ __forceinline__ void add_bias(float* sums, const void* bias, DType dtype,
+                                         std::int64_t first, std::int64_t count) {
+  const int t = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int j = 0; j < kCount / 4; ++j) {
+    const float low = bias_of(bias, dtype, first + 8 * j + 2 * t, count);
+    const float high = bias_of(bias, dtype, first + 8 * j + 2 * t + 1, count);
+    sums[4 * j] += low;
+    sums[4 * j + 1] += high;
+    sums[4 * j + 2] += low;
+    sums[4 * j + 3] += high;
+  }
+}
+
+// A warp's 16 rows leave through its part of shared memory, 128 bytes of each row at a time.
+template <class Y, int kCount>
+__device__ __forceinline__ void store_rows(const float* sums, SharedAddress stores,
+                                           const CUtensorMap* map, int row, int column,
+                                           bool accumulate) {
+  constexpr int kChunk = 128 / static_cast<int>(sizeof(Y));  // columns
+  constexpr int kSums = kChunk / 2;                          // of a thread
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+#pragma unroll
+  for (int c = 0; c < kCount / kSums; ++c) {
+    const SharedAddress to = stores + (c % kStores) * kStoreBytes;
+    if (lane == 0) wait_stores_read<kStores - 1>();
+    __syncwarp();
+    if constexpr (sizeof(Y) == 4) {
+#pragma unroll
+      for (int j = 0; j < kSums / 4; ++j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const SharedAddress at =
+              to + box_offset(lane / 4 + 8 * half, 2 * j + lane % 4 / 2) + lane % 2 * 8;
+          asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at),
+                       "f"(sums[c * kSums + 4 * j + 2 * half]),
+                       "f"(sums[c * kSums + 4 * j + 2 * half + 1])
+                       : "memory");
+        }
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kSums / 4; j += 2) {
+        const float* s = &sums[c * kSums + 4 * j];
+        const SharedAddress at = to + box_offset(lane % 16, j + lane / 16);
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
+                     "r"(bf16_pair(s[0], s[1])), "r"(bf16_pair(s[2], s[3])),
+                     "r"(bf16_pair(s[4], s[5])), "r"(bf16_pair(s[6], s[7]))
+                     : "memory");
+      }
+    }
+    fence_async();
+    __syncwarp();
+    if (lane == 0) {
+      if (accumulate)
+        add_box(to, map, row, column + c * kChunk);
+      else
+        store_box(to, map, row, column + c * kChunk);
+      commit_stores();
+    }
+  }
+}
+
+template <int kColumns, bool kSwiglu, class Y>
+__global__ void __launch_bounds__(kThreads, 1)
+    tiled_kernel(const __grid_constant__ MatmulMaps maps, const __grid_constant__ MatmulArgs args) {
+  using R = Ring<kColumns>;
+  constexpr int kStages = R::kStages;
+  XLSTM_DYNAMIC_SHARED(unsigned char, memory);
+  const SharedAddress base = (shared_address(memory) + 1023) & ~1023U;
+  const SharedAddress full = base + R::kBarriersAt, empty = full + kStages * 8;
+  const unsigned rank = cluster_rank();
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = threadIdx.x % kWarp;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      barrier_init(full + 8 * i, 1);
+      barrier_init(empty + 8 * i, kWarps * kCluster);
+    }
+    barrier_fence_init();
+    prefetch_map(&maps.x);
+    prefetch_map(&maps.w[0]);
+  }
+  grid_wait();
+  cluster_sync();
+
+  const int tiles = args.row_tiles * args.column_tiles;
+  const int first_tile = static_cast<int>(blockIdx.x) / kCluster;
+  const int step = static_cast<int>(gridDim.x) / kCluster;
+  int slot = 0;
+  unsigned phase = 0;
+  const auto advance = [&] {
+    if (++slot == kStages) {
+      slot = 0;
+      phase ^= 1;
+    }
+  };
+  if (warp < kGroup / kWarp) {
+    fewer_registers<40>();
+    if (warp == 0 && lane == 0) {
+      for (int tile = first_tile; tile < tiles; tile += step) {
+        const Place p = place_of(args, tile);
+        const int row = (p.row * kCluster + static_cast<int>(rank)) * kBlockRows;
+        // With SwiGLU one half of the tile is of the gate, the other of what it gates.
+        const CUtensorMap* w = &maps.w[kSwiglu ? rank : p.weight];
+        const int w_row = kSwiglu ? p.column * (kColumns / 2)
+                                  : p.column * kColumns + static_cast<int>(rank) * (kColumns / 2);
+        for (int k = 0; k < args.depth_stages; ++k, advance()) {
+          barrier_wait(empty + 8 * slot, phase ^ 1);
+          const SharedAddress x_at = base + slot * R::kStage, w_at = x_at + R::kX;
+          barrier_expect(full + 8 * slot, R::kStage);
+          load_box(x_at, &maps.x, row, k * kMatmulDepth, full + 8 * slot);
+          load_box_to(3, w_at + rank * (R::kW / 2), w, w_row, k * kMatmulDepth, full + 8 * slot);
+        }
+      }
+      grid_trigger();
+    }
+  } else {
+    more_registers<232>();
+    const int consumer = warp / (kGroup / kWarp) - 1;
+    const SharedAddress stores =
+        base + R::kStoresAt + (warp - kGroup / kWarp) * kStores * kStoreBytes;
+    for (int tile = first_tile; tile < tiles; tile += step) {
+      float sums[kColumns / 2];
+      SharedAddress before = 0;
+      for (int k = 0; k < args.depth_stages; ++k, advance()) {
+        const SharedAddress x_at = base + slot * R::kStage + consumer * (64 * 128),
+                            w_at = base + slot * R::kStage + R::kX;
+        barrier_wait(full + 8 * slot, phase);
+        wgmma_fence();
+        const std::uint64_t a = wgmma_matrix(x_at), b = wgmma_matrix(w_at);
+#pragma unroll
+        for (int i = 0; i < kMatmulDepth / 16; ++i)
+          wgmma<kColumns>(sums, a + i * kWgmmaDepth, b + i * kWgmmaDepth, k > 0 || i > 0);
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (k > 0 && lane < kCluster) barrier_arrive_at(before, lane);
+        before = empty + 8 * slot;
+      }
+      wgmma_wait<0>();
+      if (lane < kCluster) barrier_arrive_at(before, lane);
+
+      const Place p = place_of(args, tile);
+      const int row =
+          (p.row * kCluster + static_cast<int>(rank)) * kBlockRows + consumer * 64 + warp % 4 * 16;
+      if constexpr (kSwiglu) {
+        const int column = p.column * (kColumns / 2);
+        if (args.bias[0] != nullptr) {
+          add_bias<kColumns / 4>(sums, args.bias[0], args.bias_dtype, column, args.outputs[0]);
+          add_bias<kColumns / 4>(sums + kColumns / 4, args.bias[1], args.bias_dtype, column,
+                                 args.outputs[0]);
+        }
+#pragma unroll
+        for (int i = 0; i < kColumns / 4; ++i) sums[i] = gated(sums[i], sums[i + kColumns / 4]);
+        store_rows<Y, kColumns / 4>(sums, stores, &maps.y[0], row, column, false);
+      } else {
+        const int column = p.column * kColumns;
+        if (args.bias[0] != nullptr)
+          add_bias<kColumns / 2>(sums, args.bias[p.weight], args.bias_dtype, column,
+                                 args.outputs[p.weight]);
+        store_rows<Y, kColumns / 2>(sums, stores, &maps.y[p.weight], row, column, args.accumulate);
+      }
+    }
+    if (lane == 0) wait_stores();
+  }
+  __syncwarp();
+  cluster_sync();  // nobody ends while the other still arrives at its barriers or copies to it
+}
+
+template <int kColumns, bool kSwiglu, class Y>
+void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
+  const std::int64_t tiles = std::int64_t{args.row_tiles} * args.column_tiles;
+  const std::int64_t most = multiprocessors / kCluster;
+  launch(context, "linear",
+         {.x = kCluster * (tiles < most ? tiles : most),
+          .threads = kThreads,
+          .shared = Ring<kColumns>::kBytes,
+          .cluster = kCluster,
+          .overlap = true},
+         tiled_kernel<kColumns, kSwiglu, Y>, maps, args);
+}
+
+template <int kColumns>
+void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
+  if (args.swiglu && args.y_is_bf16)
+    run<kColumns, true, Bf16>(context, maps, args, multiprocessors);
+  else if (args.swiglu)
+    run<kColumns, true, float>(context, maps, args, multiprocessors);
+  else if (args.y_is_bf16)
+    run<kColumns, false, Bf16>(context, maps, args, multiprocessors);
+  else
+    run<kColumns, false, float>(context, maps, args, multiprocessors);
+}
+
+}  // namespace
+
+void launch_tiled(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
+                  const MatmulArgs& args, int multiprocessors) {
+  if (plan.columns == 128)
+    run<128>(context, maps, args, multiprocessors);
+  else
+    run<256>(context, maps, args, multiprocessors);
+}
+
+}  // namespace xlstm::ops::cuda

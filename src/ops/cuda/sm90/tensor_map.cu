@@ -1,0 +1,60 @@
+#include "ops/cuda/sm90/tensor_map.hpp"
+
+#include <cudaTypedefs.h>
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "xlstm/error.hpp"
+
+namespace xlstm::ops::cuda {
+namespace {
+
+// From the driver that the runtime has loaded: nothing links with libcuda.
+PFN_cuTensorMapEncodeTiled_v12000 encoder() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                       cudaEnableDefault, &result) != cudaSuccess ||
+      result != cudaDriverEntryPointSuccess)
+    throw Error(ErrorCode::internal, "the CUDA driver has no cuTensorMapEncodeTiled");
+  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
+}
+
+}  // namespace
+
+bool has_boxes(const Tensor& matrix) {
+  constexpr std::int64_t kUnit = 16, kMostRows = std::int64_t{1} << 31;
+  const auto size = static_cast<std::int64_t>(size_of(matrix.dtype));
+  return matrix.rank == 2 && reinterpret_cast<std::uintptr_t>(matrix.data) % kUnit == 0 &&
+         matrix.dim(0) > 0 && matrix.dim(1) > 0 && matrix.dim(0) < kMostRows &&
+         matrix.dim(1) < kMostRows &&
+         (matrix.dim(0) == 1 || matrix.row_stride() * size % kUnit == 0);
+}
+
+CUtensorMap box_map(const Tensor& matrix, std::int64_t rows) {
+  static const PFN_cuTensorMapEncodeTiled_v12000 encode = encoder();
+  const auto size = static_cast<std::int64_t>(size_of(matrix.dtype));
+  std::int64_t pitch = matrix.row_stride() * size;
+  if (matrix.dim(0) == 1) pitch = (matrix.dim(1) * size + 15) / 16 * 16;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(matrix.dim(1)),
+                               static_cast<cuuint64_t>(matrix.dim(0))};
+  const cuuint64_t pitches[1] = {static_cast<cuuint64_t>(pitch)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(kBoxRowBytes / size),
+                             static_cast<cuuint32_t>(rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  CUtensorMap map;
+  const CUresult result =
+      encode(&map,
+             matrix.dtype == DType::f32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+                                        : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+             2, matrix.data, sizes, pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS)
+    throw Error(ErrorCode::internal,
+                "cuTensorMapEncodeTiled: error " + std::to_string(static_cast<int>(result)));
+  return map;
+}
+
+}  // namespace xlstm::ops::cuda

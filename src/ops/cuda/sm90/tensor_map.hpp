@@ -1,0 +1,22 @@
+#pragma once
+// Tensor maps: how device/tile_copy.cuh finds the boxes of a matrix.
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "xlstm/tensor.hpp"
+
+namespace xlstm::ops::cuda {
+
+/// Bytes of a row of every box.
+constexpr std::int64_t kBoxRowBytes = 128;
+
+/// Whether copies can take this matrix: rows begin at multiples of 16 bytes.
+bool has_boxes(const Tensor& matrix);
+
+/// The map of a matrix [R, C] of bf16 or f32 in boxes of `rows` rows (up to 256) of kBoxRowBytes.
+/// It goes into a kernel by value, as `const __grid_constant__`. @throws Error(internal)
+CUtensorMap box_map(const Tensor& matrix, std::int64_t rows);
+
+}  // namespace xlstm::ops::cuda
