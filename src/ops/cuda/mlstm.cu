@@ -48,6 +48,7 @@ struct Cell {
   std::int64_t tokens, heads, dqk, dv, c_pitch;
   float scale, eps;
   bool has_stabiliser, normalise;
+  bool steps;  ///< whether sequences of one token are wanted
   // Scratch memory.
   float* gates;                           // [kGateRows, heads, tokens]
   std::int32_t* firsts;                   // [sequences], the first chunk of each
@@ -234,10 +235,11 @@ __global__ void __launch_bounds__(kThreads) gates_kernel(Cell cell) {
   const std::int64_t s = blockIdx.x / cell.heads, head = blockIdx.x % cell.heads;
   const std::int64_t begin = cell.batch.offsets[s], length = cell.batch.offsets[s + 1] - begin;
   if (head == 0) list_chunks(cell, s, length);
-  if (length == 1)
-    advance(cell, s, head, begin);
-  else
-    scan(cell, s, head, begin, length);
+  if (length == 1) {
+    if (cell.steps) advance(cell, s, head, begin);
+    return;
+  }
+  scan(cell, s, head, begin, length);
 }
 
 // --- sequences of one token ---
@@ -489,7 +491,8 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void mlstm_within(Context& context, const MlstmArgs& a, std::size_t state_bytes) {
+void mlstm_within(Context& context, const MlstmArgs& a, std::size_t state_bytes,
+                  MlstmSequences which) {
   constexpr const char* kName = "mlstm";
   const MlstmPlan plan(a, state_bytes);
   if (plan.sequences == 0) return;
@@ -514,6 +517,7 @@ void mlstm_within(Context& context, const MlstmArgs& a, std::size_t state_bytes)
                   .eps = a.eps,
                   .has_stabiliser = a.gate == MlstmGate::exponential,
                   .normalise = a.normalise,
+                  .steps = which == MlstmSequences::all,
                   .gates = floats(plan.gates),
                   .firsts = ints(plan.firsts),
                   .longs = ints(plan.long_sequences),
@@ -526,7 +530,7 @@ void mlstm_within(Context& context, const MlstmArgs& a, std::size_t state_bytes)
   };
   launch(context, kName, {.x = plan.sequences * plan.heads, .threads = kThreads}, gates_kernel,
          cell);
-  if (plan.longs < plan.sequences) {
+  if (cell.steps && plan.longs < plan.sequences) {
     const std::int64_t slices = blocks_for(plan.dv, kWarp);
     launch(context, kName, grid(plan.sequences * slices), step_kernel, cell, slices);
   }
