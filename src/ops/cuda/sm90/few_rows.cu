@@ -18,6 +18,11 @@ bool serves(std::span<const Tensor> w) {
   for (const Tensor& t : w) {
     if (t.dtype != DType::bf16 || !on_16_bytes(t)) return false;
     rows += t.dim(0);
+    // The kernel counts in 16 bytes from the first weight on, in 32 bits.
+    constexpr std::int64_t kFar = std::int64_t{16} << 31;
+    const std::int64_t begin =
+        static_cast<const std::byte*>(t.data) - static_cast<const std::byte*>(w[0].data);
+    if (begin < -kFar || begin + 2 * t.dim(0) * t.row_stride() >= kFar) return false;
   }
   return rows < (std::int64_t{1} << 30);
 }
@@ -29,32 +34,31 @@ bool serves_norm(const Tensor& x, const Tensor& w, const Tensor& b) {
          reinterpret_cast<std::uintptr_t>(w.data) % 16 == 0;
 }
 
-/// Tokens in x; `gates` blocks beside those of the product.
 template <int kTokenTiles, class Before, class After>
 void run_tiles(Context& context, const char* name, const Before& before, const WeightGroup<Bf16>& w,
-               const After& after, std::int64_t tokens, std::int64_t gates) {
+               const After& after, std::int64_t tokens) {
   constexpr std::int64_t kJobOutputs =
       (Before::kHeld ? 1 : 2) * kTileRows / (After::kPairs ? 2 : 1);
   const std::int64_t jobs = blocks_for(After::kPairs ? w.rows / 2 : w.rows, kJobOutputs);
   const std::int64_t most = multiprocessors(context.device());
-  const std::int64_t blocks = jobs < most ? jobs : most;
-  if (blocks + gates == 0) return;
+  if (jobs == 0 && !After::kGates) return;
   launch(context, name,
-         {.x = blocks + gates,
+         {.x = jobs == 0     ? 1
+               : jobs < most ? jobs
+                             : most,
           .threads = kFewThreads,
           .shared = sizeof(FewShared<kTokenTiles>),
           .overlap = true},
-         few_rows_kernel<Before, After, kTokenTiles>, before, w, after, static_cast<int>(tokens),
-         static_cast<int>(blocks));
+         few_rows_kernel<Before, After, kTokenTiles>, before, w, after, static_cast<int>(tokens));
 }
 
 template <class Before, class After>
 void run(Context& context, const char* name, const Before& before, const WeightGroup<Bf16>& w,
-         const After& after, std::int64_t tokens, std::int64_t gates = 0) {
+         const After& after, std::int64_t tokens) {
   if (tokens <= kTileTokens)
-    run_tiles<1>(context, name, before, w, after, tokens, gates);
+    run_tiles<1>(context, name, before, w, after, tokens);
   else
-    run_tiles<2>(context, name, before, w, after, tokens, gates);
+    run_tiles<2>(context, name, before, w, after, tokens);
 }
 
 }  // namespace
@@ -84,8 +88,7 @@ bool norm_linear(Context& context, const NormLinearArgs& a) {
                         Gate(a.w_f, a.b_f, a.log_f, true),
                         static_cast<int>(heads),
                         a.cap};
-  run(context, "norm_linear", before, WeightGroup<Bf16>(a.w, a.b), after, tokens,
-      blocks_for(2 * heads * tokens, kFewWarps));
+  run(context, "norm_linear", before, WeightGroup<Bf16>(a.w, a.b), after, tokens);
   return true;
 }
 

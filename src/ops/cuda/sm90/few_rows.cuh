@@ -6,9 +6,9 @@
 // weights travel. Tensor cores multiply (A = weights, B = tokens); the warps' sums are added in
 // their order, so a token's bits do not depend on how many there are.
 //
-// The ring is filled before grid_wait(), and the next kernel is let in when the last copies are on
-// their way: memory stays busy from one kernel to the next. A block takes at most half a
-// multiprocessor for that, up to 8 tokens.
+// The ring is filled before grid_wait(), and a block takes more than half of a multiprocessor's
+// shared memory: the next kernel's blocks begin one by one, each where one of this kernel has
+// ended. So memory is busy from one kernel to the next, and no multiprocessor gets two blocks.
 
 #include "ops/cuda/device/gate.cuh"
 #include "ops/cuda/device/mma.cuh"
@@ -22,36 +22,20 @@
 
 namespace xlstm::ops::cuda::sm90 {
 
-#ifndef FEW_ROWS_STAGES
-#define FEW_ROWS_STAGES 3
-#endif
-#ifndef FEW_ROWS_TRIGGER
-#define FEW_ROWS_TRIGGER 1
-#endif
-
-#ifndef WARPS
-#define WARPS 8
-#endif
-constexpr int kFewWarps = WARPS;
+constexpr int kFewWarps = 8;  // that multiply
 constexpr int kFewThreads = kFewWarps * kWarp;
-constexpr int kTileRows = 16;    // of W
-constexpr int kTileTokens = 8;   // columns of an mma
-constexpr int kUnit = 32;        // of the depth: two mma, to which a lane brings 8 numbers of a row
-#ifndef DEPTH
-#define DEPTH 128
-#endif
-#ifndef HINT
-#define HINT 0
-#endif
-constexpr int kStageDepth = DEPTH;
+constexpr int kTileRows = 16;   // of W
+constexpr int kTileTokens = 8;  // columns of an mma
+constexpr int kUnit = 32;       // of the depth: two mma, to which a lane brings 8 numbers of a row
+constexpr int kStageDepth = 128;
 constexpr int kStageUnits = kStageDepth / kUnit;
-constexpr int kStages = FEW_ROWS_STAGES;  // of a warp's ring
-constexpr int kMostHeld = 4096 / WARPS / DEPTH;     // stages' depth of a warp's tokens that fit into its registers
+constexpr int kStages = 4;    // of a warp's ring
+constexpr int kMostHeld = 4;  // stages' depth of a warp's tokens that fit into its registers
 /// Rows go to two halves by their lowest bit, 64 bytes apart beside whole lines: a quarter of a
 /// warp, which reads 64 bytes of two rows, finds them in different banks.
 constexpr int kHalfBytes = kTileRows / 2 * kStageDepth * 2 + 64;
 constexpr int kStageBytes = 2 * kHalfBytes - 64;
-constexpr int kSumPitch = 20;    // floats from token to token: writes meet in no bank
+constexpr int kSumPitch = 20;  // floats from token to token: writes meet in no bank
 
 __device__ __forceinline__ int stage_offset(int row) {
   return row % 2 * kHalfBytes + row / 2 * kStageDepth * 2;
@@ -62,6 +46,7 @@ struct FewShared {
   alignas(128) unsigned char ring[kFewWarps][kStages][kStageBytes];
   float sums[2][kFewWarps][kTokenTiles * kTileTokens][kSumPitch];
   float squares[kFewWarps][kTokenTiles * kTileTokens];
+  uint4 staging[kFewWarps][kMostHeld * kStageDepth / 8];
 };
 
 // The stages of the depth that a warp has.
@@ -81,7 +66,8 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
 }
 
 __device__ __forceinline__ float4 four_of(const Weights& w, std::int64_t i) {
-  if (w.dtype == DType::f32) return *reinterpret_cast<const float4*>(static_cast<const float*>(w.data) + i);
+  if (w.dtype == DType::f32)
+    return *reinterpret_cast<const float4*>(static_cast<const float*>(w.data) + i);
   return {w.at(i), w.at(i + 1), w.at(i + 2), w.at(i + 3)};
 }
 
@@ -182,11 +168,11 @@ __device__ void gate_item(const Normed& x, const Gate& gate, int token, int head
   if (lane == 0) finish_gate(gate, token, head, dot * scale, cap);
 }
 
-__device__ inline void make_gates(const Normed& x, const WithGates& after, int tokens, int block,
-                                  int blocks) {
+/// By the warps of the last blocks, which have a tile less where the others have one more.
+__device__ inline void make_gates(const Normed& x, const WithGates& after, int tokens) {
   const int items = 2 * after.heads * tokens;
-  for (int i = block * kFewWarps + static_cast<int>(threadIdx.x) / kWarp; i < items;
-       i += blocks * kFewWarps) {
+  for (int i = (gridDim.x - 1 - blockIdx.x) * kFewWarps + threadIdx.x / kWarp; i < items;
+       i += gridDim.x * kFewWarps) {
     const int which = i / tokens, token = i % tokens, head = which % after.heads;
     const Gate& gate = which < after.heads ? after.input : after.forget;
     switch (gate.w.dtype) {
@@ -204,15 +190,14 @@ struct Feed {
   static constexpr int kRowsAtOnce = kWarp / kRowLanes, kLaneRows = kTileRows / kRowsAtOnce;
   const WeightGroup<Bf16>& w;
   const Slice& slice;
-  int width, outputs, jobs, step;
-  int job, stage = 0, part = 0;  // of the next copy
+  int width, outputs, jobs;
+  int job = blockIdx.x, stage = 0, part = 0;  // of the next copy
   std::uint64_t policy = evict_first_policy();
   int row[kTilesAtOnce][kLaneRows];  // of this lane, in 16 bytes from the first weight on
 
   __device__ Feed(const WeightGroup<Bf16>& w_, const Slice& slice_, int width_, int outputs_,
-                  int jobs_, int first, int step_)
-      : w(w_), slice(slice_), width(width_), outputs(outputs_), jobs(jobs_), step(step_),
-        job(first) {
+                  int jobs_)
+      : w(w_), slice(slice_), width(width_), outputs(outputs_), jobs(jobs_) {
     find_rows();
   }
   __device__ bool any() const { return job < jobs && slice.count > 0; }
@@ -255,7 +240,7 @@ struct Feed {
         part = 0;
         if (++stage == slice.count) {
           stage = 0;
-          job += step;
+          job += gridDim.x;
           find_rows();
         }
       }
@@ -264,22 +249,11 @@ struct Feed {
   }
 };
 
-#if HINT
-__device__ unsigned feeding_flags[1024];
-#endif
 template <class Before, class After, int kTokenTiles>
-__global__ void __launch_bounds__(kFewThreads, kTokenTiles == 1 ? 2 : 1)
-    few_rows_kernel(Before before, WeightGroup<Bf16> w, After after, int tokens, int blocks) {
+__global__ void __launch_bounds__(kFewThreads, 1)
+    few_rows_kernel(Before before, WeightGroup<Bf16> w, After after, int tokens) {
   constexpr int kTilesAtOnce = Before::kHeld ? 1 : 2;
   XLSTM_DYNAMIC_SHARED(FewShared<kTokenTiles>, shared);
-  if constexpr (After::kGates) {
-    if (static_cast<int>(blockIdx.x) >= blocks) {
-      grid_wait();
-      grid_trigger();
-      make_gates(before, after, tokens, blockIdx.x - blocks, gridDim.x - blocks);
-      return;
-    }
-  }
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, width = before.width;
   const int group = lane / 4, quarter = lane % 4;  // row or token of an operand; place in a unit
   const Slice slice(width, warp);
@@ -288,15 +262,8 @@ __global__ void __launch_bounds__(kFewThreads, kTokenTiles == 1 ? 2 : 1)
   const int jobs = (outputs + kJobOutputs - 1) / kJobOutputs;
 
   const std::uint32_t ring = shared_address(shared->ring[warp]);
-  Feed<kTilesAtOnce, After> feed(w, slice, width, outputs, jobs, blockIdx.x, blocks);
-#if HINT
-  unsigned smid;
-  asm("mov.u32 %0, %%smid;" : "=r"(smid));
-  volatile unsigned* const feeding = feeding_flags + smid;
-  if (threadIdx.x == 0)
-    for (int i = 0; i < 1000 && *feeding != 0; ++i) __nanosleep(40);
-  __syncthreads();
-#endif
+  Feed<kTilesAtOnce, After> feed(w, slice, width, outputs, jobs);
+#pragma unroll 1
   for (int s = 0; s < kStages; ++s) feed.copy(ring + s * kStageBytes);
 
   // Numbers 8 quarter to 8 quarter + 7 of each unit are this lane's, of weights and of tokens.
@@ -321,10 +288,11 @@ __global__ void __launch_bounds__(kFewThreads, kTokenTiles == 1 ? 2 : 1)
             b[s][u][i][3] = loaded.w;
           }
     }
-  } else if (kTokenTiles == 1 && tokens == 1) {
-    // Lanes of token 0 alone count: the others load for them, some units each.
-    constexpr int kOwn = kMostHeld * kStageUnits / 8;
-    float4 n[kOwn][2];
+  } else {
+    // The warp makes one token after the other: a lane 8 numbers of two units, which go to the
+    // lanes of that token by way of shared memory.
+    constexpr int kOwn = kMostHeld * kStageUnits / 8, kAhead = 4;
+    float4 norm[kOwn][2], x[kAhead][kOwn][2];
     int at[kOwn];
     bool exists[kOwn];
 #pragma unroll
@@ -333,83 +301,69 @@ __global__ void __launch_bounds__(kFewThreads, kTokenTiles == 1 ? 2 : 1)
       at[i] = place(unit / kStageUnits, unit % kStageUnits);
       exists[i] = unit / kStageUnits < slice.count && at[i] < width;
       if (!exists[i]) at[i] = 0;
-      n[i][0] = four_of(before.w, at[i]);
-      n[i][1] = four_of(before.w, at[i] + 4);
+      norm[i][0] = four_of(before.w, at[i]);
+      norm[i][1] = four_of(before.w, at[i] + 4);
     }
-    grid_wait();
-    float4 x[kOwn][2];
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      x[i][0] = *reinterpret_cast<const float4*>(before.x.row(0) + at[i]);
-      x[i][1] = *reinterpret_cast<const float4*>(before.x.row(0) + at[i] + 4);
-    }
-    float squares = 0;
-    uint4 mine[kOwn];
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const Products p(x[i][0], x[i][1], n[i][0], n[i][1]);
-      mine[i] = exists[i] ? p.packed : uint4{0, 0, 0, 0};
-      squares += exists[i] ? p.squares : 0.0F;
-    }
-#pragma unroll
-    for (int bits = 4; bits < kWarp; bits *= 2) squares += __shfl_xor_sync(~0U, squares, bits);
-    squares += __shfl_xor_sync(~0U, squares, 1);
-    squares += __shfl_xor_sync(~0U, squares, 2);
-    if (lane == 0) shared->squares[warp][0] = squares;
-#pragma unroll
-    for (int u = 0; u < kMostHeld * kStageUnits; ++u) {
-      const uint4& from = mine[u / 8];
-      const int source = u % 8 * 4 + quarter;
-      unsigned(&to)[4] = b[u / kStageUnits][u % kStageUnits][0];
-      to[0] = __shfl_sync(~0U, from.x, source);
-      to[1] = __shfl_sync(~0U, from.y, source);
-      to[2] = __shfl_sync(~0U, from.z, source);
-      to[3] = __shfl_sync(~0U, from.w, source);
-      for (int i = 0; i < 4; ++i) to[i] = group == 0 ? to[i] : 0;
-    }
-  } else {
-    grid_wait();
-#pragma unroll
-    for (int i = 0; i < kTokenTiles; ++i) {
-      const int token = i * kTileTokens + group;
+    const auto load = [&](float4(&to)[kOwn][2], int token) {
       const float* row = before.x.row(min(token, tokens - 1));
-      float sums[8];
 #pragma unroll
-      for (int u = 0; u < kMostHeld * kStageUnits; ++u) {
-        int at = place(u / kStageUnits, u % kStageUnits);
-        const bool exists = token < tokens && u / kStageUnits < slice.count && at < width;
-        if (at >= width) at = 0;
-        const Products p(*reinterpret_cast<const float4*>(row + at),
-                         *reinterpret_cast<const float4*>(row + at + 4), four_of(before.w, at),
-                         four_of(before.w, at + 4));
-        unsigned(&to)[4] = b[u / kStageUnits][u % kStageUnits][i];
-        to[0] = exists ? p.packed.x : 0;
-        to[1] = exists ? p.packed.y : 0;
-        to[2] = exists ? p.packed.z : 0;
-        to[3] = exists ? p.packed.w : 0;
-        const float squares = exists ? p.squares : 0.0F;
-        sums[u % 8] = u < 8 ? squares : sums[u % 8] + squares;
+      for (int i = 0; i < kOwn; ++i) {
+        to[i][0] = *reinterpret_cast<const float4*>(row + at[i]);
+        to[i][1] = *reinterpret_cast<const float4*>(row + at[i] + 4);
       }
-      // In the order in which the lanes of one token add theirs.
-      float squares = ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
-                      ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-      squares += __shfl_xor_sync(~0U, squares, 1);
-      squares += __shfl_xor_sync(~0U, squares, 2);
-      if (quarter == 0) shared->squares[warp][token] = squares;
-    }
+    };
+#pragma unroll
+    for (int s = 0; s < kMostHeld; ++s)
+#pragma unroll
+      for (int u = 0; u < kStageUnits; ++u)
+#pragma unroll
+        for (int i = 0; i < kTokenTiles; ++i)
+#pragma unroll
+          for (int j = 0; j < 4; ++j) b[s][u][i][j] = 0;
+    grid_wait();
+    uint4* const staging = shared->staging[warp];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) load(x[i], i);
+#pragma unroll
+    for (int tile = 0; tile < kTokenTiles; ++tile)
+#pragma unroll 1
+      for (int token = tile * kTileTokens; token < min(tokens, (tile + 1) * kTileTokens); ++token) {
+        float squares = 0;
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) {
+          const Products p(x[0][i][0], x[0][i][1], norm[i][0], norm[i][1]);
+          staging[(group + i * 8) * 4 + quarter] = exists[i] ? p.packed : uint4{0, 0, 0, 0};
+          squares += exists[i] ? p.squares : 0.0F;
+        }
+#pragma unroll
+        for (int i = 0; i + 1 < kAhead; ++i)
+#pragma unroll
+          for (int j = 0; j < kOwn; ++j) {
+            x[i][j][0] = x[i + 1][j][0];
+            x[i][j][1] = x[i + 1][j][1];
+          }
+        load(x[kAhead - 1], token + kAhead);
+        squares = warp_sum(squares);
+        if (lane == 0) shared->squares[warp][token] = squares;
+        __syncwarp();
+        if (group != token % kTileTokens) continue;
+#pragma unroll
+        for (int u = 0; u < kMostHeld * kStageUnits; ++u) {
+          const uint4 mine = staging[u * 4 + quarter];
+          unsigned(&to)[4] = b[u / kStageUnits][u % kStageUnits][tile];
+          to[0] = mine.x;
+          to[1] = mine.y;
+          to[2] = mine.z;
+          to[3] = mine.w;
+        }
+      }
   }
-  if (FEW_ROWS_TRIGGER == 1 || (FEW_ROWS_TRIGGER == 0 && !feed.any())) grid_trigger();
+  grid_trigger();
 
-#if HINT
-  if (threadIdx.x == 0) {
-    if (feed.any()) *feeding = 1;
-    __threadfence();
-    grid_trigger();
-  }
-#endif
   int stage = 0;
   int buffer = 0;
-  for (int job = blockIdx.x; job < jobs; job += blocks) {
+  for (int job = blockIdx.x; job < jobs; job += gridDim.x) {
     // The output of this thread.
     const int token = static_cast<int>(threadIdx.x) / kTileRows, r = threadIdx.x % kTileRows;
     float old[kTilesAtOnce] = {};
@@ -436,13 +390,10 @@ __global__ void __launch_bounds__(kFewThreads, kTokenTiles == 1 ? 2 : 1)
         const int depth = width - (slice.begin + s) * kStageDepth;
 #pragma unroll
         for (int u = 0; u < kStageUnits; ++u) {
-#ifdef NOWORK
-          break;
-#endif
           if (u * kUnit >= depth) break;
           const uint4 low = *reinterpret_cast<const uint4*>(at + u * kUnit * 2);
-          const uint4 high = *reinterpret_cast<const uint4*>(at + u * kUnit * 2 +
-                                                       4 * kStageDepth * 2);
+          const uint4 high =
+              *reinterpret_cast<const uint4*>(at + u * kUnit * 2 + 4 * kStageDepth * 2);
           const unsigned a0[4] = {low.x, high.x, low.y, high.y};
           const unsigned a1[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
@@ -455,15 +406,25 @@ __global__ void __launch_bounds__(kFewThreads, kTokenTiles == 1 ? 2 : 1)
         feed.copy(ring + stage * kStageBytes);
         if (++stage == kStages) stage = 0;
       }
-#if HINT
-      if (threadIdx.x == 0 && !feed.any()) *feeding = 0;
-#endif
-      if (FEW_ROWS_TRIGGER == 0 && !feed.any()) grid_trigger();
     };
     if constexpr (Before::kHeld) {
+#pragma unroll 1
+      for (int s = 0; s < kMostHeld; ++s) {
+        if (s < slice.count) take(s, b[0]);
+          // Round: registers have no index at run time, and unrolled code would not be in the
+          // cache.
 #pragma unroll
-      for (int s = 0; s < kMostHeld; ++s)
-        if (s < slice.count) take(s, b[s]);
+        for (int u = 0; u < kStageUnits; ++u)
+#pragma unroll
+          for (int i = 0; i < kTokenTiles; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              const unsigned first = b[0][u][i][j];
+#pragma unroll
+              for (int v = 0; v + 1 < kMostHeld; ++v) b[v][u][i][j] = b[v + 1][u][i][j];
+              b[kMostHeld - 1][u][i][j] = first;
+            }
+      }
     } else {
       unsigned next[kStageUnits][kTokenTiles][4];
       const auto load = [&](int s) {
@@ -498,8 +459,8 @@ __global__ void __launch_bounds__(kFewThreads, kTokenTiles == 1 ? 2 : 1)
       for (int c = 0; c < kTokenTiles; ++c)
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-          shared->sums[buffer ^ i][warp][c * kTileTokens + quarter * 2 + j % 2]
-                      [group + j / 2 * 8] = acc[i][c][j];
+          shared->sums[buffer ^ i][warp][c * kTileTokens + quarter * 2 + j % 2][group + j / 2 * 8] =
+              acc[i][c][j];
     __syncthreads();
     if (token < tokens) {
       float scale = 1;
@@ -530,6 +491,7 @@ __global__ void __launch_bounds__(kFewThreads, kTokenTiles == 1 ? 2 : 1)
     else
       buffer ^= 1;
   }
+  if constexpr (After::kGates) make_gates(before, after, tokens);
 }
 
 }  // namespace xlstm::ops::cuda::sm90
