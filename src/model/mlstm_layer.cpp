@@ -85,32 +85,33 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                             .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid});
     ops::linear(c, {.x = u, .w = w_qkvo, .b = present(b_qkvo), .y = qkvo});
   }
-  // C, n, m and h of the cell
-  ops::mlstm(c, {.q = q,
-                 .k = k,
-                 .v = v,
-                 .i = i,
-                 .log_f = log_f,
-                 .batch = batch,
-                 .state = state,
-                 .chunk = hp.chunk,
-                 .eps = hp.cell_eps,
-                 .h = h,
-                 .gate = hp.gate,
-                 .normalise = hp.normalise});
-  // y = sigmoid(o) LN(h);  x += W_out y
+  const ops::MlstmArgs cell{.q = q,
+                            .k = k,
+                            .v = v,
+                            .i = i,
+                            .log_f = log_f,
+                            .batch = batch,
+                            .state = state,
+                            .chunk = hp.chunk,
+                            .eps = hp.cell_eps,
+                            .h = h,
+                            .gate = hp.gate,
+                            .normalise = hp.normalise};
+  // C, n, m and h of the cell;  y = sigmoid(o) LN(h);  x += W_out y
   if (fused) {
-    ops::head_norm_linear(c, {.h = h,
-                              .o = o,
-                              .norm_w = head_norm,
-                              .norm_b = head_norm_bias,
-                              .heads = hp.heads,
-                              .eps = hp.norm_eps,
-                              .activation = hp.activation,
-                              .w = w_out,
-                              .b = present(b_out),
-                              .y = x});
+    ops::mlstm_head_norm_linear(c, {.cell = cell,
+                                    .norm = {.h = h,
+                                             .o = o,
+                                             .norm_w = head_norm,
+                                             .norm_b = head_norm_bias,
+                                             .heads = hp.heads,
+                                             .eps = hp.norm_eps,
+                                             .activation = hp.activation,
+                                             .w = w_out,
+                                             .b = present(b_out),
+                                             .y = x}});
   } else {
+    ops::mlstm(c, cell);
     ops::head_norm(c, {.h = h,
                        .o = o,
                        .w = head_norm,

@@ -2,6 +2,7 @@
 
 #include "ops/activation.hpp"
 #include "ops/embed.hpp"
+#include "ops/fused.hpp"
 #include "ops/layer_norm.hpp"
 #include "ops/linear.hpp"
 #include "ops/norm.hpp"
@@ -43,12 +44,23 @@ void Network::forward(Context& c, const ops::Batch& batch, Ids ids, Ids rows, Te
     last = c.arena().tensor(DType::f32, {wanted, hp.d});
     take_rows(c, rows, x, last);
   }
-  Tensor u = last;
-  if (has_norm()) {
-    u = c.arena().tensor(hp.activation, {wanted, hp.d});
-    run_norm(c, last, u);
+  if (has_norm() && !hp.first_xlstm && ops::fuses(c, wanted)) {  // the same in one kernel
+    ops::norm_linear(c, {.x = last,
+                         .norm_w = out_norm,
+                         .norm_b = out_norm_bias,
+                         .eps = hp.norm_eps,
+                         .activation = hp.activation,
+                         .w = lm_head,
+                         .b = {},
+                         .y = logits});
+  } else {
+    Tensor u = last;
+    if (has_norm()) {
+      u = c.arena().tensor(hp.activation, {wanted, hp.d});
+      run_norm(c, last, u);
+    }
+    ops::linear(c, {.x = u, .w = lm_head, .b = {}, .y = logits});
   }
-  ops::linear(c, {.x = u, .w = lm_head, .b = {}, .y = logits});
   if (hp.logit_cap > 0) ops::soft_cap(c, {.x = logits, .cap = hp.logit_cap});
 }
 

@@ -65,6 +65,18 @@ std::size_t head_norm_linear_workspace(const Context& context, const HeadNormLin
   return measured(context, composed::head_norm_linear, a);
 }
 
+void check_mlstm_head_norm_linear(const MlstmHeadNormLinearArgs& a) {
+  check_mlstm(a.cell);
+  check_head_norm_linear(a.norm);
+  XLSTM_CHECK(a.cell.h.data == a.norm.h.data && a.cell.h.row_stride() == a.norm.h.row_stride(),
+              invalid_argument, "mlstm_head_norm_linear: the norm is not that of the cell's h");
+}
+
+std::size_t mlstm_head_norm_linear_workspace(const Context& context,
+                                             const MlstmHeadNormLinearArgs& a) {
+  return measured(context, composed::mlstm_head_norm_linear, a);
+}
+
 void check_norm_linear_swiglu(const NormLinearSwigluArgs& a) {
   constexpr const char* kOp = "norm_linear_swiglu";
   const std::int64_t tokens = a.x.dim(0), width = a.x.dim(1), f = a.y.dim(1);
@@ -115,6 +127,17 @@ void head_norm_linear(Context& c, const HeadNormLinearArgs& a) {
   linear(c, {.x = u, .w = a.w, .b = a.b, .y = a.y, .accumulate = true});
 }
 
+void mlstm_head_norm_linear(Context& c, const MlstmHeadNormLinearArgs& a) {
+  const ArenaScope scope(c.arena());
+  const HeadNormLinearArgs& n = a.norm;
+  const Tensor u = scratch(c, n.activation, n.h.dim(0), n.h.dim(1));
+  mlstm(c, a.cell);
+  head_norm(
+      c,
+      {.h = n.h, .o = n.o, .w = n.norm_w, .b = n.norm_b, .heads = n.heads, .eps = n.eps, .y = u});
+  linear(c, {.x = u, .w = n.w, .b = n.b, .y = n.y, .accumulate = true});
+}
+
 void norm_linear_swiglu(Context& c, const NormLinearSwigluArgs& a) {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = a.x.dim(0), f = a.y.dim(1);
@@ -131,6 +154,9 @@ namespace cpu {
 
 void norm_linear(Context& c, const NormLinearArgs& a) { composed::norm_linear(c, a); }
 void head_norm_linear(Context& c, const HeadNormLinearArgs& a) { composed::head_norm_linear(c, a); }
+void mlstm_head_norm_linear(Context& c, const MlstmHeadNormLinearArgs& a) {
+  composed::mlstm_head_norm_linear(c, a);
+}
 void norm_linear_swiglu(Context& c, const NormLinearSwigluArgs& a) {
   composed::norm_linear_swiglu(c, a);
 }

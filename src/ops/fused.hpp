@@ -5,6 +5,7 @@
 
 #include <span>
 
+#include "ops/mlstm.hpp"
 #include "ops/op.hpp"
 
 namespace xlstm::ops {
@@ -48,6 +49,13 @@ struct HeadNormLinearArgs {
 };
 XLSTM_OP(head_norm_linear, HeadNormLinearArgs)
 
+/// mlstm() and head_norm_linear() of its h.
+struct MlstmHeadNormLinearArgs {
+  MlstmArgs cell;           ///< at most kFusedTokens tokens; what h holds afterwards is undefined
+  HeadNormLinearArgs norm;  ///< of cell.h
+};
+XLSTM_OP(mlstm_head_norm_linear, MlstmHeadNormLinearArgs)
+
 /// rms_norm(), linear() and swiglu().
 struct NormLinearSwigluArgs {
   Tensor x;               ///< [T, D] f32, T <= kFusedTokens
@@ -64,6 +72,7 @@ XLSTM_OP(norm_linear_swiglu, NormLinearSwigluArgs)
 namespace composed {
 void norm_linear(Context& context, const NormLinearArgs& a);
 void head_norm_linear(Context& context, const HeadNormLinearArgs& a);
+void mlstm_head_norm_linear(Context& context, const MlstmHeadNormLinearArgs& a);
 void norm_linear_swiglu(Context& context, const NormLinearSwigluArgs& a);
 }  // namespace composed
 

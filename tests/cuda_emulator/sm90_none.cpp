@@ -1,6 +1,8 @@
 // The kernels of src/ops/cuda/sm90/, which no emulator runs: Level::base never calls them.
 
+#include "ops/cuda/sm90/few_rows.hpp"
 #include "ops/cuda/sm90/matmul.hpp"
+#include "ops/cuda/sm90/mlstm_step.hpp"
 #include "ops/cuda/sm90/slstm.hpp"
 
 namespace xlstm::ops::cuda {
@@ -9,6 +11,11 @@ bool product(Context&, const Product&) { return false; }
 
 namespace sm90 {
 
+bool linear_of_few_tokens(Context&, const LinearArgs&) { return false; }
+bool norm_linear(Context&, const NormLinearArgs&) { return false; }
+bool norm_linear_swiglu(Context&, const NormLinearSwigluArgs&) { return false; }
+bool serves_mlstm_step(const MlstmHeadNormLinearArgs&) { return false; }
+void mlstm_step(Context&, const MlstmHeadNormLinearArgs&, const Tensor&) {}
 bool slstm(Context&, const SlstmArgs&) { return false; }
 
 }  // namespace sm90

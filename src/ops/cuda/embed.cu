@@ -1,6 +1,7 @@
 #include "ops/embed.hpp"
 
 #include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
 
 namespace xlstm::ops::cuda {
@@ -12,6 +13,7 @@ constexpr int kThreads = 256;
 template <class W>
 __global__ void embed_kernel(const std::int32_t* ids, Matrix<const W> table, Matrix<float> y,
                              std::int64_t width) {
+  grid_trigger();  // it is launched after all before it
   const std::int64_t t = blockIdx.x;
   const std::int64_t j = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (j < width) y.row(t)[j] = to_float(table.row(ids[t])[j]);

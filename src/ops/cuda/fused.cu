@@ -6,8 +6,14 @@
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/pack.cuh"
 #include "ops/cuda/device/row.cuh"
+#include "ops/cuda/device/weight_group.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 #include "ops/cuda/linear_plan.hpp"
+#include "ops/cuda/mlstm_plan.hpp"
+#include "ops/cuda/sm90/few_rows.hpp"
+#include "ops/cuda/sm90/mlstm_step.hpp"
+#include "ops/norm.hpp"
 
 namespace xlstm::ops::cuda {
 namespace {
@@ -20,44 +26,8 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr int kLaneNumbers = 8;
 constexpr int kChunk = kWarp * kLaneNumbers;  // of a row of W, by a whole warp
 constexpr std::size_t kMostShared = std::size_t{200} << 10;
-constexpr int kMostWeights = 4;
 
 int padded(std::int64_t k) { return static_cast<int>((k + kChunk - 1) / kChunk * kChunk); }
-
-/// Row blocks of weights, one after the other, each [N_i, K]; rows begin on 16 bytes.
-template <class W>
-struct WeightGroup {
-  const W* data[kMostWeights] = {};
-  std::int64_t stride[kMostWeights] = {};
-  std::int64_t end[kMostWeights] = {};  ///< rows of this block and of those before
-  Weights bias[kMostWeights] = {Weights(Tensor()), Weights(Tensor()), Weights(Tensor()),
-                                Weights(Tensor())};
-  std::int64_t rows = 0;
-
-  WeightGroup(std::span<const Tensor> w, std::span<const Tensor> b) {
-    for (std::size_t i = 0; i < kMostWeights; ++i) {
-      if (i < w.size()) {
-        data[i] = static_cast<const W*>(w[i].data);
-        stride[i] = w[i].row_stride();
-        rows += w[i].dim(0);
-        if (!b.empty()) bias[i] = Weights(b[i]);
-      }
-      end[i] = rows;
-    }
-  }
-  __device__ const W* row(std::int64_t n) const {
-    int i = 0;
-    std::int64_t first = 0;
-    while (i < kMostWeights - 1 && n >= end[i]) first = end[i++];
-    return data[i] + (n - first) * stride[i];
-  }
-  __device__ float bias_of(std::int64_t n) const {
-    int i = 0;
-    std::int64_t first = 0;
-    while (i < kMostWeights - 1 && n >= end[i]) first = end[i++];
-    return bias[i].at_or(0.0F, n - first);
-  }
-};
 
 // Sums are spelt out as fmaf(): the compiler must not choose otherwise for another number of rows.
 
@@ -294,13 +264,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-int multiprocessors(Device device) {
-  int count = 0;
-  if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index) != cudaSuccess)
-    throw Error(ErrorCode::internal, "cudaDeviceGetAttribute of " + to_string(device));
-  return count;
-}
-
 template <class X, class W, int kRows, class Before, class After>
 void run_rows(Context& context, const char* name, const Before& before, const WeightGroup<W>& w,
               const After& after, std::int64_t rows) {
@@ -373,6 +336,8 @@ void run(Context& context, const char* name, std::int64_t tokens, std::span<cons
     run_with(float(), float());
 }
 
+bool is_sm90(const Context& context) { return level(context.device()) == Level::sm90; }
+
 Tensor from_row(const Tensor& t, std::int64_t row) { return t ? t.rows(row, t.dim(0) - row) : t; }
 
 template <class Before, class After>
@@ -384,6 +349,7 @@ struct Piece {
 }  // namespace
 
 bool linear_of_few_tokens(Context& context, const LinearArgs& a) {
+  if (is_sm90(context) && sm90::linear_of_few_tokens(context, a)) return true;
   if (!serves(a.w, a.x.dtype)) return false;
   run(context, "linear", a.x.dim(0), a.w, a.b, a.x.dtype, [&](auto type, std::int64_t t) {
     using X = decltype(type);
@@ -397,6 +363,7 @@ bool linear_of_few_tokens(Context& context, const LinearArgs& a) {
 void norm_linear(Context& context, const NormLinearArgs& a) {
   const std::int64_t tokens = a.x.dim(0);
   if (tokens == 0) return;
+  if (is_sm90(context) && sm90::norm_linear(context, a)) return;
   if (!serves(a.w, a.activation)) return composed::norm_linear(context, a);
   const auto before = [&](std::int64_t t) {
     return RmsNormed{Matrix<const float>(from_row(a.x, t)), Weights(a.norm_w), Weights(a.norm_b),
@@ -426,9 +393,33 @@ void head_norm_linear(Context& context, const HeadNormLinearArgs& a) {
   run(context, "head_norm_linear", tokens, a.w, a.b, a.activation, pieces);
 }
 
+void mlstm_head_norm_linear(Context& context, const MlstmHeadNormLinearArgs& a) {
+  const HeadNormLinearArgs& n = a.norm;
+  if (n.h.dim(0) == 0) return;
+  if (!is_sm90(context) || !sm90::serves_mlstm_step(a)) {
+    cuda::mlstm(context, a.cell);
+    return cuda::head_norm_linear(context, n);
+  }
+  const ArenaScope scope(context.arena());
+  const Tensor u = context.arena().tensor(DType::bf16, {n.h.dim(0), n.h.dim(1)});
+  std::int64_t singles = 0;
+  for (std::size_t s = 1; s < a.cell.batch.offsets.size(); ++s)
+    singles += a.cell.batch.offsets[s] - a.cell.batch.offsets[s - 1] == 1;
+  if (singles < a.cell.batch.sequences()) {
+    // The norm's kernel takes all tokens; what it makes of those of the others is replaced.
+    mlstm_within(context, a.cell, MlstmPlan::kStateBytes, MlstmSequences::longer);
+    cuda::head_norm(
+        context,
+        {.h = n.h, .o = n.o, .w = n.norm_w, .b = n.norm_b, .heads = n.heads, .eps = n.eps, .y = u});
+  }
+  if (singles > 0) sm90::mlstm_step(context, a, u);
+  cuda::linear(context, {.x = u, .w = n.w, .b = n.b, .y = n.y, .accumulate = true});
+}
+
 void norm_linear_swiglu(Context& context, const NormLinearSwigluArgs& a) {
   const std::int64_t tokens = a.x.dim(0);
   if (tokens == 0) return;
+  if (is_sm90(context) && sm90::norm_linear_swiglu(context, a)) return;
   if (!serves(a.w, a.y.dtype)) return composed::norm_linear_swiglu(context, a);
   run(context, "norm_linear_swiglu", tokens, a.w, a.b, a.y.dtype, [&](auto type, std::int64_t t) {
     using Y = decltype(type);

@@ -38,4 +38,11 @@ Level level(Device device) {
   return major == 9 && minor == 0 ? Level::sm90 : Level::base;
 }
 
+int multiprocessors(Device device) {
+  int count = 0;
+  if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index) != cudaSuccess)
+    throw Error(ErrorCode::internal, "cudaDeviceGetAttribute of " + to_string(device));
+  return count;
+}
+
 }  // namespace xlstm::ops::cuda

@@ -14,4 +14,7 @@ enum class Level {
 /// The level decides speed and the order of sums, not what can be computed.
 Level level(Device device);
 
+/// Of the card: so many blocks run side by side at least.
+int multiprocessors(Device device);
+
 }  // namespace xlstm::ops::cuda

@@ -170,10 +170,11 @@ __global__ void __launch_bounds__(kMostGateThreads, 1) gates_kernel(Cell cell) {
   const std::int64_t s = blockIdx.x / cell.heads, head = blockIdx.x % cell.heads;
   const std::int64_t begin = cell.batch.offsets[s], length = cell.batch.offsets[s + 1] - begin;
   if (head == 0) list_chunks(cell, s, length);
-  if (length == 1)
-    advance<In>(cell, s, head, begin);
-  else
-    scan<kOwn>(cell, s, head, begin, length);
+  if (length == 1) {
+    if (cell.steps) advance<In>(cell, s, head, begin);
+    return;
+  }
+  scan<kOwn>(cell, s, head, begin, length);
 }
 
 // --- sequences of one token ---
@@ -431,6 +432,7 @@ Cell cell_of(const MlstmArgs& a, const MlstmPlan& plan, std::byte* scratch) {
           .eps = a.eps,
           .has_stabiliser = a.gate == MlstmGate::exponential,
           .normalise = a.normalise,
+          .steps = true,
           .gates = floats(plan.gates),
           .firsts = ints(plan.firsts),
           .longs = ints(plan.long_sequences),
@@ -454,7 +456,7 @@ void run(Context& context, const Cell& cell, const MlstmPlan& plan) {
     launch(context, kName, gates, gates_kernel<In, MlstmPlan::kTensorChunk / kWarp>, cell);
   else
     launch(context, kName, gates, gates_kernel<In, kChunk / kWarp>, cell);
-  if (plan.longs < plan.sequences) {
+  if (cell.steps && plan.longs < plan.sequences) {
     const std::int64_t slices = blocks_for(plan.dv, kWarp);
     launch(context, kName, grid(plan.sequences * slices), step_kernel<In, Out>, cell, slices);
   }
@@ -473,11 +475,13 @@ void run(Context& context, const Cell& cell, const MlstmPlan& plan) {
 
 }  // namespace
 
-void mlstm_within(Context& context, const MlstmArgs& a, std::size_t state_bytes) {
+void mlstm_within(Context& context, const MlstmArgs& a, std::size_t state_bytes,
+                  MlstmSequences which) {
   const MlstmPlan plan(a, state_bytes);
   if (plan.sequences == 0) return;
   ArenaScope scope(context.arena());
-  const Cell cell = cell_of(a, plan, context.arena().take(plan.bytes()));
+  Cell cell = cell_of(a, plan, context.arena().take(plan.bytes()));
+  cell.steps = which == MlstmSequences::all;
   const bool bf16 = a.h.dtype == DType::bf16;
   if (a.q.dtype == DType::bf16)
     bf16 ? run<Bf16, Bf16>(context, cell, plan) : run<Bf16, float>(context, cell, plan);

@@ -135,7 +135,10 @@ struct MlstmOutputTile {
   }
 };
 
+enum class MlstmSequences { all, longer /**< than one token; the others are left alone */ };
+
 /// The body of mlstm with another bound on the memory for states.
-void mlstm_within(Context& context, const MlstmArgs& args, std::size_t state_bytes);
+void mlstm_within(Context& context, const MlstmArgs& args, std::size_t state_bytes,
+                  MlstmSequences which = MlstmSequences::all);
 
 }  // namespace xlstm::ops::cuda

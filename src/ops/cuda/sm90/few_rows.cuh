@@ -1,0 +1,497 @@
+#pragma once
+// The kernel of sm90/few_rows.hpp: up to 16 rows of bf16 times bf16 weights, each read once.
+//
+// A block takes tiles of 16 rows of W, and each of its warps a slice of the depth, of which it
+// fills a ring of its own in shared memory by the copy engine: no warp waits for another while
+// weights travel. Tensor cores multiply (A = weights, B = tokens); the warps' sums are added in
+// their order, so a token's bits do not depend on how many there are.
+//
+// The ring is filled before grid_wait(), and a block takes more than half of a multiprocessor's
+// shared memory: the next kernel's blocks begin one by one, each where one of this kernel has
+// ended. So memory is busy from one kernel to the next, and no multiprocessor gets two blocks.
+
+#include "ops/cuda/device/gate.cuh"
+#include "ops/cuda/device/mma.cuh"
+#include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/device/overlap.cuh"
+#include "ops/cuda/device/pack.cuh"
+#include "ops/cuda/device/row.cuh"
+#include "ops/cuda/device/weight_group.cuh"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/sm90/async_copy.cuh"
+
+namespace xlstm::ops::cuda::sm90 {
+
+constexpr int kFewWarps = 8;  // that multiply
+constexpr int kFewThreads = kFewWarps * kWarp;
+constexpr int kTileRows = 16;   // of W
+constexpr int kTileTokens = 8;  // columns of an mma
+constexpr int kUnit = 32;       // of the depth: two mma, to which a lane brings 8 numbers of a row
+constexpr int kStageDepth = 128;
+constexpr int kStageUnits = kStageDepth / kUnit;
+constexpr int kStages = 4;    // of a warp's ring
+constexpr int kMostHeld = 4;  // stages' depth of a warp's tokens that fit into its registers
+/// Rows go to two halves by their lowest bit, 64 bytes apart beside whole lines: a quarter of a
+/// warp, which reads 64 bytes of two rows, finds them in different banks.
+constexpr int kHalfBytes = kTileRows / 2 * kStageDepth * 2 + 64;
+constexpr int kStageBytes = 2 * kHalfBytes - 64;
+constexpr int kSumPitch = 20;  // floats from token to token: writes meet in no bank
+
+__device__ __forceinline__ int stage_offset(int row) {
+  return row % 2 * kHalfBytes + row / 2 * kStageDepth * 2;
+}
+
+template <int kTokenTiles>
+struct FewShared {
+  alignas(128) unsigned char ring[kFewWarps][kStages][kStageBytes];
+  float sums[2][kFewWarps][kTokenTiles * kTileTokens][kSumPitch];
+  float squares[kFewWarps][kTokenTiles * kTileTokens];
+  uint4 staging[kFewWarps][kMostHeld * kStageDepth / 8];
+};
+
+// The stages of the depth that a warp has.
+struct Slice {
+  int begin, count;
+  __device__ Slice(int width, int warp) {
+    const int all = (width + kStageDepth - 1) / kStageDepth;
+    begin = all * warp / kFewWarps;
+    count = all * (warp + 1) / kFewWarps - begin;
+  }
+};
+
+__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
+  unsigned packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+__device__ __forceinline__ float4 four_of(const Weights& w, std::int64_t i) {
+  if (w.dtype == DType::f32)
+    return *reinterpret_cast<const float4*>(static_cast<const float*>(w.data) + i);
+  return {w.at(i), w.at(i + 1), w.at(i + 2), w.at(i + 3)};
+}
+
+// --- what is multiplied ---
+
+/// Rows of bf16. Short ones stay in registers.
+template <bool kHold>
+struct Rows {
+  static constexpr bool kHeld = kHold, kNormed = false;
+  Matrix<const Bf16> x;
+  int width;
+
+  /// Numbers [at, at + 8) of a row of which `tokens` exist; rows lie on 16 bytes.
+  __device__ uint4 load(int token, int tokens, int at) const {
+    if (token >= tokens || at >= width) return {0, 0, 0, 0};
+    return *reinterpret_cast<const uint4*>(x.row(token) + at);
+  }
+};
+
+/// x w, rounded; what is missing, 1 / rms(x), comes after the product.
+struct Normed {
+  static constexpr bool kHeld = true, kNormed = true;
+  Matrix<const float> x;
+  Weights w;
+  float eps;
+  int width;
+};
+
+struct Products {
+  uint4 packed;
+  float squares;
+  __device__ Products(const float4& a, const float4& b, const float4& w, const float4& v) {
+    packed = {pack_bf16(a.x * w.x, a.y * w.y), pack_bf16(a.z * w.z, a.w * w.w),
+              pack_bf16(b.x * v.x, b.y * v.y), pack_bf16(b.z * v.z, b.w * v.w)};
+    float s = a.x * a.x;
+    s = fmaf(a.y, a.y, s);
+    s = fmaf(a.z, a.z, s);
+    s = fmaf(a.w, a.w, s);
+    s = fmaf(b.x, b.x, s);
+    s = fmaf(b.y, b.y, s);
+    s = fmaf(b.z, b.z, s);
+    squares = fmaf(b.w, b.w, s);
+  }
+};
+
+// --- what becomes of a sum ---
+
+struct Plain {
+  static constexpr bool kPairs = false, kGates = false;
+  Matrix<float> y;
+  bool accumulate;
+  __device__ float before(std::int64_t t, std::int64_t n) const {
+    return accumulate ? y.row(t)[n] : 0.0F;
+  }
+  __device__ void finish(std::int64_t t, std::int64_t n, float value, float before) const {
+    y.row(t)[n] = accumulate ? before + value : value;
+  }
+};
+
+/// The same, and the gates of every head, which blocks of their own make from the unrounded row.
+struct WithGates : Plain {
+  static constexpr bool kGates = true;
+  Gate input, forget;
+  int heads;  ///< 0: no gates
+  float cap;
+};
+
+struct Gated {
+  static constexpr bool kPairs = true, kGates = false;
+  Matrix<Bf16> y;
+  __device__ void finish(std::int64_t t, std::int64_t n, float gate, float up) const {
+    store(y.row(t) + n, gate / (1.0F + expf(-gate)) * up);
+  }
+};
+
+template <class W>
+__device__ void gate_item(const Normed& x, const Gate& gate, int token, int head, float cap) {
+  const int lane = threadIdx.x % kWarp;
+  const float* row = x.x.row(token);
+  const W* weights = static_cast<const W*>(gate.w.data) + head * gate.stride;
+  float dot = 0, squares = 0;
+#pragma unroll 4
+  for (int d = lane * 4; d < x.width; d += kWarp * 4) {
+    const float4 a = *reinterpret_cast<const float4*>(row + d);
+    const float4 w = four_of(x.w, d);
+    const float a4[4] = {a.x, a.y, a.z, a.w}, w4[4] = {w.x, w.y, w.z, w.w};
+    Pack<W, 4> packed;
+    packed = *reinterpret_cast<const Pack<W, 4>*>(weights + d);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      squares = fmaf(a4[i], a4[i], squares);
+      dot = fmaf(a4[i] * w4[i], to_float(packed.at(i)), dot);
+    }
+  }
+  dot = warp_sum(dot);
+  squares = warp_sum(squares);
+  const float scale = reciprocal_root(squares / static_cast<float>(x.width), x.eps);
+  if (lane == 0) finish_gate(gate, token, head, dot * scale, cap);
+}
+
+/// By the warps of the last blocks, which have a tile less where the others have one more.
+__device__ inline void make_gates(const Normed& x, const WithGates& after, int tokens) {
+  const int items = 2 * after.heads * tokens;
+  for (int i = (gridDim.x - 1 - blockIdx.x) * kFewWarps + threadIdx.x / kWarp; i < items;
+       i += gridDim.x * kFewWarps) {
+    const int which = i / tokens, token = i % tokens, head = which % after.heads;
+    const Gate& gate = which < after.heads ? after.input : after.forget;
+    switch (gate.w.dtype) {
+      case DType::bf16: gate_item<Bf16>(x, gate, token, head, after.cap); break;
+      case DType::f16: gate_item<F16>(x, gate, token, head, after.cap); break;
+      default: gate_item<float>(x, gate, token, head, after.cap);
+    }
+  }
+}
+
+/// The copies of a warp's share of W, in the order in which it reads them.
+template <int kTilesAtOnce, class After>
+struct Feed {
+  static constexpr int kRowLanes = 8;  // bring 128 bytes of a row at a time
+  static constexpr int kRowsAtOnce = kWarp / kRowLanes, kLaneRows = kTileRows / kRowsAtOnce;
+  const WeightGroup<Bf16>& w;
+  const Slice& slice;
+  int width, outputs, jobs;
+  int job = blockIdx.x, stage = 0, part = 0;  // of the next copy
+  std::uint64_t policy = evict_first_policy();
+  int row[kTilesAtOnce][kLaneRows];  // of this lane, in 16 bytes from the first weight on
+
+  __device__ Feed(const WeightGroup<Bf16>& w_, const Slice& slice_, int width_, int outputs_,
+                  int jobs_)
+      : w(w_), slice(slice_), width(width_), outputs(outputs_), jobs(jobs_) {
+    find_rows();
+  }
+  __device__ bool any() const { return job < jobs && slice.count > 0; }
+  __device__ void find_rows() {
+    if (job >= jobs) return;
+#pragma unroll
+    for (int i = 0; i < kTilesAtOnce; ++i) {
+      const int tile = job * kTilesAtOnce + i;
+#pragma unroll
+      for (int j = 0; j < kLaneRows; ++j) {
+        const int r = j * kRowsAtOnce + static_cast<int>(threadIdx.x) % kWarp / kRowLanes;
+        int n;
+        if constexpr (After::kPairs) {
+          n = min(tile * (kTileRows / 2) + r % (kTileRows / 2), outputs - 1);
+          if (r >= kTileRows / 2) n += outputs;
+        } else {
+          n = min(tile * kTileRows + r, outputs - 1);
+        }
+        row[i][j] = static_cast<int>((w.row(n) - w.data[0]) / 8);
+      }
+    }
+  }
+  /// Starts the next stage's copies, by the whole warp; or none, where there are no more.
+  __device__ void copy(std::uint32_t to) {
+    if (any()) {
+      const int lane = threadIdx.x % kWarp, place = lane % kRowLanes * 8;
+      const int at = (slice.begin + stage) * kStageDepth + place;
+#pragma unroll
+      for (int j = 0; j < kLaneRows; ++j) {
+        int from = row[0][j];
+        if constexpr (kTilesAtOnce > 1) from = part == 0 ? row[0][j] : row[1][j];
+        const Bf16* const source = w.data[0] + static_cast<std::int64_t>(from) * 8 + at;
+        const std::uint32_t target =
+            to + stage_offset(j * kRowsAtOnce + lane / kRowLanes) + place * 2;
+#pragma unroll
+        for (int d = 0; d < kStageDepth; d += kRowLanes * 8)
+          async_copy(target + d * 2, source + d, at + d < width, policy);
+      }
+      if (++part == kTilesAtOnce) {
+        part = 0;
+        if (++stage == slice.count) {
+          stage = 0;
+          job += gridDim.x;
+          find_rows();
+        }
+      }
+    }
+    commit_copies();
+  }
+};
+
+template <class Before, class After, int kTokenTiles>
+__global__ void __launch_bounds__(kFewThreads, 1)
+    few_rows_kernel(Before before, WeightGroup<Bf16> w, After after, int tokens) {
+  constexpr int kTilesAtOnce = Before::kHeld ? 1 : 2;
+  XLSTM_DYNAMIC_SHARED(FewShared<kTokenTiles>, shared);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, width = before.width;
+  const int group = lane / 4, quarter = lane % 4;  // row or token of an operand; place in a unit
+  const Slice slice(width, warp);
+  const int outputs = static_cast<int>(After::kPairs ? w.rows / 2 : w.rows);
+  constexpr int kJobOutputs = kTilesAtOnce * kTileRows / (After::kPairs ? 2 : 1);
+  const int jobs = (outputs + kJobOutputs - 1) / kJobOutputs;
+
+  const std::uint32_t ring = shared_address(shared->ring[warp]);
+  Feed<kTilesAtOnce, After> feed(w, slice, width, outputs, jobs);
+#pragma unroll 1
+  for (int s = 0; s < kStages; ++s) feed.copy(ring + s * kStageBytes);
+
+  // Numbers 8 quarter to 8 quarter + 7 of each unit are this lane's, of weights and of tokens.
+  unsigned b[Before::kHeld ? kMostHeld : 1][kStageUnits][kTokenTiles][4];
+  const auto place = [&](int stage, int unit) {
+    return (slice.begin + stage) * kStageDepth + unit * kUnit + quarter * 8;
+  };
+  if constexpr (!Before::kNormed) {
+    grid_wait();
+    if constexpr (Before::kHeld) {
+#pragma unroll
+      for (int s = 0; s < kMostHeld; ++s)
+#pragma unroll
+        for (int u = 0; u < kStageUnits; ++u)
+#pragma unroll
+          for (int i = 0; i < kTokenTiles; ++i) {
+            uint4 loaded = {0, 0, 0, 0};
+            if (s < slice.count) loaded = before.load(i * kTileTokens + group, tokens, place(s, u));
+            b[s][u][i][0] = loaded.x;
+            b[s][u][i][1] = loaded.y;
+            b[s][u][i][2] = loaded.z;
+            b[s][u][i][3] = loaded.w;
+          }
+    }
+  } else {
+    // The warp makes one token after the other: a lane 8 numbers of two units, which go to the
+    // lanes of that token by way of shared memory.
+    constexpr int kOwn = kMostHeld * kStageUnits / 8, kAhead = 4;
+    float4 norm[kOwn][2], x[kAhead][kOwn][2];
+    int at[kOwn];
+    bool exists[kOwn];
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int unit = group + i * 8;
+      at[i] = place(unit / kStageUnits, unit % kStageUnits);
+      exists[i] = unit / kStageUnits < slice.count && at[i] < width;
+      if (!exists[i]) at[i] = 0;
+      norm[i][0] = four_of(before.w, at[i]);
+      norm[i][1] = four_of(before.w, at[i] + 4);
+    }
+    const auto load = [&](float4(&to)[kOwn][2], int token) {
+      const float* row = before.x.row(min(token, tokens - 1));
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        to[i][0] = *reinterpret_cast<const float4*>(row + at[i]);
+        to[i][1] = *reinterpret_cast<const float4*>(row + at[i] + 4);
+      }
+    };
+#pragma unroll
+    for (int s = 0; s < kMostHeld; ++s)
+#pragma unroll
+      for (int u = 0; u < kStageUnits; ++u)
+#pragma unroll
+        for (int i = 0; i < kTokenTiles; ++i)
+#pragma unroll
+          for (int j = 0; j < 4; ++j) b[s][u][i][j] = 0;
+    grid_wait();
+    uint4* const staging = shared->staging[warp];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) load(x[i], i);
+#pragma unroll
+    for (int tile = 0; tile < kTokenTiles; ++tile)
+#pragma unroll 1
+      for (int token = tile * kTileTokens; token < min(tokens, (tile + 1) * kTileTokens); ++token) {
+        float squares = 0;
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) {
+          const Products p(x[0][i][0], x[0][i][1], norm[i][0], norm[i][1]);
+          staging[(group + i * 8) * 4 + quarter] = exists[i] ? p.packed : uint4{0, 0, 0, 0};
+          squares += exists[i] ? p.squares : 0.0F;
+        }
+#pragma unroll
+        for (int i = 0; i + 1 < kAhead; ++i)
+#pragma unroll
+          for (int j = 0; j < kOwn; ++j) {
+            x[i][j][0] = x[i + 1][j][0];
+            x[i][j][1] = x[i + 1][j][1];
+          }
+        load(x[kAhead - 1], token + kAhead);
+        squares = warp_sum(squares);
+        if (lane == 0) shared->squares[warp][token] = squares;
+        __syncwarp();
+        if (group != token % kTileTokens) continue;
+#pragma unroll
+        for (int u = 0; u < kMostHeld * kStageUnits; ++u) {
+          const uint4 mine = staging[u * 4 + quarter];
+          unsigned(&to)[4] = b[u / kStageUnits][u % kStageUnits][tile];
+          to[0] = mine.x;
+          to[1] = mine.y;
+          to[2] = mine.z;
+          to[3] = mine.w;
+        }
+      }
+  }
+  grid_trigger();
+
+  int stage = 0;
+  int buffer = 0;
+  for (int job = blockIdx.x; job < jobs; job += gridDim.x) {
+    // The output of this thread.
+    const int token = static_cast<int>(threadIdx.x) / kTileRows, r = threadIdx.x % kTileRows;
+    float old[kTilesAtOnce] = {};
+    const auto output = [&](int i) {
+      return (job * kTilesAtOnce + i) * (After::kPairs ? kTileRows / 2 : kTileRows) + r;
+    };
+    const auto lives = [&](int i) {
+      return token < tokens && output(i) < outputs && (!After::kPairs || r < kTileRows / 2);
+    };
+    if constexpr (!After::kPairs) {
+#pragma unroll
+      for (int i = 0; i < kTilesAtOnce; ++i)
+        if (lives(i)) old[i] = after.before(token, output(i));
+    }
+
+    float acc[kTilesAtOnce][kTokenTiles][4] = {};
+    const auto take = [&](int s, unsigned(&tokens_b)[kStageUnits][kTokenTiles][4]) {
+#pragma unroll
+      for (int i = 0; i < kTilesAtOnce; ++i) {
+        wait_for_copies<kStages - 1>();
+        __syncwarp();
+        const unsigned char* const at =
+            shared->ring[warp][stage] + stage_offset(group) + quarter * 16;
+        const int depth = width - (slice.begin + s) * kStageDepth;
+#pragma unroll
+        for (int u = 0; u < kStageUnits; ++u) {
+          if (u * kUnit >= depth) break;
+          const uint4 low = *reinterpret_cast<const uint4*>(at + u * kUnit * 2);
+          const uint4 high =
+              *reinterpret_cast<const uint4*>(at + u * kUnit * 2 + 4 * kStageDepth * 2);
+          const unsigned a0[4] = {low.x, high.x, low.y, high.y};
+          const unsigned a1[4] = {low.z, high.z, low.w, high.w};
+#pragma unroll
+          for (int c = 0; c < kTokenTiles; ++c) {
+            mma_bf16(acc[i][c], a0, {tokens_b[u][c][0], tokens_b[u][c][1]});
+            mma_bf16(acc[i][c], a1, {tokens_b[u][c][2], tokens_b[u][c][3]});
+          }
+        }
+        __syncwarp();
+        feed.copy(ring + stage * kStageBytes);
+        if (++stage == kStages) stage = 0;
+      }
+    };
+    if constexpr (Before::kHeld) {
+#pragma unroll 1
+      for (int s = 0; s < kMostHeld; ++s) {
+        if (s < slice.count) take(s, b[0]);
+          // Round: registers have no index at run time, and unrolled code would not be in the
+          // cache.
+#pragma unroll
+        for (int u = 0; u < kStageUnits; ++u)
+#pragma unroll
+          for (int i = 0; i < kTokenTiles; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              const unsigned first = b[0][u][i][j];
+#pragma unroll
+              for (int v = 0; v + 1 < kMostHeld; ++v) b[v][u][i][j] = b[v + 1][u][i][j];
+              b[kMostHeld - 1][u][i][j] = first;
+            }
+      }
+    } else {
+      unsigned next[kStageUnits][kTokenTiles][4];
+      const auto load = [&](int s) {
+#pragma unroll
+        for (int u = 0; u < kStageUnits; ++u)
+#pragma unroll
+          for (int i = 0; i < kTokenTiles; ++i) {
+            const uint4 loaded = before.load(i * kTileTokens + group, tokens, place(s, u));
+            next[u][i][0] = loaded.x;
+            next[u][i][1] = loaded.y;
+            next[u][i][2] = loaded.z;
+            next[u][i][3] = loaded.w;
+          }
+      };
+      if (slice.count > 0) load(0);
+#pragma unroll 1
+      for (int s = 0; s < slice.count; ++s) {
+#pragma unroll
+        for (int u = 0; u < kStageUnits; ++u)
+#pragma unroll
+          for (int i = 0; i < kTokenTiles; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) b[0][u][i][j] = next[u][i][j];
+        if (s + 1 < slice.count) load(s + 1);
+        take(s, b[0]);
+      }
+    }
+
+#pragma unroll
+    for (int i = 0; i < kTilesAtOnce; ++i)
+#pragma unroll
+      for (int c = 0; c < kTokenTiles; ++c)
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          shared->sums[buffer ^ i][warp][c * kTileTokens + quarter * 2 + j % 2][group + j / 2 * 8] =
+              acc[i][c][j];
+    __syncthreads();
+    if (token < tokens) {
+      float scale = 1;
+      if constexpr (Before::kNormed) {
+        float squares = 0;
+        for (int v = 0; v < kFewWarps; ++v) squares += shared->squares[v][token];
+        scale = reciprocal_root(squares / static_cast<float>(width), before.eps);
+      }
+#pragma unroll
+      for (int i = 0; i < kTilesAtOnce; ++i) {
+        if (!lives(i)) continue;
+        const auto sum = [&](int row) {
+          float total = 0;
+#pragma unroll
+          for (int v = 0; v < kFewWarps; ++v) total += shared->sums[buffer ^ i][v][token][row];
+          return total * scale;
+        };
+        const int n = output(i);
+        if constexpr (After::kPairs)
+          after.finish(token, n, sum(r) + w.bias_of(n),
+                       sum(r + kTileRows / 2) + w.bias_of(outputs + n));
+        else
+          after.finish(token, n, sum(r) + w.bias_of(n), old[i]);
+      }
+    }
+    if constexpr (kTilesAtOnce > 1)
+      __syncthreads();  // both buffers are read
+    else
+      buffer ^= 1;
+  }
+  if constexpr (After::kGates) make_gates(before, after, tokens);
+}
+
+}  // namespace xlstm::ops::cuda::sm90

@@ -1,0 +1,220 @@
+#include "ops/cuda/sm90/mlstm_step.hpp"
+
+#include <cmath>
+
+#include "ops/cuda/device/batch.cuh"
+#include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/device/overlap.cuh"
+#include "ops/cuda/device/row.cuh"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/sm90/async_copy.cuh"
+
+namespace xlstm::ops::cuda::sm90 {
+namespace {
+
+// A cluster has a sequence and head, each of its blocks kColumns columns of C in registers: a
+// thread four columns and every 16th row. C comes from memory before the kernels before are done,
+// because the last that wrote it is one token ago; all that depends on them is some KB.
+constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+constexpr int kColumns = 64;
+constexpr int kGroups = kThreads / (kColumns / 4);  // of threads: rows at a time
+constexpr int kRows = 16;                           // of a thread
+constexpr int kMostRows = kGroups * kRows;          // of C
+constexpr int kMostSlices = 8;                      // a cluster's most blocks on any card
+
+struct Step {
+  Matrix<const float> q, k, v, i, log_f, o;
+  Matrix<Bf16> y;
+  DeviceBatch batch;
+  MlstmStateOffsets offsets;
+  Weights norm_w, norm_b;
+  int heads, dqk, dv, slices;
+  float scale, cell_eps, norm_eps;
+  bool has_stabiliser, normalise;
+};
+
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// Writes to where `to` is in the shared memory of another block of the cluster.
+__device__ __forceinline__ void store_remote(float* to, int block, float value) {
+  std::uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(to)), "r"(block));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+
+/// The larger one; NaN if one is.
+__device__ double larger(double a, double b) { return a != a || a > b ? a : b; }
+
+__global__ void __launch_bounds__(kThreads, 2) mlstm_step_kernel(Step step) {
+  __shared__ float q[kMostRows], k[kMostRows], factors[3], partial[kWarps];
+  __shared__ float sums[kWarps][kColumns], h[kMostSlices * kColumns];
+  __shared__ double new_m;
+  const int slice = static_cast<int>(blockIdx.x) % step.slices;
+  const int head = static_cast<int>(blockIdx.x) / step.slices % step.heads;
+  const int s = static_cast<int>(blockIdx.x) / step.slices / step.heads;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, thread = threadIdx.x;
+  // The batch is on the card before the pass begins.
+  const int t = step.batch.offsets[s];
+  if (step.batch.offsets[s + 1] - t != 1) {
+    grid_wait();
+    return;
+  }
+  cluster_arrive();  // the other blocks may write here
+  std::byte* const slot = step.batch.slots[s];
+  const auto record = [&](std::size_t offset, std::int64_t floats) {
+    return reinterpret_cast<float*>(slot + offset) + floats;
+  };
+  const int column = thread % (kColumns / 4) * 4, group = thread / (kColumns / 4);
+  float* const c =
+      record(step.offsets.c, (static_cast<std::int64_t>(head) * step.dqk + group) * step.dv +
+                                 slice * kColumns + column);
+  const std::int64_t stride = static_cast<std::int64_t>(kGroups) * step.dv;
+  float4 state[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    state[r] = {0, 0, 0, 0};
+    if (slot != nullptr && group + r * kGroups < step.dqk)
+      state[r] = __ldcs(reinterpret_cast<const float4*>(c + r * stride));
+  }
+  const bool has_row = thread < step.dqk;
+  float* const n = record(step.offsets.n, static_cast<std::int64_t>(head) * step.dqk + thread);
+  const float old_n = has_row && slot != nullptr ? *n : 0.0F;
+  float* const m = record(step.offsets.m, head);
+  const double old_m = slot != nullptr && step.has_stabiliser ? *m : 0.0;
+  const int output = head * step.dv + slice * kColumns + thread;  // of the first kColumns threads
+  float norm_w = 0, norm_b = 0;
+  if (thread < kColumns) {
+    norm_w = step.norm_w.at(output);
+    norm_b = step.norm_b.at_or(0.0F, output);
+  }
+
+  grid_wait();
+  grid_trigger();
+  const float o = thread < kColumns ? step.o.row(t)[output] : 0.0F;
+  const float* const v_row = step.v.row(t) + head * step.dv + slice * kColumns + column;
+  const float v[4] = {v_row[0], v_row[1], v_row[2], v_row[3]};
+  float own_q = 0, own_k = 0;
+  if (has_row) {
+    own_q = step.q.row(t)[head * step.dqk + thread];
+    own_k = step.k.row(t)[head * step.dqk + thread];
+  }
+  q[thread] = own_q;
+  k[thread] = own_k;
+  if (warp == 0) {
+    // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
+    // collects no rounding errors.
+    const double f = step.log_f.row(t)[head], i = step.i.row(t)[head];
+    const double decayed = (f < -1e4 ? -1e4 : f) + old_m;
+    const double now = step.has_stabiliser ? larger(decayed, i) : 0.0;
+    const double exponent = lane == 0 ? decayed - now : lane == 1 ? i - now : -now;
+    if (lane < 3) factors[lane] = static_cast<float>(exp(exponent));
+    if (lane == 0) new_m = now;
+  }
+  __syncthreads();
+  const float forget = factors[0], input = factors[1], floor = factors[2];
+
+  const float new_n = fmaf(input, own_k, forget * old_n);
+  const float l = step.scale * block_sum(has_row ? new_n * own_q : 0.0F, partial);
+  float out = step.scale;
+  if (step.normalise) {
+    const float magnitude = fabsf(l);  // the comparison keeps a NaN
+    out *= 1.0F / ((magnitude <= floor ? floor : magnitude) + step.cell_eps);
+  }
+
+  float sum[4] = {};
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int row = group + r * kGroups;
+    if (row >= step.dqk) continue;
+    const float from_k = input * k[row], from_q = q[row];
+    float4& x = state[r];
+    x = {fmaf(from_k, v[0], forget * x.x), fmaf(from_k, v[1], forget * x.y),
+         fmaf(from_k, v[2], forget * x.z), fmaf(from_k, v[3], forget * x.w)};
+    sum[0] = fmaf(from_q, x.x, sum[0]);
+    sum[1] = fmaf(from_q, x.y, sum[1]);
+    sum[2] = fmaf(from_q, x.z, sum[2]);
+    sum[3] = fmaf(from_q, x.w, sum[3]);
+    if (slot != nullptr) __stcs(reinterpret_cast<float4*>(c + r * stride), x);
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    sum[j] += __shfl_xor_sync(~0U, sum[j], kColumns / 4);
+    if (lane < kColumns / 4) sums[warp][column + j] = sum[j];
+  }
+  __syncthreads();
+  cluster_wait();  // all blocks have begun
+  if (thread < kColumns) {
+    float total = 0;
+    for (int w = 0; w < kWarps; ++w) total += sums[w][thread];
+    for (int b = 0; b < step.slices; ++b)
+      store_remote(&h[slice * kColumns + thread], b, out * total);
+  }
+  cluster_arrive();
+  cluster_wait();
+  if (slice == 0 && slot != nullptr) {  // all blocks have read n and m
+    if (has_row) *n = new_n;
+    if (thread == 0) *m = static_cast<float>(new_m);
+  }
+  if (thread >= kColumns) return;
+  const auto count = static_cast<float>(step.dv);
+  float first = 0, second = 0;
+  for (int d = lane; d < step.dv; d += kWarp) first += h[d];
+  const float mean = warp_sum(first) / count;
+  for (int d = lane; d < step.dv; d += kWarp) second = fmaf(h[d] - mean, h[d] - mean, second);
+  const float scale = reciprocal_root(warp_sum(second) / count, step.norm_eps);
+  const float normed = fmaf((h[slice * kColumns + thread] - mean) * scale, norm_w, norm_b);
+  store(step.y.row(t) + output, sigmoid(o) * normed);
+}
+
+}  // namespace
+
+bool serves_mlstm_step(const MlstmHeadNormLinearArgs& a) {
+  const MlstmArgs& cell = a.cell;
+  const std::int64_t heads = cell.i.dim(1), dqk = cell.q.dim(1) / heads, dv = cell.v.dim(1) / heads;
+  if (a.norm.activation != DType::bf16 || a.norm.heads != heads || dqk > kMostRows ||
+      dv % kColumns != 0 || dv > kMostSlices * kColumns || cell.state.c % 16 != 0)
+    return false;
+  for (const std::byte* slot : cell.batch.slots)
+    if (reinterpret_cast<std::uintptr_t>(slot) % 16 != 0) return false;
+  return true;
+}
+
+void mlstm_step(Context& context, const MlstmHeadNormLinearArgs& a, const Tensor& y) {
+  const MlstmArgs& cell = a.cell;
+  const auto heads = static_cast<int>(cell.i.dim(1));
+  const auto dqk = static_cast<int>(cell.q.dim(1)) / heads;
+  const auto dv = static_cast<int>(cell.v.dim(1)) / heads;
+  const int slices = dv / kColumns;
+  const Step step{.q = Matrix<const float>(cell.q),
+                  .k = Matrix<const float>(cell.k),
+                  .v = Matrix<const float>(cell.v),
+                  .i = Matrix<const float>(cell.i),
+                  .log_f = Matrix<const float>(cell.log_f),
+                  .o = Matrix<const float>(a.norm.o),
+                  .y = Matrix<Bf16>(y),
+                  .batch = DeviceBatch(cell.batch),
+                  .offsets = cell.state,
+                  .norm_w = Weights(a.norm.norm_w),
+                  .norm_b = Weights(a.norm.norm_b),
+                  .heads = heads,
+                  .dqk = dqk,
+                  .dv = dv,
+                  .slices = slices,
+                  .scale = 1.0F / std::sqrt(static_cast<float>(dqk)),
+                  .cell_eps = cell.eps,
+                  .norm_eps = a.norm.eps,
+                  .has_stabiliser = cell.gate == MlstmGate::exponential,
+                  .normalise = cell.normalise};
+  launch(context, "mlstm_step",
+         {.x = cell.batch.sequences() * heads * slices,
+          .threads = kThreads,
+          .cluster = slices,
+          .overlap = true},
+         mlstm_step_kernel, step);
+}
+
+}  // namespace xlstm::ops::cuda::sm90
