@@ -24,13 +24,10 @@ void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x,
                           const Saved* saved) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
-  const Saved kept = saved != nullptr ? *saved : make_saved(c.arena(), hp, tokens, Keep::nothing);
+  const Saved kept = saved != nullptr ? *saved : Saved();
   const auto& [x_before, kept_u, gate_up, kept_y, dropout] = kept;
   if (x_before) copy_rows(c, x, x_before);
-  const Tensor u = kept_u ? kept_u : c.arena().tensor(hp.activation, {tokens, hp.d});
   const Tensor y = kept_y ? kept_y : c.arena().tensor(hp.activation, {tokens, hp.f});
-  const Tensor gate = gate_up.cols(0, hp.f);
-  const Tensor up = gate_up.cols(hp.f, hp.f);
 
   if (saved == nullptr && ops::fuses(c, tokens)) {  // the same in one kernel
     ops::norm_linear_swiglu(c, {.x = x,
@@ -41,9 +38,14 @@ void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x,
                                 .b = present(b_gate_up),
                                 .y = y});
   } else {
+    const Tensor u = kept_u ? kept_u : c.arena().tensor(hp.activation, {tokens, hp.d});
     ops::rms_norm(c, {.x = x, .w = norm, .b = norm_bias, .eps = hp.norm_eps, .y = u});
-    ops::linear(c, {.x = u, .w = w_gate_up, .b = present(b_gate_up), .y = gate_up});
-    ops::swiglu(c, {.gate = gate, .up = up, .y = y});
+    if (saved == nullptr) {
+      ops::linear_swiglu(c, {.x = u, .w = w_gate_up, .b = present(b_gate_up), .y = y});
+    } else {  // in two steps: the backward pass reads what lies between
+      ops::linear(c, {.x = u, .w = w_gate_up, .b = present(b_gate_up), .y = gate_up});
+      ops::swiglu(c, {.gate = gate_up.cols(0, hp.f), .up = gate_up.cols(hp.f, hp.f), .y = y});
+    }
   }
   add_branch(c, y, w_down, b_down, x, dropout);
 }

@@ -22,7 +22,8 @@ struct Qkvo {
 }  // namespace
 
 MlstmLayer::Saved MlstmLayer::make_saved(Arena& arena, const Hyperparameters& hp,
-                                         std::int64_t tokens, Keep keep, std::uint64_t key) {
+                                         std::int64_t tokens, Keep keep, std::uint64_t key,
+                                         DType cell) {
   Saved s;
   if (keep != Keep::nothing) {
     s.x = arena.tensor(DType::f32, {tokens, hp.d});
@@ -31,8 +32,8 @@ MlstmLayer::Saved MlstmLayer::make_saved(Arena& arena, const Hyperparameters& hp
   if (keep == Keep::all) s.u = arena.tensor(hp.activation, {tokens, hp.d});
   s.i = arena.tensor(DType::f32, {tokens, hp.heads});
   s.log_f = arena.tensor(DType::f32, {tokens, hp.heads});
-  s.qkvo = arena.tensor(DType::f32, {tokens, 2 * hp.qk + 2 * hp.v});
-  s.h = arena.tensor(DType::f32, {tokens, hp.v});
+  s.qkvo = arena.tensor(cell, {tokens, 2 * hp.qk + 2 * hp.v});
+  s.h = arena.tensor(cell, {tokens, hp.v});
   if (keep == Keep::all) s.y = arena.tensor(hp.activation, {tokens, hp.v});
   return s;
 }
@@ -41,14 +42,17 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                          ops::MlstmStateOffsets state, const Saved* saved) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
-  const Saved kept = saved != nullptr ? *saved : make_saved(c.arena(), hp, tokens, Keep::nothing);
+  const bool fused = saved == nullptr && ops::fuses(c, tokens);  // the same in fewer kernels
+  // What a CUDA device multiplies in bf16 travels so too.
+  const DType cell_type = c.device().is_cpu() || fused ? DType::f32 : hp.activation;
+  const Saved kept =
+      saved != nullptr ? *saved : make_saved(c.arena(), hp, tokens, Keep::nothing, 0, cell_type);
   const auto& [x_before, kept_u, i, log_f, qkvo, h, kept_y, dropout] = kept;
   if (x_before) copy_rows(c, x, x_before);
   const Tensor u = kept_u ? kept_u : c.arena().tensor(hp.activation, {tokens, hp.d});
-  const bool in_place = saved == nullptr && hp.activation == DType::f32;
+  const bool in_place = saved == nullptr && hp.activation == h.dtype;
   const Tensor y = kept_y ? kept_y : in_place ? h : c.arena().tensor(hp.activation, {tokens, hp.v});
   const auto [q, k, v, o] = Qkvo(qkvo, hp);
-  const bool fused = saved == nullptr && ops::fuses(c, tokens);  // the same in fewer kernels
 
   // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f));  mLSTMsig: i too
   // q, k, v, o = W u

@@ -39,8 +39,12 @@ void check_head_norm(const HeadNormArgs& a) {
   check_at_least("head_norm", "heads", a.heads, 1);
   XLSTM_CHECK(width % a.heads == 0, invalid_argument,
               "head_norm: the width {} must be a multiple of the {} heads", width, a.heads);
-  check_tensor("head_norm", "h", a.h, Types::f32, {tokens, width});
-  check_tensor("head_norm", "o", a.o, Types::f32, {tokens, width});
+  const Types types = a.h.device.is_cpu() ? Types::f32 : Types::f32_bf16;
+  check_tensor("head_norm", "h", a.h, types, {tokens, width});
+  check_tensor("head_norm", "o", a.o, types, {tokens, width});
+  XLSTM_CHECK(a.o.dtype == a.h.dtype, invalid_argument,
+              "head_norm: expected o of the type of h, {}, found {}", to_string(a.h.dtype),
+              to_string(a.o));
   check_tensor("head_norm", "w", a.w, Types::weight, {width});
   if (a.b) check_tensor("head_norm", "b", a.b, Types::weight, {width});
   check_tensor("head_norm", "y", a.y, Types::f32_bf16, {tokens, width});

@@ -69,13 +69,13 @@ XLSTM_OP(rms_norm_gates_backward, RmsNormGatesBackwardArgs)
 /// LayerNorm within each head, then the output gate:
 ///   y = sigmoid(o) * ((h - mean) * rsqrt(var + eps) * w + b), mean and biased var over dv.
 struct HeadNormArgs {
-  Tensor h;  ///< [T, H dv] f32
+  Tensor h;  ///< [T, H dv] f32; on CUDA also bf16, as o then is too
   Tensor o;  ///< [T, H dv] f32, pre-activation of the output gate
   Tensor w;  ///< [H dv]
   Tensor b;  ///< [H dv] or empty
   std::int64_t heads = 1;
   float eps = 1e-6F;
-  Tensor y;  ///< [T, H dv] f32 or bf16; may be h
+  Tensor y;  ///< [T, H dv] f32 or bf16; may be h if that has its type
 };
 XLSTM_OP(head_norm, HeadNormArgs)
 

@@ -48,7 +48,9 @@ __device__ inline float reciprocal_root(float mean, float eps) { return 1.0F / s
 struct Moments {
   float mean, scale;
 
-  __device__ Moments(const float* row, int width, float eps) {
+  /// @param row  something with operator[] that gives a float
+  template <class Row>
+  __device__ Moments(Row row, int width, float eps) {
     __shared__ float sums[kMostRowThreads / kWarp], squares[kMostRowThreads / kWarp];
     const auto count = static_cast<float>(width);
     const float m = row_sum(width, sums, [row](int d) { return row[d]; }) / count;
