@@ -138,6 +138,15 @@ void release(void* memory, Device device) noexcept {
   static_cast<void>(cudaSetDevice(before));
 }
 
+void* allocate_pinned(std::size_t bytes, Device device) {
+  const CurrentDevice current(device);
+  void* memory = nullptr;
+  check(cudaHostAlloc(&memory, bytes, cudaHostAllocDefault), "cudaHostAlloc", device);
+  return memory;
+}
+
+void release_pinned(void* memory) noexcept { static_cast<void>(cudaFreeHost(memory)); }
+
 void* make_stream(Device device) {
   const CurrentDevice current(device);
   cudaStream_t stream = nullptr;

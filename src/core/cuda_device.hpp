@@ -45,6 +45,9 @@ DeviceMemory memory(Device device);
 /// Memory on kAlignment bytes, full of zeros if `zero`.
 void* allocate(std::size_t bytes, Device device, bool zero);
 void release(void* memory, Device device) noexcept;
+/// Memory of the host that `device` writes and reads without a detour.
+void* allocate_pinned(std::size_t bytes, Device device);
+void release_pinned(void* memory) noexcept;
 
 /// A queue of work on the device; copies and kernels of one stream run in order.
 void* make_stream(Device device);

@@ -24,6 +24,8 @@ std::string name(Device device) { refuse(device); }
 DeviceMemory memory(Device device) { refuse(device); }
 void* allocate(std::size_t, Device device, bool) { refuse(device); }
 void release(void*, Device) noexcept {}
+void* allocate_pinned(std::size_t, Device device) { refuse(device); }
+void release_pinned(void*) noexcept {}
 void* make_stream(Device device) { refuse(device); }
 void destroy_stream(void*, Device) noexcept {}
 void synchronize(void*, Device device) { refuse(device); }

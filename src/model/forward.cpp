@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <exception>
 #include <numeric>
 
@@ -64,10 +65,15 @@ class Pass {
     device_ = reinterpret_cast<const StepInputs*>(memory.data());
   }
   /// Waits until the pass is done and its `bytes` of results are where the host wants them.
-  void finish(const Context& context, void* to, const void* results, std::size_t bytes) {
-    if (to != results) cuda::copy(to, results, bytes, context.stream(), context.device());
+  /// @param between  memory of the host that the device writes fastest; null: none
+  void finish(const Context& context, void* to, const void* results, std::size_t bytes,
+              void* between) {
+    if (to != results)
+      cuda::copy(between != nullptr ? between : to, results, bytes, context.stream(),
+                 context.device());
     unfinished_ = nullptr;
     context.synchronize();
+    if (to != results && between != nullptr) std::memcpy(to, between, bytes);
   }
 
   ops::Batch batch() const {
@@ -212,7 +218,8 @@ void Model::Impl::forward_vectors(std::span<const VectorInput> batch, float* out
     const Tensor x = Tensor::dense(on_device, DType::f32, {count, d}, device);
     run_prepared(pass.batch(), 0,
                  [&] { network.forward_vectors(context, pass.batch(), pass.ids(count), x, x); });
-    pass.finish(context, outputs, on_device, bytes);
+    pass.finish(context, outputs, on_device, bytes,
+                host_floats(static_cast<std::size_t>(count * d)));
     outputs += count * d;
     if (begin + count < tokens) return;
     for (const VectorInput& s : sequences) {
@@ -243,7 +250,7 @@ void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t beg
   run_prepared(pass.batch(), 1 + rows.size(), [&] {
     network.forward(context, pass.batch(), pass.ids(count), pass.rows(rows.size()), out);
   });
-  pass.finish(context, logits, out.data, floats * sizeof(float));
+  pass.finish(context, logits, out.data, floats * sizeof(float), host_floats(floats));
 }
 
 float* Model::Impl::device_floats(std::size_t count) {
@@ -252,6 +259,19 @@ float* Model::Impl::device_floats(std::size_t count) {
     results_ = Buffer(count * sizeof(float), context.device());
   }
   return reinterpret_cast<float*>(results_.data());
+}
+
+float* Model::Impl::host_floats(std::size_t count) {
+  constexpr std::size_t kMost = std::size_t{4} << 20;  // what cannot be swapped out is kept small
+  if (context.device().is_cpu() || count == 0 || count > kMost) return nullptr;
+  if (host_results_size_ < count) {
+    host_results_.reset();
+    host_results_size_ = 0;
+    host_results_ = {cuda::allocate_pinned(count * sizeof(float), context.device()),
+                     cuda::release_pinned};
+    host_results_size_ = count;
+  }
+  return static_cast<float*>(host_results_.get());
 }
 
 // @param kind  what beside the lengths decides how much scratch the pass takes

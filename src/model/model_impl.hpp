@@ -55,6 +55,8 @@ struct Model::Impl {
   void run_graph(std::uint64_t key, Pass&& pass);
   /// `count` floats of device memory that stay until the next call.
   float* device_floats(std::size_t count);
+  /// The same of the host, for results on their way from the device; null for very many.
+  float* host_floats(std::size_t count);
 
   std::array<std::uint64_t, 64> prepared_{};  ///< shapes whose scratch is known to fit
   std::size_t next_prepared_ = 0;
@@ -68,6 +70,8 @@ struct Model::Impl {
   std::vector<Graph> graphs_;
   Buffer step_inputs_;  ///< what a pass reads beside weights and states
   Buffer results_;      ///< logits or vectors
+  std::shared_ptr<void> host_results_;
+  std::size_t host_results_size_ = 0;
 };
 
 namespace model {
