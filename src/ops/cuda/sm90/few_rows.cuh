@@ -226,23 +226,24 @@ struct Feed {
     find_rows();
   }
   __device__ bool any() const { return job < jobs && slice.count > 0; }
+  /// By the whole warp: a lane finds one row for all.
   __device__ void find_rows() {
     if (job >= jobs) return;
+    const int lane = threadIdx.x % kWarp, r = lane % kTileRows;
 #pragma unroll
     for (int i = 0; i < kTilesAtOnce; ++i) {
       const int tile = job * kTilesAtOnce + i;
-#pragma unroll
-      for (int j = 0; j < kLaneRows; ++j) {
-        const int r = j * kRowsAtOnce + static_cast<int>(threadIdx.x) % kWarp / kRowLanes;
-        int n;
-        if constexpr (After::kPairs) {
-          n = min(tile * (kTileRows / 2) + r % (kTileRows / 2), outputs - 1);
-          if (r >= kTileRows / 2) n += outputs;
-        } else {
-          n = min(tile * kTileRows + r, outputs - 1);
-        }
-        row[i][j] = static_cast<int>((w.row(n) - w.data[0]) / 8);
+      int n;
+      if constexpr (After::kPairs) {
+        n = min(tile * (kTileRows / 2) + r % (kTileRows / 2), outputs - 1);
+        if (r >= kTileRows / 2) n += outputs;
+      } else {
+        n = min(tile * kTileRows + r, outputs - 1);
       }
+      const auto found = static_cast<int>((w.row(n) - w.data[0]) / 8);
+#pragma unroll
+      for (int j = 0; j < kLaneRows; ++j)
+        row[i][j] = __shfl_sync(~0U, found, j * kRowsAtOnce + lane / kRowLanes);
     }
   }
   /// Starts the next stage's copies, by the whole warp; or none, where there are no more.
