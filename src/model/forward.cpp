@@ -237,11 +237,13 @@ void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t beg
   std::byte* memory = in_place ? nullptr : result_memory(logit_bytes + 2 * best_bytes);
   const Tensor logits = Tensor::dense(in_place ? static_cast<void*>(results.logits) : memory,
                                       DType::f32, {rows, vocab}, device);
-  const Tensor values =
-      Tensor::dense(memory + logit_bytes, DType::f32, {rows, results.count}, device);
-  const Tensor ids =
-      Tensor::dense(memory + logit_bytes + best_bytes, DType::i32, {rows, results.count}, device);
-  std::byte* best = memory + logit_bytes;  // where the host reads them
+  Tensor values, ids;
+  std::byte* best = nullptr;  // where the host reads them
+  if (results.best != nullptr) {
+    best = memory + logit_bytes;
+    values = Tensor::dense(best, DType::f32, {rows, results.count}, device);
+    ids = Tensor::dense(best + best_bytes, DType::i32, {rows, results.count}, device);
+  }
   if (results.best != nullptr && !device.is_cpu()) {
     if (best_.size() < 2 * best_bytes) best_ = Buffer::on_host_for(device, 2 * best_bytes);
     best = best_.data();
@@ -253,7 +255,7 @@ void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t beg
     if (results.best == nullptr || wanted == 0) return;
     ops::best_logits(context,
                      {.logits = logits.cols(0, results.ids), .values = values, .ids = ids});
-    if (best != memory + logit_bytes && !context.measuring())
+    if (!device.is_cpu() && !context.measuring())
       cuda::copy(best, values.data, 2 * best_bytes, context.stream(), device);
   });
   if (results.best == nullptr && !in_place && wanted > 0)

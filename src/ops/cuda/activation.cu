@@ -1,6 +1,7 @@
 #include "ops/activation.hpp"
 
 #include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
 
 namespace xlstm::ops::cuda {
@@ -57,6 +58,7 @@ void gated(Context& context, const char* name, const Tensor& gate, const Tensor&
 }
 
 __global__ void soft_cap_kernel(Matrix<float> x, std::int64_t width, float cap) {
+  grid_wait();
   const std::int64_t j = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   float* row = x.row(blockIdx.x);
   if (j < width) row[j] = cap * tanhf(row[j] / cap);
@@ -82,7 +84,10 @@ void gated_activation(Context& context, const GatedActivationArgs& a) {
 void soft_cap(Context& context, const SoftCapArgs& a) {
   if (a.x.count() == 0) return;
   launch(context, "soft_cap",
-         {.x = a.x.dim(0), .y = blocks_for(a.x.dim(1), kThreads), .threads = kThreads},
+         {.x = a.x.dim(0),
+          .y = blocks_for(a.x.dim(1), kThreads),
+          .threads = kThreads,
+          .overlap = true},
          soft_cap_kernel, Matrix<float>(a.x), a.x.dim(1), a.cap);
 }
 

@@ -46,6 +46,7 @@ struct FewShared {
   alignas(128) unsigned char ring[kFewWarps][kStages][kStageBytes];
   float sums[2][kFewWarps][kTokenTiles * kTileTokens][kSumPitch];
   float squares[kFewWarps][kTokenTiles * kTileTokens];
+  float gates[2][kFewWarps];
   uint4 staging[kFewWarps][kMostHeld * kStageDepth / 8];
 };
 
@@ -65,10 +66,31 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
   return packed;
 }
 
+/// Four weights from a multiple of 4 on, where all begin on 16 bytes. No branch, or each of several
+/// would wait for its own memory.
+struct FourWeights {
+  uint2 first, second;
+  DType dtype;
+
+  FourWeights() = default;
+  __device__ FourWeights(const Weights& w, std::int64_t i) : dtype(w.dtype) {
+    const bool wide = dtype == DType::f32;
+    const auto* at = static_cast<const std::byte*>(w.data) + i * (wide ? 4 : 2);
+    first = *reinterpret_cast<const uint2*>(at);
+    second = *reinterpret_cast<const uint2*>(at + (wide ? 8 : 0));
+  }
+  __device__ float number(unsigned half, unsigned whole) const {
+    const auto bits = static_cast<std::uint16_t>(half);
+    const float narrow = dtype == DType::bf16 ? to_float(Bf16{bits}) : to_float(F16{bits});
+    return dtype == DType::f32 ? __uint_as_float(whole) : narrow;
+  }
+  __device__ float4 floats() const {
+    return {number(first.x, first.x), number(first.x >> 16, first.y), number(first.y, second.x),
+            number(first.y >> 16, second.y)};
+  }
+};
 __device__ __forceinline__ float4 four_of(const Weights& w, std::int64_t i) {
-  if (w.dtype == DType::f32)
-    return *reinterpret_cast<const float4*>(static_cast<const float*>(w.data) + i);
-  return {w.at(i), w.at(i + 1), w.at(i + 2), w.at(i + 3)};
+  return FourWeights(w, i).floats();
 }
 
 // --- what is multiplied ---
@@ -143,43 +165,46 @@ struct Gated {
   }
 };
 
-template <class W>
-__device__ void gate_item(const Normed& x, const Gate& gate, int token, int head, float cap) {
-  const int lane = threadIdx.x % kWarp;
-  const float* row = x.x.row(token);
-  const W* weights = static_cast<const W*>(gate.w.data) + head * gate.stride;
-  float dot = 0, squares = 0;
-#pragma unroll 4
-  for (int d = lane * 4; d < x.width; d += kWarp * 4) {
-    const float4 a = *reinterpret_cast<const float4*>(row + d);
-    const float4 w = four_of(x.w, d);
-    const float a4[4] = {a.x, a.y, a.z, a.w}, w4[4] = {w.x, w.y, w.z, w.w};
-    Pack<W, 4> packed;
-    packed = *reinterpret_cast<const Pack<W, 4>*>(weights + d);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      squares = fmaf(a4[i], a4[i], squares);
-      dot = fmaf(a4[i] * w4[i], to_float(packed.at(i)), dot);
-    }
-  }
-  dot = warp_sum(dot);
-  squares = warp_sum(squares);
-  const float scale = reciprocal_root(squares / static_cast<float>(x.width), x.eps);
-  if (lane == 0) finish_gate(gate, token, head, dot * scale, cap);
-}
-
-/// By the warps of the last blocks, which have a tile less where the others have one more.
-__device__ inline void make_gates(const Normed& x, const WithGates& after, int tokens) {
+/// By the whole blocks, the last first: where tiles are not as many for each, those have fewer.
+__device__ inline void make_gates(const Normed& x, const WithGates& after, int tokens,
+                                  float (&partial)[2][kFewWarps]) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int items = 2 * after.heads * tokens;
-  for (int i = (gridDim.x - 1 - blockIdx.x) * kFewWarps + threadIdx.x / kWarp; i < items;
-       i += gridDim.x * kFewWarps) {
+  for (int i = gridDim.x - 1 - blockIdx.x; i < items; i += gridDim.x) {
     const int which = i / tokens, token = i % tokens, head = which % after.heads;
     const Gate& gate = which < after.heads ? after.input : after.forget;
-    switch (gate.w.dtype) {
-      case DType::bf16: gate_item<Bf16>(x, gate, token, head, after.cap); break;
-      case DType::f16: gate_item<F16>(x, gate, token, head, after.cap); break;
-      default: gate_item<float>(x, gate, token, head, after.cap);
+    const float* row = x.x.row(token);
+    float dot = 0, squares = 0;
+#pragma unroll 4
+    for (int d = threadIdx.x * 4; d < x.width; d += kFewThreads * 4) {
+      const float4 a = *reinterpret_cast<const float4*>(row + d);
+      const float4 n = four_of(x.w, d), w = four_of(gate.w, head * gate.stride + d);
+      squares = fmaf(a.x, a.x, squares);
+      squares = fmaf(a.y, a.y, squares);
+      squares = fmaf(a.z, a.z, squares);
+      squares = fmaf(a.w, a.w, squares);
+      dot = fmaf(a.x * n.x, w.x, dot);
+      dot = fmaf(a.y * n.y, w.y, dot);
+      dot = fmaf(a.z * n.z, w.z, dot);
+      dot = fmaf(a.w * n.w, w.w, dot);
     }
+    dot = warp_sum(dot);
+    squares = warp_sum(squares);
+    if (lane == 0) {
+      partial[0][warp] = dot;
+      partial[1][warp] = squares;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      dot = squares = 0;
+      for (int v = 0; v < kFewWarps; ++v) {
+        dot += partial[0][v];
+        squares += partial[1][v];
+      }
+      const float scale = reciprocal_root(squares / static_cast<float>(x.width), x.eps);
+      finish_gate(gate, token, head, dot * scale, after.cap);
+    }
+    __syncthreads();
   }
 }
 
@@ -201,23 +226,24 @@ struct Feed {
     find_rows();
   }
   __device__ bool any() const { return job < jobs && slice.count > 0; }
+  /// By the whole warp: a lane finds one row for all.
   __device__ void find_rows() {
     if (job >= jobs) return;
+    const int lane = threadIdx.x % kWarp, r = lane % kTileRows;
 #pragma unroll
     for (int i = 0; i < kTilesAtOnce; ++i) {
       const int tile = job * kTilesAtOnce + i;
-#pragma unroll
-      for (int j = 0; j < kLaneRows; ++j) {
-        const int r = j * kRowsAtOnce + static_cast<int>(threadIdx.x) % kWarp / kRowLanes;
-        int n;
-        if constexpr (After::kPairs) {
-          n = min(tile * (kTileRows / 2) + r % (kTileRows / 2), outputs - 1);
-          if (r >= kTileRows / 2) n += outputs;
-        } else {
-          n = min(tile * kTileRows + r, outputs - 1);
-        }
-        row[i][j] = static_cast<int>((w.row(n) - w.data[0]) / 8);
+      int n;
+      if constexpr (After::kPairs) {
+        n = min(tile * (kTileRows / 2) + r % (kTileRows / 2), outputs - 1);
+        if (r >= kTileRows / 2) n += outputs;
+      } else {
+        n = min(tile * kTileRows + r, outputs - 1);
       }
+      const auto found = static_cast<int>((w.row(n) - w.data[0]) / 8);
+#pragma unroll
+      for (int j = 0; j < kLaneRows; ++j)
+        row[i][j] = __shfl_sync(~0U, found, j * kRowsAtOnce + lane / kRowLanes);
     }
   }
   /// Starts the next stage's copies, by the whole warp; or none, where there are no more.
@@ -491,7 +517,7 @@ __global__ void __launch_bounds__(kFewThreads, 1)
     else
       buffer ^= 1;
   }
-  if constexpr (After::kGates) make_gates(before, after, tokens);
+  if constexpr (After::kGates) make_gates(before, after, tokens, shared->gates);
 }
 
 }  // namespace xlstm::ops::cuda::sm90

@@ -7,14 +7,16 @@
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/device/row.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 #include "ops/cuda/sm90/async_copy.cuh"
 
 namespace xlstm::ops::cuda::sm90 {
 namespace {
 
-// A cluster has a sequence and head, each of its blocks kColumns columns of C in registers: a
+// A cluster has a sequence and head, each of its blocks kColumns columns of C in shared memory: a
 // thread four columns and every 16th row. C comes from memory before the kernels before are done,
-// because the last that wrote it is one token ago; all that depends on them is some KB.
+// because the last that wrote it is one token ago; all that depends on them is some KB. A block
+// fits beside one of the kernels before and after it (sm90/few_rows.cuh).
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
 constexpr int kColumns = 64;
 constexpr int kGroups = kThreads / (kColumns / 4);  // of threads: rows at a time
@@ -49,7 +51,9 @@ __device__ __forceinline__ void store_remote(float* to, int block, float value) 
 /// The larger one; NaN if one is.
 __device__ double larger(double a, double b) { return a != a || a > b ? a : b; }
 
-__global__ void __launch_bounds__(kThreads, 2) mlstm_step_kernel(Step step) {
+/// @tparam kParts  in which C comes: more of them take less shared memory, so that more blocks fit
+template <int kParts>
+__global__ void __launch_bounds__(kThreads, kParts == 1 ? 5 : 4) mlstm_step_kernel(Step step) {
   __shared__ float q[kMostRows], k[kMostRows], factors[3], partial[kWarps];
   __shared__ float sums[kWarps][kColumns], h[kMostSlices * kColumns];
   __shared__ double new_m;
@@ -73,13 +77,19 @@ __global__ void __launch_bounds__(kThreads, 2) mlstm_step_kernel(Step step) {
       record(step.offsets.c, (static_cast<std::int64_t>(head) * step.dqk + group) * step.dv +
                                  slice * kColumns + column);
   const std::int64_t stride = static_cast<std::int64_t>(kGroups) * step.dv;
-  float4 state[kRows];
+  constexpr int kPart = kRows / kParts;
+  XLSTM_DYNAMIC_SHARED(float4, state);  // [kPart, kThreads]: a thread reads what it copied
+  const std::uint64_t policy = evict_first_policy();
+  const auto copy = [&](int part) {
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    state[r] = {0, 0, 0, 0};
-    if (slot != nullptr && group + r * kGroups < step.dqk)
-      state[r] = __ldcs(reinterpret_cast<const float4*>(c + r * stride));
-  }
+    for (int r = 0; r < kPart; ++r) {
+      const int row = group + (part * kPart + r) * kGroups;
+      async_copy(shared_address(state + r * kThreads + thread), c + (part * kPart + r) * stride,
+                 slot != nullptr && row < step.dqk, policy);
+    }
+    commit_copies();
+  };
+  copy(0);
   const bool has_row = thread < step.dqk;
   float* const n = record(step.offsets.n, static_cast<std::int64_t>(head) * step.dqk + thread);
   const float old_n = has_row && slot != nullptr ? *n : 0.0F;
@@ -126,19 +136,24 @@ __global__ void __launch_bounds__(kThreads, 2) mlstm_step_kernel(Step step) {
   }
 
   float sum[4] = {};
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const int row = group + r * kGroups;
-    if (row >= step.dqk) continue;
-    const float from_k = input * k[row], from_q = q[row];
-    float4& x = state[r];
-    x = {fmaf(from_k, v[0], forget * x.x), fmaf(from_k, v[1], forget * x.y),
-         fmaf(from_k, v[2], forget * x.z), fmaf(from_k, v[3], forget * x.w)};
-    sum[0] = fmaf(from_q, x.x, sum[0]);
-    sum[1] = fmaf(from_q, x.y, sum[1]);
-    sum[2] = fmaf(from_q, x.z, sum[2]);
-    sum[3] = fmaf(from_q, x.w, sum[3]);
-    if (slot != nullptr) __stcs(reinterpret_cast<float4*>(c + r * stride), x);
+#pragma unroll 1
+  for (int part = 0; part < kParts; ++part) {
+    if (part > 0) copy(part);
+    wait_for_copies<0>();
+#pragma unroll 4
+    for (int r = 0; r < kPart; ++r) {
+      const int row = group + (part * kPart + r) * kGroups;
+      if (row >= step.dqk) continue;
+      const float from_k = input * k[row], from_q = q[row];
+      float4 x = state[r * kThreads + thread];
+      x = {fmaf(from_k, v[0], forget * x.x), fmaf(from_k, v[1], forget * x.y),
+           fmaf(from_k, v[2], forget * x.z), fmaf(from_k, v[3], forget * x.w)};
+      sum[0] = fmaf(from_q, x.x, sum[0]);
+      sum[1] = fmaf(from_q, x.y, sum[1]);
+      sum[2] = fmaf(from_q, x.z, sum[2]);
+      sum[3] = fmaf(from_q, x.w, sum[3]);
+      if (slot != nullptr) __stcs(reinterpret_cast<float4*>(c + (part * kPart + r) * stride), x);
+    }
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -209,12 +224,16 @@ void mlstm_step(Context& context, const MlstmHeadNormLinearArgs& a, const Tensor
                   .norm_eps = a.norm.eps,
                   .has_stabiliser = cell.gate == MlstmGate::exponential,
                   .normalise = cell.normalise};
+  const std::int64_t blocks = cell.batch.sequences() * heads * slices;
+  const bool many = blocks > multiprocessors(context.device());
+  const std::size_t c = sizeof(float4) * kRows * kThreads;
   launch(context, "mlstm_step",
-         {.x = cell.batch.sequences() * heads * slices,
+         {.x = blocks,
           .threads = kThreads,
+          .shared = many ? c / 2 : c,
           .cluster = slices,
           .overlap = true},
-         mlstm_step_kernel, step);
+         many ? mlstm_step_kernel<2> : mlstm_step_kernel<1>, step);
 }
 
 }  // namespace xlstm::ops::cuda::sm90
