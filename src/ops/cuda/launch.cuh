@@ -96,9 +96,6 @@ void launch(Context& context, const char* name, const Grid& grid, void (*kernel)
   if (grid.shared > kUnasked)  // no work of the stream: a graph may be captured meanwhile
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(grid.shared));
-  if (error == cudaSuccess && grid.overlap)  // those beside each other divide memory the same way
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                 cudaSharedmemCarveoutMaxShared);
   if (error == cudaSuccess && grid.cluster > 8)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error == cudaSuccess)

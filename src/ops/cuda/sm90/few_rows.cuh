@@ -2,9 +2,10 @@
 // The kernel of sm90/few_rows.hpp: up to 16 rows of bf16 times bf16 weights, each read once.
 //
 // A block takes tiles of 16 rows of W, and each of its warps a slice of the depth, of which it
-// fills a ring of its own in shared memory by the copy engine: no warp waits for another while
-// weights travel. Tensor cores multiply (A = weights, B = tokens); the warps' sums are added in
-// their order, so a token's bits do not depend on how many there are.
+// fills a ring of its own in shared memory: no warp waits for another while weights travel. (Bulk
+// copies of a row each are slower: a warp starts them one after the other.) Tensor cores multiply
+// (A = weights, B = tokens); the warps' sums are added in their order, so a token's bits do not
+// depend on how many there are.
 //
 // The ring is filled before grid_wait(), and a block takes more than half of a multiprocessor's
 // shared memory: the next kernel's blocks begin one by one, each where one of this kernel has
@@ -22,7 +23,7 @@
 
 namespace xlstm::ops::cuda::sm90 {
 
-constexpr int kFewWarps = 8;  // that multiply
+constexpr int kFewWarps = 8;
 constexpr int kFewThreads = kFewWarps * kWarp;
 constexpr int kTileRows = 16;   // of W
 constexpr int kTileTokens = 8;  // columns of an mma
@@ -72,7 +73,6 @@ struct FourWeights {
   uint2 first, second;
   DType dtype;
 
-  FourWeights() = default;
   __device__ FourWeights(const Weights& w, std::int64_t i) : dtype(w.dtype) {
     const bool wide = dtype == DType::f32;
     const auto* at = static_cast<const std::byte*>(w.data) + i * (wide ? 4 : 2);
@@ -137,6 +137,7 @@ struct Products {
 
 // --- what becomes of a sum ---
 
+/// before() is read while the weights travel, and comes back in finish().
 struct Plain {
   static constexpr bool kPairs = false, kGates = false;
   Matrix<float> y;
@@ -149,7 +150,7 @@ struct Plain {
   }
 };
 
-/// The same, and the gates of every head, which blocks of their own make from the unrounded row.
+/// The same, and the gates of every head from the row before it is rounded.
 struct WithGates : Plain {
   static constexpr bool kGates = true;
   Gate input, forget;
@@ -437,8 +438,8 @@ __global__ void __launch_bounds__(kFewThreads, 1)
 #pragma unroll 1
       for (int s = 0; s < kMostHeld; ++s) {
         if (s < slice.count) take(s, b[0]);
-          // Round: registers have no index at run time, and unrolled code would not be in the
-          // cache.
+          // Round they go: registers have no index at run time, and unrolled code is read from
+          // memory for every kernel.
 #pragma unroll
         for (int u = 0; u < kStageUnits; ++u)
 #pragma unroll

@@ -7,7 +7,6 @@
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/device/row.cuh"
 #include "ops/cuda/launch.cuh"
-#include "ops/cuda/level.hpp"
 #include "ops/cuda/sm90/async_copy.cuh"
 
 namespace xlstm::ops::cuda::sm90 {
@@ -51,9 +50,7 @@ __device__ __forceinline__ void store_remote(float* to, int block, float value) 
 /// The larger one; NaN if one is.
 __device__ double larger(double a, double b) { return a != a || a > b ? a : b; }
 
-/// @tparam kParts  in which C comes: more of them take less shared memory, so that more blocks fit
-template <int kParts>
-__global__ void __launch_bounds__(kThreads, kParts == 1 ? 5 : 4) mlstm_step_kernel(Step step) {
+__global__ void __launch_bounds__(kThreads, 5) mlstm_step_kernel(Step step) {
   __shared__ float q[kMostRows], k[kMostRows], factors[3], partial[kWarps];
   __shared__ float sums[kWarps][kColumns], h[kMostSlices * kColumns];
   __shared__ double new_m;
@@ -77,19 +74,13 @@ __global__ void __launch_bounds__(kThreads, kParts == 1 ? 5 : 4) mlstm_step_kern
       record(step.offsets.c, (static_cast<std::int64_t>(head) * step.dqk + group) * step.dv +
                                  slice * kColumns + column);
   const std::int64_t stride = static_cast<std::int64_t>(kGroups) * step.dv;
-  constexpr int kPart = kRows / kParts;
-  XLSTM_DYNAMIC_SHARED(float4, state);  // [kPart, kThreads]: a thread reads what it copied
+  XLSTM_DYNAMIC_SHARED(float4, state);  // [kRows, kThreads]: a thread reads what it copied
   const std::uint64_t policy = evict_first_policy();
-  const auto copy = [&](int part) {
 #pragma unroll
-    for (int r = 0; r < kPart; ++r) {
-      const int row = group + (part * kPart + r) * kGroups;
-      async_copy(shared_address(state + r * kThreads + thread), c + (part * kPart + r) * stride,
-                 slot != nullptr && row < step.dqk, policy);
-    }
-    commit_copies();
-  };
-  copy(0);
+  for (int r = 0; r < kRows; ++r)
+    async_copy(shared_address(state + r * kThreads + thread), c + r * stride,
+               slot != nullptr && group + r * kGroups < step.dqk, policy);
+  commit_copies();
   const bool has_row = thread < step.dqk;
   float* const n = record(step.offsets.n, static_cast<std::int64_t>(head) * step.dqk + thread);
   const float old_n = has_row && slot != nullptr ? *n : 0.0F;
@@ -136,24 +127,20 @@ __global__ void __launch_bounds__(kThreads, kParts == 1 ? 5 : 4) mlstm_step_kern
   }
 
   float sum[4] = {};
-#pragma unroll 1
-  for (int part = 0; part < kParts; ++part) {
-    if (part > 0) copy(part);
-    wait_for_copies<0>();
+  wait_for_copies<0>();
 #pragma unroll 4
-    for (int r = 0; r < kPart; ++r) {
-      const int row = group + (part * kPart + r) * kGroups;
-      if (row >= step.dqk) continue;
-      const float from_k = input * k[row], from_q = q[row];
-      float4 x = state[r * kThreads + thread];
-      x = {fmaf(from_k, v[0], forget * x.x), fmaf(from_k, v[1], forget * x.y),
-           fmaf(from_k, v[2], forget * x.z), fmaf(from_k, v[3], forget * x.w)};
-      sum[0] = fmaf(from_q, x.x, sum[0]);
-      sum[1] = fmaf(from_q, x.y, sum[1]);
-      sum[2] = fmaf(from_q, x.z, sum[2]);
-      sum[3] = fmaf(from_q, x.w, sum[3]);
-      if (slot != nullptr) __stcs(reinterpret_cast<float4*>(c + (part * kPart + r) * stride), x);
-    }
+  for (int r = 0; r < kRows; ++r) {
+    const int row = group + r * kGroups;
+    if (row >= step.dqk) continue;
+    const float from_k = input * k[row], from_q = q[row];
+    float4 x = state[r * kThreads + thread];
+    x = {fmaf(from_k, v[0], forget * x.x), fmaf(from_k, v[1], forget * x.y),
+         fmaf(from_k, v[2], forget * x.z), fmaf(from_k, v[3], forget * x.w)};
+    sum[0] = fmaf(from_q, x.x, sum[0]);
+    sum[1] = fmaf(from_q, x.y, sum[1]);
+    sum[2] = fmaf(from_q, x.z, sum[2]);
+    sum[3] = fmaf(from_q, x.w, sum[3]);
+    if (slot != nullptr) __stcs(reinterpret_cast<float4*>(c + r * stride), x);
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -224,16 +211,13 @@ void mlstm_step(Context& context, const MlstmHeadNormLinearArgs& a, const Tensor
                   .norm_eps = a.norm.eps,
                   .has_stabiliser = cell.gate == MlstmGate::exponential,
                   .normalise = cell.normalise};
-  const std::int64_t blocks = cell.batch.sequences() * heads * slices;
-  const bool many = blocks > multiprocessors(context.device());
-  const std::size_t c = sizeof(float4) * kRows * kThreads;
   launch(context, "mlstm_step",
-         {.x = blocks,
+         {.x = cell.batch.sequences() * heads * slices,
           .threads = kThreads,
-          .shared = many ? c / 2 : c,
+          .shared = sizeof(float4) * kRows * kThreads,
           .cluster = slices,
           .overlap = true},
-         many ? mlstm_step_kernel<2> : mlstm_step_kernel<1>, step);
+         mlstm_step_kernel, step);
 }
 
 }  // namespace xlstm::ops::cuda::sm90
