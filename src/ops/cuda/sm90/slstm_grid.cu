@@ -18,8 +18,9 @@ constexpr int kGates = 4, kGroups = 2, kTiles = 2;
 constexpr int kGroupSequences = SlstmGridPlan::kSequences / kGroups;
 constexpr int kWarps = SlstmGridPlan::kWarps;
 constexpr int kSlots = SlstmGridPlan::kSlots;
-constexpr int kStages = 4;       // tokens of wx that are under way
-constexpr int kTileBytes = 512;  // sums of a tile, or a token's wx, of 8 sequences
+constexpr int kThreads = (kWarps + 1) * kWarp;  // the last warp empties slots
+constexpr int kStages = 4;                      // tokens of wx that are under way
+constexpr int kTileBytes = 512;                 // sums of a tile, or a token's wx, of 8 sequences
 constexpr int kPartialBytes = kWarps * kTiles * kGroups * kTileBytes;
 constexpr int kShared = 2 * kPartialBytes + kTiles * kGroups * kStages * kTileBytes;
 
@@ -89,12 +90,12 @@ __global__ void slstm_grid_begin_kernel(GridCall<T> a) {
 
 // A step takes h from the next slot as soon as it has come: every warp waits for the columns it
 // multiplies. The first four warps then add up what all eight have, each for one tile and 8
-// sequences, and store the new h into the slot behind; the others empty the slot behind that three
+// sequences, and store the new h into the slot behind; one more warp empties the slot of three
 // steps ahead. What was in it is of the step before, and all blocks have read that: this one has
 // seen what they sent after it. They see it empty before they see this block's h of two steps
 // ahead, without which none of them looks into it: a fence and a barrier lie between.
 template <class T, int kPieces>
-__global__ void __launch_bounds__(kWarps* kWarp, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     slstm_grid_kernel(const __grid_constant__ GridCall<T> a) {
   XLSTM_DYNAMIC_SHARED(unsigned char, memory);
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = threadIdx.x % kWarp;
@@ -176,6 +177,21 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
     float* h_to = a.h.row(begin) + column + unit;
     const int chunk = warp * kPieces * 4 + t;  // this lane's first one of h
 
+    if (warp == kWarps) {
+      // Empties the slot of three steps ahead: 16 sequences of two tiles.
+      const int behind = block * kTiles + lane / kGroupSequences;
+      unsigned char* const to = slots + (behind * kGroupSequences + lane % kGroupSequences) * 8;
+      for (int step = 0; step < steps; ++step) {
+        __syncthreads();
+        for (int i = 0; i < kGroups; ++i)
+          if (lane < kTiles * kGroupSequences && behind < a.tiles)
+            store_seen(to + (step + 3) % kSlots * a.slot_bytes + i * group_bytes,
+                       make_uint2(kMissing, kMissing));
+        __threadfence();
+      }
+      continue;
+    }
+
     for (int step = 0; step < steps; ++step) {
       const unsigned char* const from =
           slots + step % kSlots * a.slot_bytes + (chunk * kGroupSequences + g) * 8;
@@ -218,19 +234,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1)
               make_float4(sum[k][i][0], sum[k][i][1], sum[k][i][2], sum[k][i][3]);
       __syncthreads();
       parity ^= 1;
-      if (!finishes) {
-        // The slot of three steps ahead: 16 sequences of two tiles.
-        const int at = static_cast<int>(threadIdx.x) - kTiles * kGroups * kWarp;
-        const int behind = block * kTiles + at / kGroupSequences % kTiles;
-        if (at < kTiles * kGroups * kGroupSequences && behind < a.tiles) {
-          store_seen(slots + (step + 3) % kSlots * a.slot_bytes +
-                         at / (kTiles * kGroupSequences) * group_bytes +
-                         (behind * kGroupSequences + at % kGroupSequences) * 8,
-                     make_uint2(kMissing, kMissing));
-          __threadfence();
-        }
-        continue;
-      }
+      if (!finishes) continue;
 
       float raw[kGates];
       copy_wait<kStages - 1>();
@@ -282,7 +286,7 @@ void run(Context& context, const GridCall<T>& call, int teams) {
          slstm_grid_begin_kernel<T>, call);
   launch(context, "slstm",
          {.x = std::int64_t{teams} * call.blocks,
-          .threads = kWarps * kWarp,
+          .threads = kThreads,
           .shared = kShared,
           .cooperative = true},
          slstm_grid_kernel<T, kPieces>, call);
