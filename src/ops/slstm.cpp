@@ -3,6 +3,7 @@
 #include "core/check.hpp"
 #include "ops/check_args.hpp"
 #include "ops/cpu/slstm_plan.hpp"
+#include "ops/cuda/slstm_grid_plan.hpp"
 
 namespace xlstm::ops {
 namespace {
@@ -41,7 +42,7 @@ void check_slstm(const SlstmArgs& a) {
 }
 
 std::size_t slstm_workspace(const Context& context, const SlstmArgs& a) {
-  if (!context.device().is_cpu()) return 0;
+  if (!context.device().is_cpu()) return cuda::SlstmGridPlan(a.batch, a.r, a.product).scratch();
   return cpu::SlstmPlan(a.batch, a.r, context.threads()).forward_bytes();
 }
 

@@ -8,6 +8,7 @@
 
 #include "core/cuda_device.hpp"
 #include "ops/cuda/slstm_cluster_plan.hpp"
+#include "ops/cuda/slstm_grid_plan.hpp"
 #include "ops/slstm.hpp"
 #include "ops/support.hpp"
 
@@ -186,7 +187,8 @@ std::vector<Shape> shapes() {
           {1, 128, {6}},
           {2, 192, lengths, DType::f16},
           {1, 320, {3, 5}},
-          {1, 768, {4, 2}},
+          {2, 400, {3, 7, 1}},
+          {1, 768, {4, 2, 1, 5, 3, 2, 1, 1, 6, 2, 1, 3, 2, 1, 4, 2, 3, 2}},
           {1, 1024, {2, 3}}};
 }
 
@@ -219,12 +221,16 @@ TEST(SlstmRounded, BatchesCutsRepeatsAndGraphsChangeNoBit) {
     SCOPED_TRACE(shape.dh);
     RoundedProblem p(shape, 7);
     const auto together = p.run_all();
-    const int repeats = shape.dh < 100 ? 20 : 3;
+    const int repeats = shape.dh < 100 || shape.dh == 192 ? 20 : 2;
     for (int i = 0; i < repeats; ++i) EXPECT_TRUE(p.run_all() == together) << i;
     EXPECT_TRUE(p.run_part(0, p.states(), 0, 1 << 20, 2) == together) << "graph";
     std::size_t at = 0;
     for (std::size_t s = 0; s < p.states().size(); ++s) {
       const int length = shape.lengths[s], cut = length / 2;
+      if (s % 5 != 0) {
+        at += static_cast<std::size_t>(length * p.width());
+        continue;
+      }
       auto whole = p.run_part(s, {p.states()[s]}, 0, length);
       EXPECT_EQ(whole.after[0], together.after[s]) << s;
       for (float value : whole.h) ASSERT_EQ(value, together.h[at++]) << s;
@@ -252,25 +258,53 @@ TEST(SlstmRounded, ANullRecordIsTheZeroState) {
 
 TEST(SlstmClusterPlan, ShapesAloneDecide) {
   float number = 0;
-  const auto plan = [&](std::int64_t heads, std::int64_t dh, int parts = 1, int most = 16) {
-    return cuda::SlstmClusterPlan(Tensor::dense(&number, DType::bf16, {heads, 4 * dh, dh}), parts,
-                                  most);
+  const auto plan = [&](std::int64_t dh, DType type, int parts = 1, int most = 16) {
+    return cuda::SlstmClusterPlan(Tensor::dense(&number, type, {2, 4 * dh, dh}), parts, most);
   };
   for (std::int64_t dh = 1; dh <= 1024; ++dh)
-    for (int parts : {1, 3})
-      for (int most : {8, 16}) {
-        const auto p = plan(2, dh, parts, most);
-        if (!p.fits) continue;
-        EXPECT_LE(p.blocks, most);
-        EXPECT_LE(p.warps, cuda::SlstmClusterPlan::kMostWarps);
-        EXPECT_LE(p.shared, cuda::SlstmClusterPlan::kMostShared);
-        EXPECT_GE(p.warps * p.blocks, p.tiles) << dh;
-        EXPECT_GE(p.columns * 16, dh);
-        EXPECT_EQ(p.warps % (p.wide ? 4 : 1), 0);
-        EXPECT_EQ(p.kept, plan(1, dh, parts, 16).kept) << "the order of sums";
-      }
-  for (std::int64_t dh : {1, 24, 100, 128, 192, 320, 384, 512, 768}) EXPECT_TRUE(plan(1, dh).fits);
-  EXPECT_FALSE(plan(1, 1025).fits);
+    for (DType type : {DType::bf16, DType::f32})
+      for (int parts : {1, 3})
+        for (int most : {8, 16}) {
+          const auto p = plan(dh, type, parts, most);
+          if (!p.fits) continue;
+          EXPECT_LE(p.blocks, most);
+          EXPECT_LE(p.warps, cuda::SlstmClusterPlan::kMostWarps);
+          EXPECT_LE(p.shared, cuda::SlstmClusterPlan::kMostShared);
+          EXPECT_GE(p.warps * p.blocks, p.tiles) << dh;
+          EXPECT_GE(p.columns * (type == DType::f32 ? 32 : 16), dh);
+          EXPECT_EQ(p.columns, plan(dh, type, parts, 16).columns) << "the order of sums";
+        }
+  for (std::int64_t dh : {1, 24, 100, 128, 192, 320, 384}) {
+    EXPECT_TRUE(plan(dh, DType::bf16).fits) << dh;
+    EXPECT_TRUE(plan(dh, DType::bf16, 3).fits) << dh;
+    EXPECT_TRUE(plan(dh, DType::f32).fits) << dh;
+  }
+  EXPECT_FALSE(plan(385, DType::bf16).fits);
+  EXPECT_FALSE(plan(768, DType::f32).fits);
+}
+
+TEST(SlstmGridPlan, TakesWideHeadsWhoseProductsMayRound) {
+  float number = 0;
+  const std::vector<std::int32_t> ends(34);
+  const std::vector<std::byte*> slots(33);
+  const Batch batch{ends, slots};
+  const auto plan = [&](std::int64_t dh, DType type = DType::bf16, DType product = DType::bf16) {
+    return cuda::SlstmGridPlan(batch, Tensor::dense(&number, type, {2, 4 * dh, dh}), product);
+  };
+  for (std::int64_t dh = 385; dh <= 1024; ++dh) {
+    const auto p = plan(dh);
+    EXPECT_TRUE(p.fits);
+    EXPECT_GE(p.blocks * 8, dh);
+    EXPECT_LE(p.blocks, 128);
+    EXPECT_GE(p.pieces * 8 * 16, dh);
+    EXPECT_EQ(p.items, 2 * 3);
+    EXPECT_GE(p.scratch(), static_cast<std::size_t>(6 * 4 * 16 * dh * 2));
+  }
+  EXPECT_FALSE(plan(384).fits);
+  EXPECT_FALSE(plan(1025).fits);
+  EXPECT_FALSE(plan(768, DType::f32).fits);
+  EXPECT_FALSE(plan(768, DType::bf16, DType::f32).fits);
+  EXPECT_EQ(plan(768, DType::f32).scratch(), 0U);
 }
 
 }  // namespace

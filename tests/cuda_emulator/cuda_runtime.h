@@ -288,8 +288,9 @@ namespace cuda_emulator {
 cudaError_t submit(cudaStream_t stream, std::function<void()> work);
 }  // namespace cuda_emulator
 
-// Kernels never overlap here, and there are no clusters.
+// Kernels never overlap here, and there are neither clusters nor blocks that wait for others.
 enum cudaLaunchAttributeID {
+  cudaLaunchAttributeCooperative = 2,
   cudaLaunchAttributeClusterDimension = 4,
   cudaLaunchAttributeProgrammaticStreamSerialization = 6
 };
@@ -297,6 +298,7 @@ struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
     dim3 clusterDim;
+    int cooperative;
     int programmaticStreamSerializationAllowed;
   } val;
 };

@@ -1,7 +1,9 @@
 #include "ops/headwise.hpp"
 
 #include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/device/pack.cuh"
 #include "ops/cuda/device/row.cuh"
+#include "ops/cuda/device/tile.cuh"
 #include "ops/cuda/launch.cuh"
 
 namespace xlstm::ops::cuda {
@@ -22,45 +24,52 @@ __global__ void small_blocks_kernel(Matrix<const float> x, const W* w, Weights b
   y.row(blockIdx.x)[j] = sum;
 }
 
-constexpr int kTile = 32;
-constexpr int kTileThreads = 256;
-constexpr int kTileRows = kTileThreads / kTile;  ///< of a tile that are read at once
-constexpr int kPerThread = kTile / kTileRows;    ///< tokens, for one output
+/// to[r][x] = from[x][r], zero from row `rows` and column `columns` on. A warp takes four columns
+/// of all rows, so that what it stores lies in different banks.
+template <class T>
+__device__ inline void load_tile(float (*to)[kTile + 4], const T* from, std::int64_t stride,
+                                 std::int64_t rows, int columns, bool aligned) {
+  constexpr int kCount = 4;
+  static_assert(kTileThreads / kWarp * kCount == kDepth);
+  const int first = static_cast<int>(threadIdx.x) / kWarp * kCount;
+#pragma unroll
+  for (int row = static_cast<int>(threadIdx.x) % kWarp; row < kTile; row += kWarp) {
+    Pack<T, kCount> pack = {};
+    if (row < rows) load_pack(&pack, from + row * stride + first, max(0, columns - first), aligned);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) to[first + i][row] = to_float(pack.at(i));
+  }
+}
 
-// kTile tokens and outputs of one block of features, whose inputs come kTile at a time. Each of
+// kTile tokens and outputs of one block of features, whose inputs come kDepth at a time. Each of
 // these has a sum of its own: the error stays small.
 template <class W>
 __global__ void __launch_bounds__(kTileThreads)
     large_blocks_kernel(Matrix<const float> x, const W* w, Weights b, Matrix<float> y,
-                        std::int64_t tokens, int out, int in) {
-  __shared__ float x_tile[kTile][kTile + 1], w_tile[kTile][kTile + 1];
+                        std::int64_t tokens, int out, int in, bool aligned) {
+  __shared__ Tiles tiles;
   const std::int64_t block = blockIdx.z, t0 = static_cast<std::int64_t>(blockIdx.x) * kTile;
   const int o0 = static_cast<int>(blockIdx.y) * kTile;
-  const int column = threadIdx.x % kTile, row = threadIdx.x / kTile;
-  float sum[kPerThread] = {};
-  for (int i0 = 0; i0 < in; i0 += kTile) {
-    const int i = i0 + column;
-    for (int r = row; r < kTile; r += kTileRows) {
-      x_tile[r][column] = t0 + r < tokens && i < in ? x.row(t0 + r)[block * in + i] : 0.0F;
-      w_tile[r][column] =
-          o0 + r < out && i < in ? to_float(w[(block * out + o0 + r) * in + i]) : 0.0F;
-    }
+  const int column = static_cast<int>(threadIdx.x) % kSide * 4;
+  const int row = static_cast<int>(threadIdx.x) / kSide * 4;
+  float sum[4][4] = {};
+  for (int i0 = 0; i0 < in; i0 += kDepth) {
+    load_tile(tiles.a, x.row(t0) + block * in + i0, x.stride, tokens - t0, in - i0, aligned);
+    load_tile(tiles.b, w + (block * out + o0) * in + i0, std::int64_t{in}, std::int64_t{out} - o0,
+              in - i0, aligned);
     __syncthreads();
-    float part[kPerThread] = {};
-    for (int k = 0; k < kTile; ++k) {
-      const float weight = w_tile[column][k];
-      for (int n = 0; n < kPerThread; ++n)
-        part[n] = fmaf(weight, x_tile[row + n * kTileRows][k], part[n]);
-    }
-    for (int n = 0; n < kPerThread; ++n) sum[n] += part[n];
+    float part[4][4] = {};
+    multiply(tiles, kDepth, row, column, part);
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 4; ++j) sum[i][j] += part[i][j];
     __syncthreads();
   }
   const int o = o0 + column;
   if (o >= out) return;
-  const float bias = b.at_or(0.0F, block * out + o);
-  for (int n = 0; n < kPerThread; ++n) {
-    const std::int64_t t = t0 + row + n * kTileRows;
-    if (t < tokens) y.row(t)[block * out + o] = sum[n] + bias;
+  for (int i = 0; i < 4 && t0 + row + i < tokens; ++i) {
+    for (int j = 0; j < 4; ++j)
+      if (o + j < out) sum[i][j] += b.at_or(0.0F, block * out + o + j);
+    store_four(y.row(t0 + row + i) + block * out + o, sum[i], out - o);
   }
 }
 
@@ -82,13 +91,15 @@ void headwise_linear(Context& context, const HeadwiseLinearArgs& a) {
              small_blocks_kernel<W>, x, w, b, y, blocks * out, static_cast<int>(out),
              static_cast<int>(in));
     else
-      launch(context, kName,
-             {.x = blocks_for(tokens, kTile),
-              .y = blocks_for(out, kTile),
-              .z = blocks,
-              .threads = kTileThreads},
-             large_blocks_kernel<W>, x, w, b, y, tokens, static_cast<int>(out),
-             static_cast<int>(in));
+      launch(
+          context, kName,
+          {.x = blocks_for(tokens, kTile),
+           .y = blocks_for(out, kTile),
+           .z = blocks,
+           .threads = kTileThreads},
+          large_blocks_kernel<W>, x, w, b, y, tokens, static_cast<int>(out), static_cast<int>(in),
+          in % 4 == 0 && x.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 &&
+              reinterpret_cast<std::uintptr_t>(w) % sizeof(Pack<W, 4>) == 0);
   });
 }
 

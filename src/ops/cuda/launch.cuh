@@ -27,10 +27,11 @@ struct Grid {
   std::int64_t x = 1;  ///< blocks, below 2^31; y and z below 2^16
   std::int64_t y = 1;
   std::int64_t z = 1;
-  int threads = 128;       ///< of a block, in x
-  std::size_t shared = 0;  ///< bytes of XLSTM_DYNAMIC_SHARED
-  int cluster = 1;         ///< blocks in x of a cluster; more than one with Level::sm90 alone
-  bool overlap = false;    ///< begins while the kernel before it ends; it calls grid_wait()
+  int threads = 128;         ///< of a block, in x
+  std::size_t shared = 0;    ///< bytes of XLSTM_DYNAMIC_SHARED
+  int cluster = 1;           ///< blocks in x of a cluster; more than one with Level::sm90 alone
+  bool cooperative = false;  ///< all blocks run at once, as those that wait for each other must
+  bool overlap = false;      ///< begins while the kernel before it ends; it calls grid_wait()
 };
 
 constexpr std::int64_t blocks_for(std::int64_t count, std::int64_t per_block) {
@@ -78,13 +79,17 @@ void launch(Context& context, const char* name, const Grid& grid, void (*kernel)
   config.blockDim = dim3(static_cast<unsigned>(grid.threads));
   config.dynamicSmemBytes = grid.shared;
   config.stream = static_cast<cudaStream_t>(context.stream());
-  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute attributes[3] = {};
   config.attrs = attributes;
   if (grid.cluster > 1) {
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[config.numAttrs].val.clusterDim.x = static_cast<unsigned>(grid.cluster);
     attributes[config.numAttrs].val.clusterDim.y = 1;
     attributes[config.numAttrs++].val.clusterDim.z = 1;
+  }
+  if (grid.cooperative) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+    attributes[config.numAttrs++].val.cooperative = 1;
   }
   if (grid.overlap) {
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -10,11 +10,9 @@
 namespace xlstm::ops::cuda {
 
 /// A cluster takes one head of 8 sequences through all their tokens. A warp has 4 units: a tile of
-/// 16 rows of R (4 gates of each), whose columns lie in pieces of 16 by 16, the first `kept` of
-/// them in registers. Where there are more (`wide`), those are in shared memory, and the products
-/// are those of warp groups (wgmma), which read there without registers.
-/// What decides the order of sums, `kept`, `columns` and `wide`, depends on the shape and the types
-/// of R alone.
+/// 16 rows of R (4 gates of each). R of 16 bits is in its registers, in pieces of 16 rows and
+/// columns; R of f32 is in shared memory.
+/// What decides the order of sums, `kept` and `columns`, depends on the shape and the types alone.
 struct SlstmClusterPlan {
   static constexpr int kSequences = 8;
   static constexpr int kTileUnits = 4;
@@ -26,9 +24,7 @@ struct SlstmClusterPlan {
   static constexpr int kMostBlocks = 16;
   static constexpr int kMostWarps = 12;  ///< leaves 168 registers a thread
   static constexpr int kFewWarps = 4;
-  static constexpr int kMostKept = 24;   ///< pieces of a tile, where all are in registers
-  static constexpr int kMoreAtOnce = 4;  ///< of the others
-  static constexpr int kWideKept = 24;   ///< where they are not
+  static constexpr int kMostKept = 24;  ///< pieces of a tile, where all are in registers
 
   /// @param parts  numbers of 16 bits whose sum h is in the products: 1 rounds it, 3 is all of it
   /// @param most_blocks  of a cluster; it changes no sum
@@ -38,22 +34,15 @@ struct SlstmClusterPlan {
     tiles = ceil(dh, kTileUnits);
     const std::int64_t pieces = ceil(dh, kPieceColumns);
     floats = r.dtype == DType::f32;
-    wide = !floats && pieces > kMostKept;
+    if (!floats && pieces > kMostKept) return;
     // Stores into other blocks need a cluster, so it has two blocks at least. The largest power of
     // two that leaves each at least kFewWarps warps.
     while (blocks < most_blocks && ceil(tiles, 2 * blocks) >= kFewWarps) blocks *= 2;
-    constexpr int kGroupWarps = 4;
     warps = ceil(tiles, blocks);
-    if (wide) {
-      warps = ceil(warps, kGroupWarps) * kGroupWarps;
-      kept = kWideKept;
-      columns = kept + ceil(pieces - kept, kMoreAtOnce) * kMoreAtOnce;
-    } else if (floats) {
+    if (floats) {
       columns = ceil(dh, kFloatColumns);
     } else {
-      for (int k = 4; k <= kMostKept; k += 4)
-        if (kept == 0 && pieces <= k) kept = k;
-      columns = kept;
+      columns = kept = static_cast<int>(ceil(pieces, 4) * 4);
     }
     shared = kBarrierBytes + h_bytes() + wx_bytes() + r_bytes();
     fits = warps <= kMostWarps && shared <= kMostShared;
@@ -61,9 +50,8 @@ struct SlstmClusterPlan {
 
   int parts;
   std::int64_t heads = 0, dh = 0;
-  std::int64_t tiles = 0;  ///< of 4 units, in a head
-  bool floats = false;     ///< R is f32: all of it is in shared memory, in pieces of 32 columns
-  bool wide = false;
+  std::int64_t tiles = 0;    ///< of 4 units, in a head
+  bool floats = false;       ///< R is f32: all of it is in shared memory, in pieces of 32 columns
   int blocks = 2;            ///< of a cluster
   std::int64_t warps = 0;    ///< of a block
   int kept = 0;              ///< pieces of a tile in registers
@@ -77,7 +65,7 @@ struct SlstmClusterPlan {
   }
   std::int64_t h_bytes() const { return 2 * h_chunks() * (floats ? 144 : parts * 64); }
   std::int64_t wx_bytes() const { return warps * kStages * 512; }
-  std::int64_t r_bytes() const { return warps * (columns - kept) * (floats ? 2048 : 512); }
+  std::int64_t r_bytes() const { return floats ? warps * columns * 2048 : 0; }
 
  private:
   static constexpr std::int64_t ceil(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

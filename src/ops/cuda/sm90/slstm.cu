@@ -2,13 +2,12 @@
 
 #include <string>
 
-#include "ops/cuda/device/batch.cuh"
-#include "ops/cuda/device/mma.cuh"
-#include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/slstm_cell.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/slstm_cluster_plan.hpp"
+#include "ops/cuda/sm90/slstm_call.cuh"
 #include "ops/cuda/sm90/slstm_exchange.cuh"
+#include "ops/cuda/sm90/slstm_grid.hpp"
 
 namespace xlstm::ops::cuda::sm90 {
 namespace {
@@ -18,7 +17,6 @@ using namespace slstm_exchange;
 constexpr int kGates = 4;
 constexpr int kSequences = SlstmClusterPlan::kSequences;
 constexpr int kStages = SlstmClusterPlan::kStages;
-constexpr int kMoreAtOnce = SlstmClusterPlan::kMoreAtOnce;
 constexpr int kFloatChunk = 144;   // the same in f32; 8 of them begin in different banks
 constexpr int kChunkBytes = 64;    // h of 4 units of 8 sequences, in 16 bits
 constexpr int kGroupBytes = 2048;  // a piece of R of the tiles of a warp group
@@ -26,155 +24,16 @@ constexpr int kTileBytes = 512;    // a piece of R, or a token's wx, of a warp
 constexpr int kBarriers = SlstmClusterPlan::kBarrierBytes;
 
 template <class T>
-struct ClusterCall {
-  const T* r;
-  std::int64_t r_head, r_row;  ///< strides
-  const void* b;               ///< or null
-  DType b_type;
-  Matrix<const float> wx;
-  Matrix<float> h;
-  DeviceBatch batch;
-  SlstmStateOffsets state;
-  int heads, dh, tiles, blocks, warps, columns, chunks;
-  bool fours_of_r, fours_of_wx;  ///< whether whole fours are on their alignment
+struct ClusterCall : SlstmCall<T> {
+  int blocks, warps, columns, chunks;
 
   ClusterCall(const SlstmArgs& a, const SlstmClusterPlan& plan)
-      : r(a.r.as<T>()),
-        r_head(a.r.stride[0]),
-        r_row(a.r.stride[1]),
-        b(a.b.data),
-        b_type(a.b.dtype),
-        wx(a.wx),
-        h(a.h),
-        batch(a.batch),
-        state(a.state),
-        heads(static_cast<int>(plan.heads)),
-        dh(static_cast<int>(plan.dh)),
-        tiles(static_cast<int>(plan.tiles)),
+      : SlstmCall<T>(a),
         blocks(plan.blocks),
         warps(static_cast<int>(plan.warps)),
         columns(static_cast<int>(plan.columns)),
-        chunks(static_cast<int>(plan.h_chunks())),
-        fours_of_r(dh % 4 == 0 && r_head % 4 == 0 && r_row % 4 == 0 &&
-                   reinterpret_cast<std::uintptr_t>(r) % 8 == 0),
-        fours_of_wx(dh % 4 == 0 && wx.stride % 4 == 0 &&
-                    reinterpret_cast<std::uintptr_t>(wx.data) % 16 == 0) {}
-
-  __device__ float bias(std::int64_t i) const {
-    if (b == nullptr) return 0;
-    if (b_type == DType::f32) return static_cast<const float*>(b)[i];
-    if (b_type == DType::bf16) return to_float(static_cast<const Bf16*>(b)[i]);
-    return to_float(static_cast<const F16*>(b)[i]);
-  }
+        chunks(static_cast<int>(plan.h_chunks())) {}
 };
-
-template <class T>
-__device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  if constexpr (std::is_same_v<T, Bf16>) {
-    mma_bf16(c, a, b);
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  }
-}
-
-/// sum (+)= A B of a warp group: A [64, 16] from registers or shared memory, B [16, 8 kParts].
-template <class T, int kParts>
-__device__ __forceinline__ void wgmma_kept(float (&sum)[kParts][4], const unsigned (&a)[4],
-                                           std::uint64_t b) {
-  static_assert(kParts == 1 || kParts == 3);
-#define XLSTM_WGMMA(type)                                                                     \
-  if constexpr (kParts == 1) {                                                                \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32." type "." type                   \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, %8, 1, 1, 1, 0;"                       \
-                 : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3])         \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                       \
-  } else {                                                                                    \
-    asm volatile(                                                                             \
-        "wgmma.mma_async.sync.aligned.m64n24k16.f32." type "." type                           \
-        " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, {%12, %13, %14, %15}, %16, 1, " \
-        "1, 1, 0;"                                                                            \
-        : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]),                 \
-          "+f"(sum[kParts - 2][0]), "+f"(sum[kParts - 2][1]), "+f"(sum[kParts - 2][2]),       \
-          "+f"(sum[kParts - 2][3]), "+f"(sum[kParts - 1][0]), "+f"(sum[kParts - 1][1]),       \
-          "+f"(sum[kParts - 1][2]), "+f"(sum[kParts - 1][3])                                  \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                \
-  }
-  if constexpr (std::is_same_v<T, Bf16>) {
-    XLSTM_WGMMA("bf16")
-  } else {
-    XLSTM_WGMMA("f16")
-  }
-#undef XLSTM_WGMMA
-}
-template <class T, int kParts>
-__device__ __forceinline__ void wgmma_shared(float (&sum)[kParts][4], std::uint64_t a,
-                                             std::uint64_t b) {
-#define XLSTM_WGMMA(type)                                                                        \
-  if constexpr (kParts == 1) {                                                                   \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32." type "." type                      \
-                 " {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, 0;"                                     \
-                 : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3])            \
-                 : "l"(a), "l"(b));                                                              \
-  } else {                                                                                       \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n24k16.f32." type "." type                     \
-                 " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, %12, %13, 1, 1, 1, 0, 0;" \
-                 : "+f"(sum[0][0]), "+f"(sum[0][1]), "+f"(sum[0][2]), "+f"(sum[0][3]),           \
-                   "+f"(sum[kParts - 2][0]), "+f"(sum[kParts - 2][1]), "+f"(sum[kParts - 2][2]), \
-                   "+f"(sum[kParts - 2][3]), "+f"(sum[kParts - 1][0]), "+f"(sum[kParts - 1][1]), \
-                   "+f"(sum[kParts - 1][2]), "+f"(sum[kParts - 1][3])                            \
-                 : "l"(a), "l"(b));                                                              \
-  }
-  if constexpr (std::is_same_v<T, Bf16>) {
-    XLSTM_WGMMA("bf16")
-  } else {
-    XLSTM_WGMMA("f16")
-  }
-#undef XLSTM_WGMMA
-}
-
-/// Takes from x what 16 bits hold of it.
-template <class T>
-__device__ __forceinline__ unsigned take_bits(float* x) {
-  T part;
-  store(&part, *x);
-  *x -= to_float(part);
-  return part.bits;
-}
-
-/// Piece `column` of the tile of R that begins at row `unit` of every gate: what a product takes of
-/// A. The tile has rows i and f of the 4 units in turn and then z and o. For mma() a lane's columns
-/// are four neighbours, because any order of the columns will do that h has too.
-template <class T, bool kWide>
-__device__ inline void load_piece(unsigned (&to)[4], const ClusterCall<T>& a, const T* r, int tile,
-                                  int column) {
-  const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int unit = tile * 4 + g / 2, k = column * 16 + (kWide ? 2 * t : 4 * t);
-  constexpr int kApart = kWide ? 8 : 2;  // of the two pairs of columns
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const T* row = r + (std::int64_t{half * 2 + g % 2} * a.dh + unit) * a.r_row + k;
-    unsigned pair[2] = {};
-    if (unit < a.dh && k < a.dh) {
-      if (a.fours_of_r && !kWide) {
-        const uint2 four = *reinterpret_cast<const uint2*>(row);
-        pair[0] = four.x;
-        pair[1] = four.y;
-      } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int at = i / 2 * kApart + i % 2;
-          if (k + at < a.dh) pair[i / 2] |= unsigned{row[at].bits} << (i % 2 * 16);
-        }
-      }
-    }
-    to[half] = pair[0];
-    to[2 + half] = pair[1];
-  }
-}
 
 /// Sums of all pieces of a warp's tile, for kParts times 8 sequences, by mma.sync.
 /// @param h  this lane's 8 bytes of the first columns
@@ -199,46 +58,6 @@ __device__ __forceinline__ void multiply(float (&sum)[kParts][4], const unsigned
 #pragma unroll
       for (int chain = 1; chain < kChains; ++chain) sum[p][i] += chains[p][chain][i];
     }
-}
-
-/// The same for the tiles of a warp group, by wgmma: pieces behind the first kKept are in shared
-/// memory, as are those of h: blocks of 8 rows of 16 bytes.
-template <class T, int kParts, int kKept>
-__device__ __forceinline__ void multiply_wide(float (&sum)[kParts][4],
-                                              const unsigned (&kept)[kKept][4], int columns,
-                                              unsigned r, unsigned h, int h_part) {
-  constexpr unsigned kBlock = 128;  // bytes
-  const auto descriptor = [](unsigned at, unsigned next_columns, unsigned next_rows) {
-    // Above bit 18 an address says which block of the cluster it is in.
-    return static_cast<std::uint64_t>((at & 0x3FFFF) >> 4) |
-           static_cast<std::uint64_t>(next_columns >> 4) << 16 |
-           static_cast<std::uint64_t>(next_rows >> 4) << 32;
-  };
-  std::uint64_t x = descriptor(h, kBlock, h_part), w = descriptor(r, kGroupBytes / 2, kBlock);
-#pragma unroll
-  for (int p = 0; p < kParts; ++p)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[p][i] = 0;
-  // h came by ordinary stores, and wgmma reads shared memory as bulk copies do.
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-#pragma unroll
-  for (int j = 0; j < kKept; ++j) {
-    wgmma_kept<T>(sum, kept[j], x);
-    x += 2 * kBlock >> 4;
-  }
-#pragma unroll 1
-  for (int j = kKept; j < columns; j += kMoreAtOnce) {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-#pragma unroll
-    for (int i = 0; i < kMoreAtOnce; ++i) {
-      wgmma_shared<T>(sum, w, x);
-      x += 2 * kBlock >> 4;
-      w += kGroupBytes >> 4;
-    }
-  }
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 
 /// Sums of the warp's tile by float32 multiply-adds. R is in shared memory as [32 columns][4 gates]
@@ -289,12 +108,11 @@ __device__ __forceinline__ void multiply_floats(float (&sum)[1][4], const unsign
 }
 
 // h of all units of the head lies in every block twice, before steps of even and of odd number, as
-// [parts][4 units][8 sequences][4], or [parts][8 units][8 sequences][8] for wgmma. At the end of a
-// step every warp stores its 4 units into all blocks, and a barrier of each block counts what has
-// come; no block can be ahead of another by more than a step, because it needs all of h. What is
-// overwritten has been read by then: a block's h of a step is sent after its warps have read that
-// of the step before.
-template <class T, int kParts, bool kWide, int kKept>
+// [parts][4 units][8 sequences][4]. At the end of a step every warp stores its 4 units into all
+// blocks, and a barrier of each block counts what has come; no block can be ahead of another by
+// more than a step, because it needs all of h. What is overwritten has been read by then: a block's
+// h of a step is sent after its warps have read that of the step before.
+template <class T, int kParts, int kKept>
 __global__ void __launch_bounds__(SlstmClusterPlan::kMostWarps* kWarp, 1)
     slstm_cluster_kernel(const __grid_constant__ ClusterCall<T> a) {
   XLSTM_DYNAMIC_SHARED(unsigned char, memory);
@@ -314,9 +132,8 @@ __global__ void __launch_bounds__(SlstmClusterPlan::kMostWarps* kWarp, 1)
   const int h_part = a.chunks * kChunk, h_buffer = kParts * h_part;
   unsigned char* const wx_memory = h_memory + 2 * h_buffer;
   unsigned char* const my_wx = wx_memory + warp * kStages * kTileBytes;
-  const int more = kWide ? a.columns - kKept : 0;  // pieces in shared memory
-  unsigned char* const my_r = wx_memory + a.warps * kStages * kTileBytes +
-                              (kWide ? warp / 4 * more : warp * a.columns) * kGroupBytes;
+  unsigned char* const my_r =
+      wx_memory + a.warps * kStages * kTileBytes + warp * a.columns * kGroupBytes;
   const unsigned base = shared_address(memory);
 
   if (threadIdx.x == 0) {
@@ -371,19 +188,7 @@ __global__ void __launch_bounds__(SlstmClusterPlan::kMostWarps* kWarp, 1)
       }
   } else {
 #pragma unroll
-    for (int i = 0; i < kKept; ++i) load_piece<T, kWide>(kept[i], a, r, tile, i);
-  }
-  if constexpr (kWide) {
-    for (int i = 0; i < more; ++i) {
-      unsigned piece[4];
-      load_piece<T, kWide>(piece, a, r, tile, kKept + i);
-      // [8 columns][8 rows][8]
-      auto* to = reinterpret_cast<unsigned*>(my_r + i * kGroupBytes + warp % 4 * 256) + lane;
-      to[0] = piece[0];
-      to[32] = piece[1];
-      to[kGroupBytes / 8] = piece[2];
-      to[kGroupBytes / 8 + 32] = piece[3];
-    }
+    for (int i = 0; i < kKept; ++i) load_piece(kept[i], a, r, tile, i);
   }
 
   // This lane's cell.
@@ -422,9 +227,7 @@ __global__ void __launch_bounds__(SlstmClusterPlan::kMostWarps* kWarp, 1)
 #pragma unroll
         for (int p = 0; p < kParts; ++p) {
           auto* to = reinterpret_cast<std::uint16_t*>(h_memory + p * h_part);
-          constexpr int kRow = kWide ? 8 : 4;
-          to[(j / kRow * kSequences + s) * kRow + j % kRow] =
-              static_cast<std::uint16_t>(take_bits<T>(&x));
+          to[(j / 4 * kSequences + s) * 4 + j % 4] = static_cast<std::uint16_t>(take_bits<T>(&x));
         }
       }
     }
@@ -434,16 +237,14 @@ __global__ void __launch_bounds__(SlstmClusterPlan::kMostWarps* kWarp, 1)
 
   // Where this lane sends h of the warp's units: of two sequences, and 8 lanes have the same 16
   // bytes; or, where those do not lie side by side, of one, and 4 lanes have the same 8.
-  constexpr int kSenders = kWide || kFloat ? 4 : 8;
+  constexpr int kSenders = kFloat ? 4 : 8;
   constexpr int kTargets = SlstmClusterPlan::kMostBlocks / kSenders;
   const int sender = lane / (kWarp / kSenders);
   unsigned target[kTargets];
 #pragma unroll
   for (int i = 0; i < kTargets; ++i)
     target[i] = address_in(base, min(sender + kSenders * i, a.blocks - 1));
-  const unsigned send_at = kBarriers + (kFloat  ? tile * kChunk + mine * 16
-                                        : kWide ? tile / 2 * 128 + mine * 16 + tile % 2 * 8
-                                                : tile * kChunk + t * 16);
+  const unsigned send_at = kBarriers + tile * kChunk + (kFloat ? mine : t) * 16;
   if (steps == 0) cluster_wait();
 
   for (int step = 0; step < steps; ++step) {
@@ -467,9 +268,6 @@ __global__ void __launch_bounds__(SlstmClusterPlan::kMostWarps* kWarp, 1)
     float sum[kParts][4];
     if constexpr (kFloat)
       multiply_floats(sum, my_r, h_memory + buffer * h_buffer, a.columns);
-    else if constexpr (kWide)
-      multiply_wide<T, kParts, kKept>(sum, kept, a.columns, shared_address(my_r),
-                                      shared_address(h_memory) + buffer * h_buffer, h_part);
     else
       multiply<T, kParts, kKept>(sum, kept, h_memory + buffer * h_buffer + t * kChunkBytes + g * 8,
                                  h_part);
@@ -480,17 +278,7 @@ __global__ void __launch_bounds__(SlstmClusterPlan::kMostWarps* kWarp, 1)
 #pragma unroll
       for (int p = kParts - 2; p >= 0; --p) total[i] += sum[p][i];  // the small ones first
     }
-
-    // A lane has two gates of one unit for two sequences, and the lane 4 away the other two gates:
-    // each gets all four of one sequence.
-    const float got_low = __shfl_xor_sync(~0U, odd ? total[0] : total[1], 4);
-    const float got_high = __shfl_xor_sync(~0U, odd ? total[2] : total[3], 4);
-    const float own_low = odd ? total[1] : total[0];
-    const float own_high = odd ? total[3] : total[2];
-    raw[0] += odd ? got_low : own_low;
-    raw[1] += odd ? own_low : got_low;
-    raw[2] += odd ? got_high : own_high;
-    raw[3] += odd ? own_high : got_high;
+    add_gates(raw, total);
 
     const bool busy = step < length;
     if (busy)
@@ -515,27 +303,15 @@ __global__ void __launch_bounds__(SlstmClusterPlan::kMostWarps* kWarp, 1)
         float rest = h;
 #pragma unroll
         for (int p = 0; p < kParts; ++p) {
-          const unsigned bits = take_bits<T>(&rest);
-          const unsigned next = __shfl_xor_sync(~0U, bits, 8);
-          const unsigned two = (lane & 8) != 0 ? bits << 16 | next : next << 16 | bits;
-          const unsigned others = __shfl_xor_sync(~0U, two, 16);
-          const unsigned low = (lane & 16) != 0 ? others : two;
-          const unsigned high = (lane & 16) != 0 ? two : others;
-          if constexpr (kWide) {
+          const uint2 four = four_units(take_bits<T>(&rest));
+          const unsigned next_low = __shfl_xor_sync(~0U, four.x, 4);
+          const unsigned next_high = __shfl_xor_sync(~0U, four.y, 4);
+          const unsigned words[4] = {odd ? next_low : four.x, odd ? next_high : four.y,
+                                     odd ? four.x : next_low, odd ? four.y : next_high};
 #pragma unroll
-            for (int i = 0; i < kTargets; ++i)
-              if (sender + kSenders * i < a.blocks)
-                store_counted(target[i] + to + p * h_part, low, high, target[i] + barrier);
-          } else {
-            const unsigned next_low = __shfl_xor_sync(~0U, low, 4);
-            const unsigned next_high = __shfl_xor_sync(~0U, high, 4);
-            const unsigned words[4] = {odd ? next_low : low, odd ? next_high : high,
-                                       odd ? low : next_low, odd ? high : next_high};
-#pragma unroll
-            for (int i = 0; i < kTargets; ++i)
-              if (sender + kSenders * i < a.blocks)
-                store_counted(target[i] + to + p * h_part, words, target[i] + barrier);
-          }
+          for (int i = 0; i < kTargets; ++i)
+            if (sender + kSenders * i < a.blocks)
+              store_counted(target[i] + to + p * h_part, words, target[i] + barrier);
         }
       }
     }
@@ -576,9 +352,9 @@ bool has_cluster(Context& context, const SlstmClusterPlan& plan, void (*kernel)(
   return clusters > 0;
 }
 
-template <class T, int kParts, bool kWide, int kKept>
+template <class T, int kParts, int kKept>
 bool run(Context& context, SlstmClusterPlan plan, const SlstmArgs& a) {
-  const auto kernel = slstm_cluster_kernel<T, kParts, kWide, kKept>;
+  const auto kernel = slstm_cluster_kernel<T, kParts, kKept>;
   if (!has_cluster(context, plan, kernel)) {
     plan = SlstmClusterPlan(a.r, kParts, 8);
     if (!plan.fits) return false;
@@ -596,14 +372,13 @@ bool run(Context& context, SlstmClusterPlan plan, const SlstmArgs& a) {
 
 template <class T, int kParts>
 bool run(Context& context, const SlstmClusterPlan& plan, const SlstmArgs& a) {
-  if (plan.wide) return run<T, kParts, true, SlstmClusterPlan::kWideKept>(context, plan, a);
   switch (plan.kept) {
-    case 4: return run<T, kParts, false, 4>(context, plan, a);
-    case 8: return run<T, kParts, false, 8>(context, plan, a);
-    case 12: return run<T, kParts, false, 12>(context, plan, a);
-    case 16: return run<T, kParts, false, 16>(context, plan, a);
-    case 20: return run<T, kParts, false, 20>(context, plan, a);
-    case 24: return run<T, kParts, false, 24>(context, plan, a);
+    case 4: return run<T, kParts, 4>(context, plan, a);
+    case 8: return run<T, kParts, 8>(context, plan, a);
+    case 12: return run<T, kParts, 12>(context, plan, a);
+    case 16: return run<T, kParts, 16>(context, plan, a);
+    case 20: return run<T, kParts, 20>(context, plan, a);
+    case 24: return run<T, kParts, 24>(context, plan, a);
     default: return false;
   }
 }
@@ -613,9 +388,10 @@ bool run(Context& context, const SlstmClusterPlan& plan, const SlstmArgs& a) {
 bool slstm(Context& context, const SlstmArgs& a) {
   if (a.saved) return false;
   const bool floats = a.r.dtype == DType::f32, rounds = a.product == DType::bf16;
+  if (slstm_grid(context, a)) return true;
   const SlstmClusterPlan plan(a.r, floats || rounds ? 1 : 3);
   if (!plan.fits) return false;
-  if (floats) return run<float, 1, false, 1>(context, plan, a);
+  if (floats) return run<float, 1, 1>(context, plan, a);
   if (a.r.dtype == DType::bf16)
     return rounds ? run<Bf16, 1>(context, plan, a) : run<Bf16, 3>(context, plan, a);
   return rounds ? run<F16, 1>(context, plan, a) : run<F16, 3>(context, plan, a);
