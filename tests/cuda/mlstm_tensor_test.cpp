@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "cuda/mlstm_call.hpp"
@@ -122,6 +123,22 @@ TEST(CudaMlstmTensor, WindowsAndOtherSequencesChangeNoBit) {
     EXPECT_EQ(call.h_out.bytes(), h);
     EXPECT_EQ(call.records, records);
   }
+}
+
+TEST(CudaMlstmTensor, TilesFitIntoSharedMemory) {
+  for (std::size_t limit : {std::size_t{99} << 10, std::size_t{163} << 10, std::size_t{227} << 10})
+    for (std::int64_t dqk : {16, 64, 128, 256, 512, 1024})
+      for (std::int64_t dv : {16, 64, 72, 128, 256, 512, 1024})
+        for (std::int64_t blocks : {1, 16, 128, 1000}) {
+          SCOPED_TRACE(std::to_string(dqk) + " x " + std::to_string(dv));
+          const cuda::MlstmOutputTile tile(dqk, dv, blocks, 132, limit);
+          EXPECT_LE(tile.shared, limit);
+          EXPECT_TRUE(tile.width == 64 || tile.width == 128 || tile.width == 256);
+          EXPECT_TRUE(tile.splits == 1 || tile.splits == (dv + tile.width - 1) / tile.width);
+          EXPECT_LE(blocks * (tile.splits - 1), 132);
+        }
+  // q stays where it fits, which it does in the 7B model on capability 9.0.
+  EXPECT_TRUE(cuda::MlstmOutputTile(256, 512, 128, 132, std::size_t{227} << 10).resident);
 }
 
 }  // namespace

@@ -70,14 +70,14 @@ inline void load_matrices_transposed(unsigned (&to)[4], const void* row) {
   }
 }
 
-/// cp.async of 4 or 16 bytes, or as many zeros. Here it is done at once.
-inline void copy_async(void* to, const void* from, std::size_t bytes, bool exists) {
-  check_aligned(to, bytes, "cp.async");
-  check_aligned(from, bytes, "cp.async");
+/// cp.async of 16 bytes, or as many zeros. Here it is done at once.
+inline void copy_async_16(void* to, const void* from, bool exists) {
+  check_aligned(to, 16, "cp.async");
+  check_aligned(from, 16, "cp.async");
   if (exists)
-    std::memcpy(to, from, bytes);
+    std::memcpy(to, from, 16);
   else
-    std::memset(to, 0, bytes);
+    std::memset(to, 0, 16);
 }
 
 }  // namespace cuda_emulator

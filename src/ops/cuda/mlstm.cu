@@ -56,7 +56,7 @@ __device__ void advance(const Cell& cell, std::int64_t s, std::int64_t head, std
   if (threadIdx.x == 0) {
     // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
     // collects no rounding errors.
-    const double decayed = cell.log_forget(t, head) + cell.first_m(s, head);
+    const double decayed = Cell::log_forget(cell.log_f.row(t)[head]) + cell.first_m(s, head);
     const double i = cell.i.row(t)[head];
     const double m = cell.has_stabiliser ? larger(decayed, i) : 0.0;
     step[0] = static_cast<float>(exp(decayed - m));
@@ -86,26 +86,54 @@ __device__ void advance(const Cell& cell, std::int64_t s, std::int64_t head, std
 }
 
 /// Scans the gates of a longer sequence, a chunk a warp, kOwn tokens of it a lane, and moves m over
-/// them.
+/// them. In memory, neighbouring lanes have neighbouring tokens: a row of a warp's own in shared
+/// memory lies between.
 template <int kOwn>
 __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::int64_t begin,
                      std::int64_t length) {
   constexpr int kTokens = kOwn * kWarp;  // of a chunk
-  __shared__ double sums[kMostGateWarps],
-      highs[kMostGateWarps];  // of whole chunks: b, largest beta
+  struct alignas(kOwn * sizeof(float)) Own {
+    float at[kOwn];
+  };
+  __shared__ Own rows[2][kMostGateWarps][kWarp];
+  __shared__ double sums[kMostGateWarps], highs[kMostGateWarps];  // of whole chunks: b, beta
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
+  Own(&own)[kWarp] = rows[0][warp];
+  Own(&own_f)[kWarp] = rows[1][warp];
   double m = cell.first_m(s, head);
-  for (std::int64_t base = 0; base < length; base += warps * kTokens) {
-    const std::int64_t chunk = base + warp * kTokens, t = begin + chunk + kOwn * lane;
-    const std::int64_t count = length - chunk - kOwn * lane;  // tokens of this lane, if below kOwn
-    // Beyond the end: log f = 0, i = -inf, which change nothing.
-    double b[kOwn], beta[kOwn];
+
+  // Beyond the end: log f = 0, i = -inf, which change nothing.
+  float i_next[kOwn], f_next[kOwn];
+  const auto load = [&](std::int64_t base) {
 #pragma unroll
     for (int u = 0; u < kOwn; ++u) {
-      b[u] = u < count ? cell.log_forget(t + u, head) : 0.0;
-      beta[u] = u < count ? cell.i.row(t + u)[head] : -INFINITY;
+      const std::int64_t at = base + warp * kTokens + u * kWarp + lane;
+      i_next[u] = at < length ? cell.i.row(begin + at)[head] : -INFINITY;
+      f_next[u] = at < length ? cell.log_f.row(begin + at)[head] : 0.0F;
     }
+  };
+  load(0);
+  for (std::int64_t base = 0; base < length; base += warps * kTokens) {
+    const std::int64_t chunk = base + warp * kTokens;
+#pragma unroll
+    for (int u = 0; u < kOwn; ++u) {
+      const int t = u * kWarp + lane;
+      own[t / kOwn].at[t % kOwn] = i_next[u];
+      own_f[t / kOwn].at[t % kOwn] = f_next[u];
+    }
+    load(base + warps * kTokens);
+    __syncwarp();
+    double b[kOwn], beta[kOwn];
+    {
+      const Own i = own[lane], f = own_f[lane];
+#pragma unroll
+      for (int u = 0; u < kOwn; ++u) {
+        beta[u] = i.at[u];
+        b[u] = Cell::log_forget(f.at[u]);
+      }
+    }
+    __syncwarp();
 #pragma unroll
     for (int u = 1; u < kOwn; ++u) b[u] += b[u - 1];
     double sum = b[kOwn - 1];
@@ -114,7 +142,7 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
       if (lane >= step) sum += other;
     }
     const double b_before = __shfl_up_sync(~0U, sum, 1);
-    double high = -INFINITY;
+    double high = 0;
 #pragma unroll
     for (int u = 0; u < kOwn; ++u) {
       if (lane > 0) b[u] += b_before;
@@ -143,21 +171,34 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
     __syncthreads();
 
     high = lane > 0 ? larger(m_chunk, high_before) : m_chunk;
+    Own results[kDecay];
 #pragma unroll
     for (int u = 0; u < kOwn; ++u) {
-      if (u >= count) continue;
       high = larger(high, beta[u]);
       const double mu = cell.has_stabiliser ? high : -b[u];
-      const auto put = [&](GateRow row, float value) { cell.gate(row, head)[t + u] = value; };
       const auto beta_high = static_cast<float>(beta[u]), mu_high = static_cast<float>(mu);
-      put(kBetaHigh, beta_high);
-      put(kBetaLow, fabsf(beta_high) == INFINITY ? 0.0F : static_cast<float>(beta[u] - beta_high));
-      put(kMuHigh, mu_high);
-      put(kMuLow, static_cast<float>(mu - mu_high));
-      put(kCarried, cell.scale * expf(static_cast<float>(m_chunk - mu)));
-      put(kKept, expf(static_cast<float>(beta[u] - mu_last)));
-      put(kFloor, expf(static_cast<float>(-(b[u] + mu))));
-      if (lane == 0 && u == 0) put(kDecay, expf(static_cast<float>(m_chunk - mu_last)));
+      results[kBetaHigh].at[u] = beta_high;
+      results[kBetaLow].at[u] =
+          fabsf(beta_high) == INFINITY ? 0.0F : static_cast<float>(beta[u] - beta_high);
+      results[kMuHigh].at[u] = mu_high;
+      results[kMuLow].at[u] = static_cast<float>(mu - mu_high);
+      results[kCarried].at[u] = cell.scale * expf(static_cast<float>(m_chunk - mu));
+      results[kKept].at[u] = expf(static_cast<float>(beta[u] - mu_last));
+      results[kFloor].at[u] = expf(static_cast<float>(-(b[u] + mu)));
+    }
+    if (lane == 0 && chunk < length)
+      cell.gate(kDecay, head)[begin + chunk] = expf(static_cast<float>(m_chunk - mu_last));
+#pragma unroll
+    for (int row = 0; row < kDecay; ++row) {
+      own[lane] = results[row];
+      __syncwarp();
+#pragma unroll
+      for (int u = 0; u < kOwn; ++u) {
+        const int t = u * kWarp + lane;
+        if (chunk + t < length)
+          cell.gate(row, head)[begin + chunk + t] = own[t / kOwn].at[t % kOwn];
+      }
+      __syncwarp();
     }
   }
   float* record = cell.record_m(s, head);

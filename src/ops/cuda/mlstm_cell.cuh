@@ -96,10 +96,7 @@ struct Cell {
     return m != nullptr && has_stabiliser ? *m : 0.0;
   }
   /// log f, but not below where e^log f is 0 in any format: sums of it stay exact and finite.
-  __device__ double log_forget(std::int64_t t, std::int64_t head) const {
-    const double value = log_f.row(t)[head];
-    return value < -1e4 ? -1e4 : value;
-  }
+  __device__ static double log_forget(float value) { return value < -1e4F ? -1e4 : value; }
   /// 1 / (max(|l|, e^-m) + eps); the comparison keeps a NaN.
   __device__ float reciprocal(float l, float floor) const {
     if (!normalise) return 1.0F;

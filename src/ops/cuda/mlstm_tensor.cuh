@@ -44,6 +44,18 @@ __device__ inline void store_pack(void* to, const unsigned (&words)[4]) {
   *static_cast<Pack<unsigned, 4>*>(to) = {{words[0], words[1], words[2], words[3]}};
 }
 
+inline int device_attribute(const Context& context, cudaDeviceAttr which) {
+  int value = 0;
+  if (cudaDeviceGetAttribute(&value, which, context.device().index) != cudaSuccess)
+    throw Error(ErrorCode::internal, "cudaDeviceGetAttribute of " + to_string(context.device()));
+  return value;
+}
+/// Bytes of shared memory that a block may ask for.
+inline std::size_t most_shared(const Context& context) {
+  return static_cast<std::size_t>(
+      device_attribute(context, cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+
 /// C and n before every chunk of `window`, and after the sequences that end in it
 /// (mlstm_tensor_states.cu).
 void mlstm_tensor_states(Context& context, const Cell& cell, const MlstmPlan& plan,

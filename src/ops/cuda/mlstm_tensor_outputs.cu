@@ -12,193 +12,250 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kDepth = MlstmOutputTile::kDepth;
 constexpr int kPitch = kDepth + 8;  // of a tile of q or k, in numbers: rows lie in different banks
 constexpr int kScorePitch = kSpan + 8;
-constexpr int kKeys = 32;  // of a warp's scores, for kSpan / 2 tokens
+constexpr int kColumns = 64;  // of h, of a warp
+// Of the scores, four warps beside each other have all keys.
+constexpr int kKeys = kSpan / 4, kScoreRows = kSpan / (kWarps / 4);
+constexpr int kParts = kThreads / kSpan;  // of a tile's depth, for q.n
+constexpr int kStages = MlstmOutputTile::kStages;
 static_assert(MlstmOutputTile::kRows == kSpan);
 
 /// Numbers per token of a block.
 struct TokenFloats {
   float beta_high[kSpan], beta_low[kSpan], mu_high[kSpan], mu_low[kSpan], carried[kSpan],
       floor[kSpan];
-  float n_q[2][kSpan];  // of the halves of each tile's depth
-  float l[4][kSpan];    // of each warp's keys; the first becomes 1 / N
+  float n_q[kParts][kSpan];
+  float l[4][kSpan];  // of each warp's keys; the first becomes 1 / N
 };
 static_assert(sizeof(TokenFloats) == MlstmOutputTile::kFloats);
+
+/// Shared memory has scores, numbers of tokens, q if it stays, the ring and n.
+template <class T>
+__device__ T* shared_at(int offset) {
+  XLSTM_DYNAMIC_SHARED(unsigned char, bytes);
+  return reinterpret_cast<T*>(bytes + offset);
+}
+constexpr int kTokensAt = MlstmOutputTile::kScores;
+constexpr int kQueriesAt = kTokensAt + static_cast<int>(MlstmOutputTile::kFloats);
 
 /// Outputs of one chunk and head by a block: rows are its tokens, kWidth columns at a time. The
 /// tiles of all factors come through a ring in shared memory, in this order: q and k of the scores,
 /// depth by depth; then, for each kWidth columns, C depth by depth and v.
 template <int kWidth>
 struct Outputs {
-  // Warps are in kRowWarps rows; each has 64 columns.
-  static constexpr int kColumnWarps = kWidth / 64, kRowWarps = kWarps / kColumnWarps;
+  // Warps are in kRowWarps rows.
+  static constexpr int kColumnWarps = kWidth / kColumns, kRowWarps = kWarps / kColumnWarps;
   static constexpr int kRows = kSpan / kRowWarps, kRowTiles = kRows / 16;
   static constexpr int kValuePitch = kWidth + 8;
   // Bytes of a slot of the ring, without and with a tile of q.
-  static constexpr std::size_t kFactor = MlstmOutputTile::slot(kWidth, true);
-  static constexpr std::size_t kFactors = MlstmOutputTile::slot(kWidth, false);
+  static constexpr int kFactor = MlstmOutputTile::slot(kWidth, true);
+  static constexpr int kFactors = MlstmOutputTile::slot(kWidth, false);
+  static constexpr int kQueries = MlstmOutputTile::kQueries;
 
   const Cell& cell;
-  const MlstmOutputTile& tile;
   const Chunk chunk;
-  const std::int64_t head;
-  const Fragments c;
-  const float* n_from;
+  const bool resident;  // q stays in shared memory, or comes with each tile again
+  const int dqk, dv;
   const int depths, values;         // tiles of dqk, and of the tokens
   const int first_pass, last_pass;  // of kWidth columns
-  // Shared memory.
-  TokenFloats& tokens;
-  float* n;
-  std::uint16_t* scores;
-  unsigned char *queries, *ring;
-  int step = 0;
+  const int stages, slot_bytes, ring, ring_end;
+  // Where the next tiles go and come from, and where the next ones are taken.
+  int to, taken, pass_to, part_to = 0;
+  bool scores_to = true;
+  const Bf16* v_from = nullptr;
+  const unsigned* c_from = nullptr;
 
-  __device__ int steps() const { return depths + (last_pass - first_pass) * (depths + values); }
-  __device__ unsigned char* slot(int at) const {
-    return ring + at % tile.stages * (tile.resident ? kFactor : kFactors);
-  }
-  __device__ std::uint16_t* query_tile(int at, int depth) const {
-    unsigned char* to =
-        tile.resident ? queries + depth * MlstmOutputTile::kQueries : slot(at) + kFactor;
-    return reinterpret_cast<std::uint16_t*>(to);
-  }
+  __device__ Outputs(const Cell& cell_, const Window& window, const MlstmOutputTile& tile,
+                     int split)
+      : cell(cell_),
+        chunk(cell_, window.begin + state()),
+        resident(tile.resident),
+        dqk(static_cast<int>(cell_.dqk)),
+        dv(static_cast<int>(cell_.dv)),
+        depths((dqk + kDepth - 1) / kDepth),
+        values((chunk.length + kDepth - 1) / kDepth),
+        first_pass(tile.splits == 1 ? 0 : split),
+        last_pass(tile.splits == 1 ? (dv + kWidth - 1) / kWidth : split + 1),
+        stages(tile.stages),
+        slot_bytes(resident ? kFactor : kFactors),
+        ring(kQueriesAt + (resident ? depths * kQueries : 0)),
+        ring_end(ring + stages * slot_bytes),
+        to(ring),
+        taken(ring),
+        pass_to(first_pass) {}
 
+  // A block's chunk of the window, and its head.
+  __device__ static std::int64_t state() { return blockIdx.x; }
+  __device__ static std::int64_t head() { return blockIdx.y; }
+  __device__ static int thread() { return static_cast<int>(threadIdx.x); }
+  __device__ static TokenFloats& tokens() { return *shared_at<TokenFloats>(kTokensAt); }
+  __device__ float* n() const { return shared_at<float>(ring_end); }
+
+  // --- the ring ---
+
+  static constexpr int kRowPacks = kDepth / 8, kTileRows = kThreads / kRowPacks;
   /// kSpan rows and kDepth columns of q or k.
-  __device__ void load_rows(std::uint16_t* to, const Rows& from, int depth) const {
-    constexpr int kPacks = kDepth / 8;
-    const int pack = static_cast<int>(threadIdx.x) % kPacks;
-    const std::int64_t a = depth * kDepth + pack * 8;
-    const Bf16* first = from.row<Bf16>(chunk.begin) + head * cell.dqk;
+  __device__ void load_rows(int at, const Rows& rows, int depth) const {
+    const int row = thread() / kRowPacks, column = thread() % kRowPacks * 8;
+    const bool exists = depth * kDepth + column < dqk;
+    const Bf16* first =
+        rows.row<Bf16>(chunk.begin + row) + head() * cell.dqk + depth * kDepth + column;
+    auto* tile = shared_at<std::uint16_t>(at) + row * kPitch + column;
 #pragma unroll
-    for (int i = 0; i < kSpan * kPacks / kThreads; ++i) {
-      const int row = (i * kThreads + static_cast<int>(threadIdx.x)) / kPacks;
-      const bool exists = row < chunk.length && a < cell.dqk;
-      copy_async_16(to + row * kPitch + pack * 8, exists ? first + row * from.stride + a : first,
-                    exists);
-    }
+    for (int i = 0; i < kSpan / kTileRows; ++i)
+      copy_async_16(tile + i * kTileRows * kPitch, first + i * kTileRows * rows.stride,
+                    exists && i * kTileRows + row < chunk.length);
   }
   /// Two rows of fragments of C.
-  __device__ void load_c(unsigned char* to, int pass, int depth) const {
+  __device__ void load_c() {
     constexpr int kPacks = kWidth / 16 * kWarp;  // of a row of fragments
+    constexpr int kTurns = kPacks < kThreads ? 1 : kPacks / kThreads;
+    const int columns = (dv + 15) / 16;
+    if (part_to == 0)
+      c_from = Fragments(cell, state(), head()).at(0, pass_to * (kWidth / 16)) + thread() * 4;
 #pragma unroll
-    for (int i = 0; i < 2 * kPacks / kThreads; ++i) {
-      const int at = i * kThreads + static_cast<int>(threadIdx.x);
-      const std::int64_t row = depth * 2 + at / kPacks;
-      const std::int64_t column = pass * (kWidth / 16) + at % kPacks / kWarp;
-      const bool exists = row * 16 < cell.dqk && column < c.columns;
-      copy_async_16(to + at * 16, exists ? c.at(row, column) + at % kWarp * 4 : c.words, exists);
-    }
+    for (int row = 0; row < 2; ++row, c_from += columns * kFragmentWords)
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn) {
+        const int at = turn * kThreads + thread();
+        const bool exists =
+            (part_to * 2 + row) * 16 < dqk && pass_to * (kWidth / 16) + at / kWarp < columns;
+        if (kPacks >= kThreads || at < kPacks)
+          copy_async_16(shared_at<unsigned char>(to) + (row * kPacks + at) * 16,
+                        c_from + turn * kThreads * 4, exists);
+      }
   }
   /// kDepth rows of v.
-  __device__ void load_v(std::uint16_t* to, int pass, int part) const {
-    constexpr int kPacks = kWidth / 8;
-    const int pack = static_cast<int>(threadIdx.x) % kPacks;
-    const std::int64_t x = pass * kWidth + pack * 8;
-    const Bf16* first = cell.v.row<Bf16>(chunk.begin) + head * cell.dv;
+  __device__ void load_v() {
+    constexpr int kPacks = kWidth / 8, kTogether = kThreads / kPacks;  // rows at a time
+    constexpr int kTurns = kTogether < kDepth ? kDepth / kTogether : 1;
+    const int row = thread() / kPacks, x = thread() % kPacks * 8;
+    const int part = part_to - depths;
+    if (part == 0)
+      v_from = cell.v.row<Bf16>(chunk.begin + row) + head() * cell.dv + pass_to * kWidth + x;
+    auto* tile = shared_at<std::uint16_t>(to) + row * kValuePitch + x;
+    const bool exists = pass_to * kWidth + x < dv;
 #pragma unroll
-    for (int i = 0; i < kDepth * kPacks / kThreads; ++i) {
-      const int row = (i * kThreads + static_cast<int>(threadIdx.x)) / kPacks;
-      const int t = part * kDepth + row;
-      const bool exists = t < chunk.length && x < cell.dv;
-      copy_async_16(to + row * kValuePitch + pack * 8,
-                    exists ? first + t * cell.v.stride + x : first, exists);
-    }
+    for (int i = 0; i < kTurns; ++i, v_from += kTogether * cell.v.stride)
+      if (kTogether <= kDepth || row < kDepth)
+        copy_async_16(tile + i * kTogether * kValuePitch, v_from,
+                      exists && part * kDepth + i * kTogether + row < chunk.length);
+    if (kTogether > kDepth) v_from -= (kTogether - kDepth) * cell.v.stride;
   }
-  __device__ void load(int at) const {
-    if (at < depths) {
-      load_rows(query_tile(at, at), cell.q, at);
-      load_rows(reinterpret_cast<std::uint16_t*>(slot(at)), cell.k, at);
-    } else if (at < steps()) {
-      const int pass = first_pass + (at - depths) / (depths + values);
-      const int part = (at - depths) % (depths + values);
-      if (part < depths) {
-        load_c(slot(at), pass, part);
-        if (!tile.resident) load_rows(query_tile(at, part), cell.q, part);
+  /// Fetches the next tiles, if there are more.
+  __device__ void load() {
+    if (pass_to < last_pass) {
+      if (scores_to || (!resident && part_to < depths))
+        load_rows(resident ? kQueriesAt + part_to * kQueries : to + kFactor, cell.q, part_to);
+      if (scores_to) {
+        load_rows(to, cell.k, part_to);
+        if (++part_to == depths) {
+          scores_to = false;
+          part_to = 0;
+        }
       } else {
-        load_v(reinterpret_cast<std::uint16_t*>(slot(at)), pass, part - depths);
+        if (part_to < depths)
+          load_c();
+        else
+          load_v();
+        if (++part_to == depths + values) {
+          part_to = 0;
+          ++pass_to;
+        }
       }
+      to += slot_bytes;
+      if (to == ring_end) to = ring;
     }
     end_copy_group();
   }
-  /// Waits for the next tiles, and has those after them fetched.
+  /// Waits for the next tiles and returns where they are. Then load() has those after them fetched.
   __device__ int next() {
-    if (tile.stages == 2)
+    if (stages == 2)
       wait_copies<0>();
     else
-      wait_copies<1>();
+      wait_copies<kStages - 2>();
     __syncthreads();
-    load(step + tile.stages - 1);
-    return step++;
+    const int at = taken;
+    taken += slot_bytes;
+    if (taken == ring_end) taken = ring;
+    return at;
+  }
+  __device__ int query_tile(int at, int depth) const {
+    return resident ? kQueriesAt + depth * kQueries : at + kFactor;
   }
 
   __device__ void begin() {
-    const int thread = static_cast<int>(threadIdx.x);
-    for (int at = 0; at < tile.stages - 1; ++at) load(at);
-    for (int a = thread; a < depths * kDepth; a += kThreads) n[a] = a < cell.dqk ? n_from[a] : 0.0F;
-    if (thread >= kSpan) return;
+    for (int stage = 0; stage < stages - 1; ++stage) load();
+    const int t = thread();
+    for (int a = t; a < depths * kDepth; a += kThreads)
+      n()[a] = a < dqk ? cell.state_n(state(), head())[a] : 0.0F;
+    if (t >= kSpan) return;
     const auto gate = [&](GateRow row) {
-      return thread < chunk.length ? cell.gate(row, head)[chunk.begin + thread] : 0.0F;
+      return t < chunk.length ? cell.gate(row, head())[chunk.begin + t] : 0.0F;
     };
-    tokens.beta_high[thread] = gate(kBetaHigh);
-    tokens.beta_low[thread] = gate(kBetaLow);
-    tokens.mu_high[thread] = gate(kMuHigh);
-    tokens.mu_low[thread] = gate(kMuLow);
-    tokens.carried[thread] = gate(kCarried);
-    tokens.floor[thread] = gate(kFloor);
+    TokenFloats& own = tokens();
+    own.beta_high[t] = gate(kBetaHigh);
+    own.beta_low[t] = gate(kBetaLow);
+    own.mu_high[t] = gate(kMuHigh);
+    own.mu_low[t] = gate(kMuLow);
+    own.carried[t] = gate(kCarried);
+    own.floor[t] = gate(kFloor);
   }
 
-  /// Scores times their weights, in bf16, and 1 / N. The warps are in two rows; each has 64 tokens
-  /// and kKeys keys.
+  /// Scores times their weights, in bf16, and 1 / N. A warp has kScoreRows tokens and kKeys keys.
   __device__ void score() {
-    const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
-    const int t0 = thread / kWarp / 4 * (kSpan / 2), j0 = thread / kWarp % 4 * kKeys;
-    const bool any = j0 < t0 + kSpan / 2 && j0 < chunk.length && t0 < chunk.length;
-    float sum[4][4][4] = {};
+    const int thread = Outputs::thread(), lane = thread % kWarp;
+    const int t0 = thread / kWarp / 4 * kScoreRows, j0 = thread / kWarp % 4 * kKeys;
+    const bool any = j0 < t0 + kScoreRows && j0 < chunk.length && t0 < chunk.length;
+    float sum[kScoreRows / 16][kKeys / 8][4] = {};
     float n_q = 0;
     for (int depth = 0; depth < depths; ++depth) {
       const int at = next();
-      const std::uint16_t* q = query_tile(at, depth);
-      const auto* k = reinterpret_cast<const std::uint16_t*>(slot(at));
+      const auto* q = shared_at<std::uint16_t>(query_tile(at, depth));
+      const auto* k = shared_at<std::uint16_t>(at);
       if (any) {
 #pragma unroll
         for (int from = 0; from < kDepth; from += 16) {
-          unsigned a[4][4], b[2][4];
+          unsigned a[kScoreRows / 16][4], b[kKeys / 16][4];
 #pragma unroll
-          for (int i = 0; i < 4; ++i)
+          for (int i = 0; i < kScoreRows / 16; ++i)
             load_matrices(a[i],
                           q + (t0 + i * 16 + a_row_of(lane)) * kPitch + from + 8 * a_half_of(lane));
 #pragma unroll
-          for (int j = 0; j < 2; ++j)
+          for (int j = 0; j < kKeys / 16; ++j)
             load_matrices(
                 b[j], k + (j0 + j * 16 + b_column_of(lane)) * kPitch + from + 8 * b_half_of(lane));
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
+          for (int j = 0; j < kKeys / 8; ++j) {
             const unsigned one[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
 #pragma unroll
-            for (int i = 0; i < 4; ++i) mma_bf16(sum[i][j], a[i], one);
+            for (int i = 0; i < kScoreRows / 16; ++i) mma_bf16(sum[i][j], a[i], one);
           }
         }
       }
-      // n q_t of half the depth.
-      const int half = thread / kSpan * (kDepth / 2);
-      const auto* row = reinterpret_cast<const Pack<Bf16>*>(q + thread % kSpan * kPitch + half);
-      const auto* weights = reinterpret_cast<const Pack<float>*>(n + depth * kDepth + half);
+      load();
+      // n q_t of a part of the depth.
+      const int part = thread / kSpan * (kDepth / kParts);
+      const auto* row = reinterpret_cast<const Pack<Bf16>*>(q + thread % kSpan * kPitch + part);
+      const auto* weights = reinterpret_cast<const Pack<float>*>(n() + depth * kDepth + part);
 #pragma unroll
-      for (int pack = 0; pack < kDepth / 16; ++pack) {
+      for (int pack = 0; pack < kDepth / kParts / 8; ++pack) {
         const Pack<Bf16> numbers = row[pack];
         const Pack<float> by[2] = {weights[2 * pack], weights[2 * pack + 1]};
 #pragma unroll
         for (int i = 0; i < 8; ++i) n_q = fmaf(to_float(numbers.at(i)), by[i / 4].at(i % 4), n_q);
       }
     }
+    TokenFloats& tokens = Outputs::tokens();
+    auto* scores = shared_at<std::uint16_t>(0);
     tokens.n_q[thread / kSpan][thread % kSpan] = n_q;
 
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {  // of 8 rows
+    for (int i = 0; i < kScoreRows / 8; ++i) {  // of 8 rows
       const int t = t0 + i * 8 + lane / 4;
       const float mu_high = tokens.mu_high[t], mu_low = tokens.mu_low[t];
       float l = 0;
 #pragma unroll
-      for (int tile_j = 0; tile_j < 4; ++tile_j) {
+      for (int tile_j = 0; tile_j < kKeys / 8; ++tile_j) {
         float weights[2];
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
@@ -218,7 +275,9 @@ struct Outputs {
     }
     __syncthreads();
     if (thread >= kSpan) return;
-    float l = tokens.carried[thread] * (tokens.n_q[0][thread] + tokens.n_q[1][thread]);
+    float l = 0;
+    for (int part = 0; part < kParts; ++part) l += tokens.n_q[part][thread];
+    l *= tokens.carried[thread];
     for (int w = 0; w < 4; ++w) l += tokens.l[w][thread];
     tokens.l[0][thread] = cell.reciprocal(l, tokens.floor[thread]);
   }
@@ -226,11 +285,12 @@ struct Outputs {
   /// The columns of one pass.
   template <class Out>
   __device__ void pass(int which) {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int warp = static_cast<int>(threadIdx.x) / kWarp;
-    const int t0 = warp / kColumnWarps * kRows, x0 = warp % kColumnWarps * 64;
-    const bool any = t0 < chunk.length && which * kWidth + x0 < cell.dv;
-    float sum[kRowTiles][8][4] = {};
+    const int lane = thread() % kWarp, warp = thread() / kWarp;
+    const TokenFloats& tokens = Outputs::tokens();
+    const auto* scores = shared_at<std::uint16_t>(0);
+    const int t0 = warp / kColumnWarps * kRows, x0 = warp % kColumnWarps * kColumns;
+    const bool any = t0 < chunk.length && which * kWidth + x0 < dv;
+    float sum[kRowTiles][kColumns / 8][4] = {};
     const auto multiply = [&](const unsigned(&a)[kRowTiles][4], const unsigned(&b)[4], int j) {
       const unsigned first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
 #pragma unroll
@@ -240,9 +300,12 @@ struct Outputs {
     };
     for (int depth = 0; depth < depths; ++depth) {
       const int at = next();
-      if (!any) continue;
-      const std::uint16_t* q = query_tile(at, depth);
-      const auto* fragments = reinterpret_cast<const Pack<unsigned>*>(slot(at));
+      if (!any) {
+        load();
+        continue;
+      }
+      const auto* q = shared_at<std::uint16_t>(query_tile(at, depth));
+      const auto* fragments = shared_at<Pack<unsigned>>(at);
 #pragma unroll
       for (int from = 0; from < kDepth; from += 16) {
         unsigned a[kRowTiles][4];
@@ -251,51 +314,55 @@ struct Outputs {
           load_matrices(a[i],
                         q + (t0 + i * 16 + a_row_of(lane)) * kPitch + from + 8 * a_half_of(lane));
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < kColumns / 16; ++j) {
           const Pack<unsigned> b =
               fragments[((from / 16) * (kWidth / 16) + x0 / 16 + j) * kWarp + lane];
           multiply(a, b.words, j);
         }
       }
+      load();
     }
     each_row(t0, [&](int t, int i, int r) {
       const float by = tokens.carried[t];
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
+      for (int j = 0; j < kColumns / 8; ++j) {
         sum[i][j][2 * r] *= by;
         sum[i][j][2 * r + 1] *= by;
       }
     });
     for (int part = 0; part < values; ++part) {
       const int at = next();
-      if (!any) continue;
-      const auto* v = reinterpret_cast<const std::uint16_t*>(slot(at));
+      if (!any || part * kDepth >= t0 + kRows) {  // after all of the warp's tokens
+        load();
+        continue;
+      }
+      const auto* v = shared_at<std::uint16_t>(at);
 #pragma unroll
       for (int from = 0; from < kDepth; from += 16) {
-        if (part * kDepth + from >= t0 + kRows) continue;  // after all of the warp's tokens
+        if (part * kDepth + from >= t0 + kRows) continue;
         unsigned a[kRowTiles][4];
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i)
           load_matrices(a[i], scores + (t0 + i * 16 + a_row_of(lane)) * kScorePitch +
                                   part * kDepth + from + 8 * a_half_of(lane));
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < kColumns / 16; ++j) {
           unsigned b[4];
           load_matrices_transposed(
               b, v + (from + b_depth_of(lane)) * kValuePitch + x0 + j * 16 + 8 * b_eight_of(lane));
           multiply(a, b, j);
         }
       }
+      load();
     }
     if (!any) return;
     each_row(t0, [&](int t, int i, int r) {
       const float by = tokens.l[0][t];
-      const std::int64_t x = which * kWidth + x0;
-      Out* h = cell.h.row<Out>(chunk.begin + t) + head * cell.dv + x;
-      const auto left = static_cast<int>(min(std::int64_t{64}, cell.dv - x));
+      const int x = which * kWidth + x0, left = dv - x;
+      Out* h = cell.h.row<Out>(chunk.begin + t) + head() * cell.dv + x;
       if constexpr (sizeof(Out) == 4) {
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
+        for (int j = 0; j < kColumns / 8; ++j) {
           const Pack<float, 2> pair = {
               {bits(sum[i][j][2 * r] * by), bits(sum[i][j][2 * r + 1] * by)}};
           if (t < chunk.length && j * 8 < left)
@@ -303,7 +370,7 @@ struct Outputs {
         }
       } else {
 #pragma unroll
-        for (int four = 0; four < 2; ++four) {
+        for (int four = 0; four < kColumns / 32; ++four) {
           unsigned words[4];
 #pragma unroll
           for (int j = 0; j < 4; ++j)
@@ -348,45 +415,11 @@ struct Outputs {
 template <class Out, int kWidth>
 __global__ void __launch_bounds__(kThreads, 1)
     tensor_outputs_kernel(Cell cell, Window window, MlstmOutputTile tile) {
-  XLSTM_DYNAMIC_SHARED(unsigned char, shared);
-  const std::int64_t state = blockIdx.x, head = blockIdx.y;
-  const auto passes = static_cast<int>((cell.dv + kWidth - 1) / kWidth);
-  const auto depths = static_cast<int>((cell.dqk + kDepth - 1) / kDepth);
-  const Chunk chunk(cell, window.begin + state);
-  const int split = static_cast<int>(blockIdx.z);
-  unsigned char* scores = shared;
-  unsigned char* tokens = scores + MlstmOutputTile::kScores;
-  unsigned char* queries = tokens + MlstmOutputTile::kFloats;
-  unsigned char* ring =
-      queries + (tile.resident ? depths * MlstmOutputTile::kQueries : std::size_t{0});
-  unsigned char* n =
-      ring + tile.stages * (tile.resident ? Outputs<kWidth>::kFactor : Outputs<kWidth>::kFactors);
-  Outputs<kWidth> outputs{.cell = cell,
-                          .tile = tile,
-                          .chunk = chunk,
-                          .head = head,
-                          .c = Fragments(cell, state, head),
-                          .n_from = cell.state_n(state, head),
-                          .depths = depths,
-                          .values = (chunk.length + kDepth - 1) / kDepth,
-                          .first_pass = tile.splits == 1 ? 0 : split,
-                          .last_pass = tile.splits == 1 ? passes : split + 1,
-                          .tokens = *reinterpret_cast<TokenFloats*>(tokens),
-                          .n = reinterpret_cast<float*>(n),
-                          .scores = reinterpret_cast<std::uint16_t*>(scores),
-                          .queries = queries,
-                          .ring = ring};
+  Outputs<kWidth> outputs(cell, window, tile, static_cast<int>(blockIdx.z));
   outputs.begin();
   outputs.score();
   for (int pass = outputs.first_pass; pass < outputs.last_pass; ++pass)
     outputs.template pass<Out>(pass);
-}
-
-int attribute(const Context& context, cudaDeviceAttr which) {
-  int value = 0;
-  if (cudaDeviceGetAttribute(&value, which, context.device().index) != cudaSuccess)
-    throw Error(ErrorCode::internal, "cudaDeviceGetAttribute of " + to_string(context.device()));
-  return value;
 }
 
 }  // namespace
@@ -394,9 +427,9 @@ int attribute(const Context& context, cudaDeviceAttr which) {
 void mlstm_tensor_outputs(Context& context, const Cell& cell, const MlstmPlan& plan,
                           const Window& window, DType h) {
   const std::int64_t chunks = window.end - window.begin;
-  const MlstmOutputTile tile(
-      plan.dqk, plan.dv, chunks * plan.heads, attribute(context, cudaDevAttrMultiProcessorCount),
-      static_cast<std::size_t>(attribute(context, cudaDevAttrMaxSharedMemoryPerBlockOptin)));
+  const MlstmOutputTile tile(plan.dqk, plan.dv, chunks * plan.heads,
+                             device_attribute(context, cudaDevAttrMultiProcessorCount),
+                             most_shared(context));
   const Grid grid{
       .x = chunks, .y = plan.heads, .z = tile.splits, .threads = kThreads, .shared = tile.shared};
   const auto run = [&](auto bf16_kernel, auto f32_kernel) {

@@ -5,19 +5,20 @@
 namespace xlstm::ops::cuda {
 namespace {
 
-constexpr int kStateThreads = 128;
+constexpr int kStateThreads = 256;
 constexpr int kStateWarps = kStateThreads / kWarp;
-constexpr int kStateStages = 3;
-constexpr int kStateDepth = 64;            // tokens of a stage
-constexpr int kStateX = 32 * kStateWarps;  // columns of dv of a block, 32 of a warp
-constexpr int kStateA = 64;                // columns of dqk of a block
-static_assert(kSpan % kStateDepth == 0);
+constexpr int kStateDepth = 64;  // tokens of a stage
+constexpr int kStateX = 128;     // columns of dv of a block, 32 of a warp
+constexpr int kStateA = 64;      // columns of dqk of a block, 32 of a warp
+constexpr int kStateXWarps = kStateX / 32;
+static_assert(kSpan % kStateDepth == 0 && kStateXWarps * kStateA / 32 == kStateWarps);
 
 /// What a block has of some tokens. Of rows that follow each other, packs of 16 bytes lie in
 /// different banks.
 struct alignas(16) StateStage {
   std::uint16_t v[kStateDepth][kStateX + 8], k[kStateDepth][kStateA + 8];
-  float kept[kStateDepth];
+  // e^(beta_j - mu_L) of two tokens, in bf16, and what that leaves.
+  Pack<unsigned, 2> kept[kStateDepth / 2];
 };
 
 /// A block's part in the states of one sequence and head.
@@ -25,41 +26,83 @@ struct StateTile {
   const Cell& cell;
   std::int64_t head, x0, a0;
 
-  /// Tokens from t0 on, of which `count` exist.
-  __device__ void load(StateStage& stage, std::int64_t t0, std::int64_t count) const {
-    constexpr int kPacksV = kStateX / 8, kPacksK = kStateA / 8;
-    const int thread = static_cast<int>(threadIdx.x);
-#pragma unroll
-    for (int i = 0; i < kStateDepth * kPacksV / kStateThreads; ++i) {
-      const int row = (i * kStateThreads + thread) / kPacksV, x = thread % kPacksV * 8;
-      const bool exists = row < count && x0 + x < cell.dv;
-      const Bf16* from = cell.v.row<Bf16>(t0) + head * cell.dv;
-      copy_async_16(&stage.v[row][x], exists ? from + row * cell.v.stride + x0 + x : from, exists);
-    }
-#pragma unroll
-    for (int i = 0; i < kStateDepth * kPacksK / kStateThreads; ++i) {
-      const int row = (i * kStateThreads + thread) / kPacksK, a = thread % kPacksK * 8;
-      const bool exists = row < count && a0 + a < cell.dqk;
-      const Bf16* from = cell.k.row<Bf16>(t0) + head * cell.dqk;
-      copy_async_16(&stage.k[row][a], exists ? from + row * cell.k.stride + a0 + a : from, exists);
-    }
-    if (thread < kStateDepth) {
-      const float* from = cell.gate(kKept, head) + t0;
-      copy_async_4(&stage.kept[thread], thread < count ? from + thread : from, thread < count);
-    }
-  }
+  // Of a warp.
+  __device__ static int x_of() { return static_cast<int>(threadIdx.x) / kWarp % kStateXWarps * 32; }
+  __device__ static int a_of() { return static_cast<int>(threadIdx.x) / kWarp / kStateXWarps * 32; }
 };
 
-/// A warp's part of C^T: 32 rows (of dv) and kStateA columns, as the accumulators of 2 x 8
+/// Fetches the stages of a block, one after the other.
+class StateLoader {
+ public:
+  __device__ StateLoader(const StateTile& tile, std::int64_t t0, int count)
+      : v_(tile.cell.v.row<Bf16>(t0 + v_row()) + tile.head * tile.cell.dv + tile.x0 + v_column()),
+        k_(tile.cell.k.row<Bf16>(t0 + k_row()) + tile.head * tile.cell.dqk + tile.a0 + k_column()),
+        kept_(tile.cell.gate(kKept, tile.head) + t0),
+        v_step_(kRowsV * tile.cell.v.stride),
+        k_step_(kRowsK * tile.cell.k.stride),
+        has_v_(tile.x0 + v_column() < tile.cell.dv),
+        has_k_(tile.a0 + k_column() < tile.cell.dqk) {
+    fetch_kept(count);
+  }
+
+  /// A quarter of the next kStateDepth tokens, of which `count` exist; the four one after the
+  /// other.
+  __device__ void load(StateStage& stage, int count, int quarter) {
+    const int thread = static_cast<int>(threadIdx.x);
+    {
+      const int row = quarter * kRowsV + thread / kPacksV, column = thread % kPacksV * 8;
+      copy_async_16(&stage.v[row][column], v_, has_v_ && row < count);
+      v_ += v_step_;
+    }
+    if (quarter % 2 == 0) {
+      const int row = quarter / 2 * kRowsK + thread / kPacksK, column = thread % kPacksK * 8;
+      copy_async_16(&stage.k[row][column], k_, has_k_ && row < count);
+      k_ += k_step_;
+    }
+    if (quarter == 0 && thread < kWarp) {
+      const unsigned high = pack_bf16(next_kept_[0], next_kept_[1]);
+      stage.kept[thread] = {
+          {high, pack_bf16(next_kept_[0] - first_of(high), next_kept_[1] - second_of(high))}};
+      kept_ += kStateDepth;
+      fetch_kept(count - kStateDepth);
+    }
+  }
+
+ private:
+  static constexpr int kPacksV = kStateX / 8, kPacksK = kStateA / 8;  // of a row
+  static constexpr int kRowsV = kStateThreads / kPacksV, kRowsK = kStateThreads / kPacksK;
+  static_assert(kRowsV * 4 == kStateDepth && kRowsK * 2 == kStateDepth);
+  __device__ static int v_row() { return static_cast<int>(threadIdx.x) / kPacksV; }
+  __device__ static int v_column() { return static_cast<int>(threadIdx.x) % kPacksV * 8; }
+  __device__ static int k_row() { return static_cast<int>(threadIdx.x) / kPacksK; }
+  __device__ static int k_column() { return static_cast<int>(threadIdx.x) % kPacksK * 8; }
+
+  /// e^(beta_j - mu_L) of the next stage, whose first `count` tokens exist: by one warp.
+  __device__ void fetch_kept(int count) {
+    static_assert(kStateDepth == 2 * kWarp);
+    for (int u = 0; u < 2; ++u) {
+      const int t = 2 * static_cast<int>(threadIdx.x) + u;
+      next_kept_[u] = threadIdx.x < kWarp && t < count ? kept_[t] : 0.0F;
+    }
+  }
+
+  const Bf16 *v_, *k_;
+  const float* kept_;
+  float next_kept_[2];
+  std::int64_t v_step_, k_step_;
+  bool has_v_, has_k_;
+};
+
+/// A warp's part of C^T: 32 rows (of dv) and 32 columns (of dqk), as the accumulators of 2 x 4
 /// products.
 struct StateSum {
-  float at[2][8][4] = {};
+  float at[2][4][4] = {};
 
   __device__ void scale(float by) {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
-      for (int j = 0; j < 8; ++j)
+      for (int j = 0; j < 4; ++j)
 #pragma unroll
         for (int r = 0; r < 4; ++r) at[i][j][r] *= by;
   }
@@ -67,15 +110,14 @@ struct StateSum {
   template <class Body>
   __device__ void each(const StateTile& tile, Body body) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const std::int64_t x0 = tile.x0 + threadIdx.x / kWarp * 32;
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
+    for (int j = 0; j < 4; ++j)
 #pragma unroll
       for (int r = 0; r < 4; ++r)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const std::int64_t a = tile.a0 + j * 8 + c_column(lane, r);
-          const std::int64_t x = x0 + i * 16 + c_row(lane, r);
+          const std::int64_t a = tile.a0 + StateTile::a_of() + j * 8 + c_column(lane, r);
+          const std::int64_t x = tile.x0 + StateTile::x_of() + i * 16 + c_row(lane, r);
           if (a < tile.cell.dqk && x < tile.cell.dv) body(a * tile.cell.dv + x, at[i][j][r]);
         }
   }
@@ -83,66 +125,67 @@ struct StateSum {
   __device__ void store(const StateTile& tile, std::int64_t state) {
     const Fragments to(tile.cell, state, tile.head);
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const std::int64_t column = tile.x0 / 16 + threadIdx.x / kWarp * 2;
+    const std::int64_t column = (tile.x0 + StateTile::x_of()) / 16;
+    const std::int64_t row = (tile.a0 + StateTile::a_of()) / 16;
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
+    for (int j = 0; j < 2; ++j)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        if (column + i >= to.columns || tile.a0 + j * 16 >= tile.cell.dqk) continue;
+        if (column + i >= to.columns || (row + j) * 16 >= tile.cell.dqk) continue;
         const unsigned words[4] = {pack_bf16(at[i][2 * j][0], at[i][2 * j][1]),
                                    pack_bf16(at[i][2 * j + 1][0], at[i][2 * j + 1][1]),
                                    pack_bf16(at[i][2 * j][2], at[i][2 * j][3]),
                                    pack_bf16(at[i][2 * j + 1][2], at[i][2 * j + 1][3])};
-        store_pack(to.at(tile.a0 / 16 + j, column + i) + lane * 4, words);
+        store_pack(to.at(row + j, column + i) + lane * 4, words);
       }
   }
-  /// Adds the tokens of a stage, the first `count` of it at least.
-  __device__ void add(const StateStage& stage, int count) {
+  /// Adds the tokens of a stage, and calls beside(quarter) in between.
+  template <class Body>
+  __device__ void add(const StateStage& stage, Body beside) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int x0 = static_cast<int>(threadIdx.x) / kWarp * 32;
     struct Factors {
-      unsigned v[2][4], k[4][4];
+      unsigned v[2][4], k[2][4];
     };
+    const std::uint16_t* v = &stage.v[a_depth_of(lane)][StateTile::x_of() + 8 * a_eight_of(lane)];
+    const std::uint16_t* k = &stage.k[b_depth_of(lane)][StateTile::a_of() + 8 * b_eight_of(lane)];
     const auto load = [&](Factors& to, int depth) {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        load_matrices_transposed(
-            to.v[i], &stage.v[depth + a_depth_of(lane)][x0 + i * 16 + 8 * a_eight_of(lane)]);
+        load_matrices_transposed(to.v[i], v + depth * (kStateX + 8) + i * 16);
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        load_matrices_transposed(to.k[j],
-                                 &stage.k[depth + b_depth_of(lane)][j * 16 + 8 * b_eight_of(lane)]);
+      for (int j = 0; j < 2; ++j)
+        load_matrices_transposed(to.k[j], k + depth * (kStateA + 8) + j * 16);
     };
     Factors factors[2];
     load(factors[0], 0);
 #pragma unroll
     for (int step = 0; step < kStateDepth / 16; ++step) {
-      if (step * 16 >= count) break;
       Factors& now = factors[step % 2];
       if (step + 1 < kStateDepth / 16) load(factors[(step + 1) % 2], (step + 1) * 16);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float* kept = &stage.kept[step * 16 + half * 8 + lane % 4 * 2];
-        const float first = kept[0], second = kept[1];
+        const Pack<unsigned, 2> kept = stage.kept[step * 8 + half * 4 + lane % 4];
 #pragma unroll
         for (int i = 0; i < 2; ++i)
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
             unsigned& pair = now.v[i][2 * half + r];
-            pair = pack_bf16(first * first_of(pair), second * second_of(pair));
+            pair = fma_bf16(pair, kept.words[0], fma_bf16(pair, kept.words[1], 0x80008000U));
           }
       }
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
+      for (int j = 0; j < 4; ++j) {
         const unsigned b[2] = {now.k[j / 2][j % 2 * 2], now.k[j / 2][j % 2 * 2 + 1]};
 #pragma unroll
         for (int i = 0; i < 2; ++i) mma_bf16(at[i][j], now.v[i], b);
       }
+      beside(step);
     }
   }
 };
 
 /// C before every chunk of a window and after the sequences.
+template <int kStages>
 __device__ void advance_c(const StateTile& tile, const Stretch& part, const Window& window,
                           std::int64_t s, StateStage* stages) {
   const Cell& cell = tile.cell;
@@ -153,37 +196,39 @@ __device__ void advance_c(const StateTile& tile, const Stretch& part, const Wind
     sum.each(tile, [from](std::int64_t at, float& number) { number = from[at]; });
 
   const std::int64_t t_begin = part.begin + part.chunk_begin * kSpan;
-  const std::int64_t t_end = part.begin + min(part.chunk_end * kSpan, part.length);
-  const auto count = static_cast<int>((t_end - t_begin + kStateDepth - 1) / kStateDepth);
-  const auto load = [&](int stage) {
-    const std::int64_t t = t_begin + stage * kStateDepth;
-    if (stage < count) tile.load(stages[stage % kStateStages], t, t_end - t);
-    end_copy_group();
+  const auto tokens =
+      static_cast<int>(min(part.chunk_end * kSpan, part.length) - part.chunk_begin * kSpan);
+  StateLoader loader(tile, t_begin, tokens);
+  const auto load = [&](int stage, int quarter) {
+    const int left = tokens - stage * kStateDepth;
+    if (left > 0) loader.load(stages[stage % kStages], left, quarter);
   };
-  for (int stage = 0; stage < kStateStages - 1; ++stage) load(stage);
+  for (int stage = 0; stage < kStages - 1; ++stage) {
+    for (int quarter = 0; quarter < 4; ++quarter) load(stage, quarter);
+    end_copy_group();
+  }
   constexpr int kPerChunk = kSpan / kStateDepth;
   const float* decays = cell.gate(kDecay, tile.head) + t_begin;
   float decay = decays[0];
   std::int64_t state = part.first + part.chunk_begin - window.begin;
-  for (int stage = 0; stage < count; ++stage) {
-    wait_copies<kStateStages - 2>();
+  for (int stage = 0; stage * kStateDepth < tokens; ++stage) {
+    wait_copies<kStages - 2>();
     __syncthreads();
-    load(stage + kStateStages - 1);
     if (stage % kPerChunk == 0) {
       sum.store(tile, state++);
       sum.scale(decay);
-      if (stage + kPerChunk < count) decay = decays[(stage + kPerChunk) * kStateDepth];
+      const int next = (stage + kPerChunk) * kStateDepth;
+      if (next < tokens) decay = decays[next];
     }
-    sum.add(
-        stages[stage % kStateStages],
-        static_cast<int>(min(std::int64_t{kStateDepth}, t_end - t_begin - stage * kStateDepth)));
+    sum.add(stages[stage % kStages], [&](int quarter) { load(stage + kStages - 1, quarter); });
+    end_copy_group();
   }
   float* to =
       part.goes_on() ? cell.carry_c(window.carry_out, tile.head) : cell.record_c(s, tile.head);
   if (to != nullptr) sum.each(tile, [to](std::int64_t at, float& number) { to[at] = number; });
 }
 
-/// The same of n, in float32: kStateA columns of a block, eight of a thread in every 16th token.
+/// The same of n, in float32: kStateA columns of a block, eight of a thread in every 32nd token.
 __device__ void advance_n(const StateTile& tile, const Stretch& part, const Window& window,
                           std::int64_t s) {
   constexpr int kPacks = kStateA / 8, kTogether = kStateThreads / kPacks;  // tokens at a time
@@ -199,30 +244,37 @@ __device__ void advance_n(const StateTile& tile, const Stretch& part, const Wind
       part.chunk_begin > 0 ? cell.carry_n(window.carry_in, tile.head) : cell.record_n(s, tile.head);
   float n = owns && from != nullptr ? from[own] : 0.0F;
 
-  for (std::int64_t chunk = part.chunk_begin; chunk < part.chunk_end; ++chunk) {
-    if (owns) cell.state_n(part.first + chunk - window.begin, tile.head)[own] = n;
+  struct Tokens {
+    Pack<Bf16> numbers[kTurns];
+    float weights[kTurns], decay;
+  };
+  const auto load = [&](Tokens& to, std::int64_t chunk) {
     const std::int64_t t0 = part.begin + chunk * kSpan;
     const auto count = static_cast<int>(min(std::int64_t{kSpan}, part.length - chunk * kSpan));
-    const Bf16* k = cell.k.row<Bf16>(t0) + tile.head * cell.dqk + tile.a0 + pack * 8;
-    const float* kept = cell.gate(kKept, tile.head) + t0;
-    Pack<Bf16> numbers[kTurns];
-    float weights[kTurns];
+    const Bf16* k = cell.k.row<Bf16>(t0 + first) + tile.head * cell.dqk + tile.a0 + pack * 8;
+    const float* kept = cell.gate(kKept, tile.head) + t0 + first;
 #pragma unroll
-    for (int turn = 0; turn < kTurns; ++turn) {
-      const int t = turn * kTogether + first;
-      numbers[turn] = {};
-      weights[turn] = 0;
-      if (!loads || t >= count) continue;
-      numbers[turn] = *reinterpret_cast<const Pack<Bf16>*>(k + t * cell.k.stride);
-      weights[turn] = kept[t];
+    for (int turn = 0; turn < kTurns; ++turn, k += kTogether * cell.k.stride) {
+      to.numbers[turn] = {};
+      to.weights[turn] = 0;
+      if (!loads || turn * kTogether + first >= count) continue;
+      to.numbers[turn] = *reinterpret_cast<const Pack<Bf16>*>(k);
+      to.weights[turn] = kept[turn * kTogether];
     }
-    const float decay = cell.gate(kDecay, tile.head)[t0];
+    to.decay = cell.gate(kDecay, tile.head)[t0];
+  };
+  Tokens next;
+  load(next, part.chunk_begin);
+  for (std::int64_t chunk = part.chunk_begin; chunk < part.chunk_end; ++chunk) {
+    if (owns) cell.state_n(part.first + chunk - window.begin, tile.head)[own] = n;
+    const Tokens tokens = next;
+    if (chunk + 1 < part.chunk_end) load(next, chunk + 1);
     float sum[8] = {};
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn)
 #pragma unroll
       for (int i = 0; i < 8; ++i)
-        sum[i] = fmaf(weights[turn], to_float(numbers[turn].at(i)), sum[i]);
+        sum[i] = fmaf(tokens.weights[turn], to_float(tokens.numbers[turn].at(i)), sum[i]);
     float(&sums)[kStateWarps][kStateA] = partial[chunk % 2];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -233,27 +285,32 @@ __device__ void advance_n(const StateTile& tile, const Stretch& part, const Wind
     if (!owns) continue;
     float added = 0;
     for (int w = 0; w < kStateWarps; ++w) added += sums[w][thread];
-    n = fmaf(n, decay, added);
+    n = fmaf(n, tokens.decay, added);
   }
   float* to =
       part.goes_on() ? cell.carry_n(window.carry_out, tile.head) : cell.record_n(s, tile.head);
   if (owns && to != nullptr) to[own] = n;
 }
 
-/// In x: sequences, and of each the tiles of C and then the parts of n.
-__global__ void __launch_bounds__(kStateThreads)
-    tensor_states_kernel(Cell cell, Window window, int x_tiles, int a_tiles) {
+/// In x: the tiles of C of all sequences and heads, and then the parts of n, which take less time:
+/// a multiprocessor that has a tile to itself must not get a second one because of them.
+template <int kStages>
+__global__ void __launch_bounds__(kStateThreads, 2)
+    tensor_states_kernel(Cell cell, Window window, int x_tiles, int a_tiles, int c_blocks) {
   XLSTM_DYNAMIC_SHARED(StateStage, stages);
-  const int jobs = (x_tiles + 1) * a_tiles, job = static_cast<int>(blockIdx.x) % jobs;
-  const std::int64_t s = cell.longs[blockIdx.x / jobs];
+  const bool has_c = static_cast<int>(blockIdx.x) < c_blocks;
+  const int jobs = has_c ? x_tiles * a_tiles : a_tiles;
+  const int block = static_cast<int>(blockIdx.x) - (has_c ? 0 : c_blocks), job = block % jobs;
+  const int heads = static_cast<int>(cell.heads), pair = block / jobs;
+  const std::int64_t s = cell.longs[pair / heads];
   const Stretch part(cell, window, s);
   if (part.chunk_begin >= part.chunk_end) return;
   const StateTile tile{.cell = cell,
-                       .head = blockIdx.y,
+                       .head = pair % heads,
                        .x0 = static_cast<std::int64_t>(job / a_tiles) * kStateX,
                        .a0 = static_cast<std::int64_t>(job % a_tiles) * kStateA};
-  if (job < x_tiles * a_tiles)
-    advance_c(tile, part, window, s, stages);
+  if (has_c)
+    advance_c<kStages>(tile, part, window, s, stages);
   else
     advance_n(tile, part, window, s);
 }
@@ -264,12 +321,18 @@ void mlstm_tensor_states(Context& context, const Cell& cell, const MlstmPlan& pl
                          const Window& window) {
   const auto x_tiles = static_cast<int>(blocks_for(plan.dv, kStateX));
   const auto a_tiles = static_cast<int>(blocks_for(plan.dqk, kStateA));
-  launch(context, "mlstm",
-         {.x = plan.longs * (x_tiles + 1) * a_tiles,
-          .y = plan.heads,
-          .threads = kStateThreads,
-          .shared = kStateStages * sizeof(StateStage)},
-         tensor_states_kernel, cell, window, x_tiles, a_tiles);
+  const std::int64_t pairs = plan.longs * plan.heads, c_blocks = pairs * x_tiles * a_tiles;
+  const auto run = [&](auto kernel, std::size_t stages) {
+    launch(context, "mlstm",
+           {.x = c_blocks + pairs * a_tiles,
+            .threads = kStateThreads,
+            .shared = stages * sizeof(StateStage)},
+           kernel, cell, window, x_tiles, a_tiles, static_cast<int>(c_blocks));
+  };
+  if (most_shared(context) >= 4 * sizeof(StateStage))
+    run(tensor_states_kernel<4>, 4);
+  else
+    run(tensor_states_kernel<3>, 3);
 }
 
 }  // namespace xlstm::ops::cuda

@@ -5,8 +5,7 @@
 
 namespace xlstm::ops::cuda {
 
-/// Copies 16 bytes, at multiples of 16, or writes zeros if `exists` is false. `from` must be a
-/// valid address either way.
+/// Copies 16 bytes, at multiples of 16, or reads nothing and writes zeros if `exists` is false.
 __device__ __forceinline__ void copy_async_16([[maybe_unused]] void* to,
                                               [[maybe_unused]] const void* from,
                                               [[maybe_unused]] bool exists) {
@@ -16,21 +15,7 @@ __device__ __forceinline__ void copy_async_16([[maybe_unused]] void* to,
                "l"(__cvta_generic_to_global(from)), "r"(exists ? 16 : 0)
                : "memory");
 #elif defined(XLSTM_CUDA_EMULATED)
-  cuda_emulator::copy_async(to, from, 16, exists);
-#endif
-}
-
-/// The same of 4 bytes.
-__device__ __forceinline__ void copy_async_4([[maybe_unused]] void* to,
-                                             [[maybe_unused]] const void* from,
-                                             [[maybe_unused]] bool exists) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(
-                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "l"(__cvta_generic_to_global(from)), "r"(exists ? 4 : 0)
-               : "memory");
-#elif defined(XLSTM_CUDA_EMULATED)
-  cuda_emulator::copy_async(to, from, 4, exists);
+  cuda_emulator::copy_async_16(to, from, exists);
 #endif
 }
 

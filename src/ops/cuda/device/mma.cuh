@@ -94,5 +94,16 @@ __device__ inline float first_of(unsigned pair) {
 __device__ inline float second_of(unsigned pair) {
   return to_float(Bf16{static_cast<std::uint16_t>(pair >> 16)});
 }
+/// a b + c of two numbers in bf16, each rounded once.
+__device__ inline unsigned fma_bf16(unsigned a, unsigned b, unsigned c) {
+#if defined(__CUDA_ARCH__)
+  unsigned pair;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(a), "r"(b), "r"(c));
+  return pair;
+#else
+  return pack_bf16(fmaf(first_of(a), first_of(b), first_of(c)),
+                   fmaf(second_of(a), second_of(b), second_of(c)));
+#endif
+}
 
 }  // namespace xlstm::ops::cuda
