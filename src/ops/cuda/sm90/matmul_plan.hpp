@@ -15,7 +15,7 @@ enum class MatmulKernel {
 struct MatmulPlan {
   MatmulKernel kernel;
   int rows;     ///< of x in a tile: 64, 128 or 256; of the two blocks of a cluster in `tiled`
-  int columns;  ///< of the multiplied tile: 32, 64, 96, 128, 176 (streamed); 128, 256 (tiled)
+  int columns;  ///< of the multiplied tile: 32, 64, 96, 128, 176 (streamed); 128, 192, 256 (tiled)
   int height;   ///< rows of W of a tile; with SwiGLU, of each W
   int split;    ///< blocks that share the depth of a tile: 1 or 2
   int stages;   ///< in shared memory at most; 0: as many as there is room for (streamed)
@@ -51,7 +51,7 @@ constexpr std::int64_t tiled_cycles(const MatmulShape& s, int columns) {
   const int height = s.swiglu ? columns / 2 : columns;
   const std::int64_t tiles = pieces_of(s.rows, 256) * matmul_tiles(s.outputs, height);
   const std::int64_t turns = pieces_of(tiles, s.multiprocessors / 2);
-  const std::int64_t stage = columns == 256 ? 1100 : 620;
+  const std::int64_t stage = 128 + columns * 4;
   return turns * (pieces_of(s.depth, kMatmulDepth) * stage + 2000) + 2000;
 }
 
@@ -72,16 +72,13 @@ constexpr std::int64_t streamed_cycles(const MatmulShape& s, const MatmulPlan& p
 
 /// The plan with the fewest cycles. All sizes are positive.
 constexpr MatmulPlan plan_matmul(const MatmulShape& s) {
-  const std::int64_t wide = tiled_cycles(s, 256), narrow = tiled_cycles(s, 128);
-  const int tiled_columns = narrow < wide ? 128 : 256;
-  MatmulPlan best = {.kernel = MatmulKernel::tiled,
-                     .rows = 256,
-                     .columns = tiled_columns,
-                     .height = s.swiglu ? tiled_columns / 2 : tiled_columns,
-                     .split = 1,
-                     .stages = 0,
-                     .ahead = 0,
-                     .cycles = std::min(wide, narrow)};
+  MatmulPlan best = {};
+  for (const int columns : {256, 192, 128}) {
+    const int height = s.swiglu ? columns / 2 : columns;
+    const std::int64_t cycles = tiled_cycles(s, columns);
+    if (best.cycles == 0 || cycles < best.cycles)
+      best = {MatmulKernel::tiled, 256, columns, height, 1, 0, 0, cycles};
+  }
   if (s.rows > kMatmulStreamedRows) return best;
   const int rows = s.rows <= 64 ? 64 : s.rows <= 128 ? 128 : 256;
   for (const int columns : {32, 64, 96, 128, 176}) {

@@ -51,42 +51,6 @@ __device__ __forceinline__ Place place_of(const MatmulArgs& a, int tile) {
   return p;
 }
 
-// Where sums go: columns n of weight `weight`.
-struct Target {
-  const MatmulArgs& a;
-  int weight;
-
-  __device__ float bias(std::int64_t n) const {
-    return bias_of(a.bias[weight], a.bias_dtype, n, a.outputs[weight]);
-  }
-  __device__ void one(int t, std::int64_t n, float value) const {
-    if (n >= a.outputs[weight]) return;
-    const std::int64_t at = t * a.y_stride + a.first[weight] + n;
-    if (a.y_is_bf16) {
-      store(static_cast<Bf16*>(a.y) + at, value);
-    } else {
-      float* to = static_cast<float*>(a.y) + at;
-      *to = a.accumulate ? *to + value : value;
-    }
-  }
-  // n is even
-  __device__ void two(int t, std::int64_t n, float first, float second) const {
-    if (n + 1 >= a.outputs[weight]) return one(t, n, first);
-    const std::int64_t at = t * a.y_stride + a.first[weight] + n;
-    if (a.y_is_bf16) {
-      *reinterpret_cast<unsigned*>(static_cast<Bf16*>(a.y) + at) = bf16_pair(first, second);
-    } else {
-      float2* to = reinterpret_cast<float2*>(static_cast<float*>(a.y) + at);
-      float2 sum = make_float2(first, second);
-      if (a.accumulate) {
-        const float2 old = *to;
-        sum = make_float2(old.x + first, old.y + second);
-      }
-      *to = sum;
-    }
-  }
-};
-
 template <int kRows, int kColumns>
 __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
     streamed_kernel(const __grid_constant__ MatmulMaps maps,
@@ -133,6 +97,11 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
       if (args.swiglu)
         load_box(to + kUp * 128, &maps.w[1], place.row, k * kMatmulDepth, bar, policy);
     };
+    const auto fetch_w = [&](int k) {
+      if (k >= end) return;
+      prefetch_box(&maps.w[place.weight], place.row, k * kMatmulDepth);
+      if (args.swiglu) prefetch_box(&maps.w[1], place.row, k * kMatmulDepth);
+    };
     const auto load_x = [&](int at, int k) {
       load_box(base + at * T::kStage, &maps.x, 0, k * kMatmulDepth, full + 8 * at);
     };
@@ -140,21 +109,19 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
     const int filled = min(ring, end - begin);
     if (copies) {
       for (int i = 0; i < filled; ++i) load_w(i, begin + i);
-      for (int k = begin + filled; k < min(end, begin + filled + args.ahead); ++k) {
-        prefetch_box(&maps.w[place.weight], place.row, k * kMatmulDepth);
-        if (args.swiglu) prefetch_box(&maps.w[1], place.row, k * kMatmulDepth);
-      }
+      for (int k = begin + filled; k < begin + filled + args.ahead; ++k) fetch_w(k);
     }
     __syncwarp();
     grid_wait();
+    grid_trigger();
     if (copies) {
-      grid_trigger();
       for (int i = 0; i < filled; ++i) load_x(i, begin + i);
       for (int k = begin; k < end; ++k, advance()) {
         if (k - begin < ring) continue;
         barrier_wait(empty + 8 * slot, phase ^ 1);
         load_w(slot, k);
         load_x(slot, k);
+        if (args.ahead > 0) fetch_w(k + args.ahead);
       }
     }
     __syncwarp();
