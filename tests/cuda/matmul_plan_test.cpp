@@ -48,17 +48,30 @@ TEST(MatmulPlan, UpTo64RowsHaveOnePlan) {
       EXPECT_EQ(plan(rows, outputs, 4096), plan(1, outputs, 4096));
 }
 
-TEST(MatmulPlan, FewRowsGiveEveryMultiprocessorOneTile) {
+// One block on each, or three.
+TEST(MatmulPlan, FewRowsKeepEveryMultiprocessorBusy) {
   for (const std::int64_t rows : {64, 128}) {
     for (const std::vector<std::int64_t>& outputs : {kQkvo, kHidden, kUp}) {
       const bool swiglu = outputs == kUp;
       const MatmulPlan p = plan(rows, outputs, 4096, swiglu);
       const std::int64_t blocks = matmul_tiles(outputs, p.height) * p.split;
+      const std::int64_t places = (p.stages == 0 ? 1 : 3) * kMultiprocessors;
       EXPECT_EQ(p.kernel, MatmulKernel::streamed);
-      EXPECT_LE(blocks, kMultiprocessors);
-      EXPECT_GE(blocks, kMultiprocessors * 95 / 100);
+      EXPECT_LE(blocks, places);
+      EXPECT_GE(blocks, places * 95 / 100);
     }
   }
+}
+
+TEST(MatmulPlan, StagesFitIntoSharedMemory) {
+  for (const std::int64_t rows : {64, 128})
+    for (const std::vector<std::int64_t>& outputs : {kQkvo, kHidden, kUp, {50304}}) {
+      const MatmulPlan p = plan(rows, outputs, 4096, outputs == kUp);
+      if (p.stages == 0) continue;
+      EXPECT_GE(p.stages, 3);
+      EXPECT_LE(3 * (2048 + p.stages * (p.rows + p.columns) * 128), 228 << 10);
+    }
+  EXPECT_EQ(plan(64, {50304}, 4096).stages, 3);
 }
 
 TEST(MatmulPlan, ManyRowsTakeWideTiles) {

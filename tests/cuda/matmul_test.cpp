@@ -17,6 +17,7 @@
 #if defined(XLSTM_TEST_ON_CARD)
 #include "ops/cuda/level.hpp"
 #include "ops/cuda/sm90/matmul.hpp"
+#include "ops/cuda/sm90/matmul_plan.hpp"
 #endif
 
 namespace xlstm::ops {
@@ -212,16 +213,15 @@ using cuda::MatmulPlan;
 std::vector<MatmulPlan> plans(std::int64_t rows, bool swiglu) {
   std::vector<MatmulPlan> all;
   for (const int columns : {128, 192, 256})
-    all.push_back({MatmulKernel::tiled, 256, columns, swiglu ? columns / 2 : columns, 1, 0, 0, 0});
+    all.push_back({MatmulKernel::tiled, 256, columns, swiglu ? columns / 2 : columns, 1, 0, 0});
   if (rows > cuda::kMatmulStreamedRows) return all;
   const int held = rows <= 64 ? 64 : rows <= 128 ? 128 : 256;
   for (const int columns : {32, 64, 96, 128, 176}) {
     const int most = swiglu ? columns / 2 : columns;
-    for (const int less : {0, 4})
+    for (const int less : {0, 3})
       for (const int split : {1, 2})
         if (split == 1 || (!swiglu && columns <= 128))
-          all.push_back(
-              {MatmulKernel::streamed, held, columns, most - less, split, 3 + less, less, 0});
+          all.push_back({MatmulKernel::streamed, held, columns, most - less, split, 3 + less, 0});
   }
   return all;
 }

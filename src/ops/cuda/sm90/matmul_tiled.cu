@@ -24,12 +24,13 @@ constexpr int kStores = 2;  // of a warp at once
 
 template <int kColumns>
 struct Ring {
-  static constexpr int kStages = kColumns == 256 ? 4 : kColumns == 192 ? 5 : 6;
+  static constexpr int kStages = kColumns == 128 ? 6 : 4;
   static constexpr int kX = kBlockRows * 128, kW = kColumns * 128;
   static constexpr int kStage = kX + kW;
   static constexpr int kStoresAt = kStages * kStage;
   static constexpr int kBarriersAt = kStoresAt + kWarps * kStores * kStoreBytes;
   static constexpr std::size_t kBytes = 1024 + kBarriersAt + 2 * kStages * 8;
+  static_assert(kBytes <= 227 << 10);
 };
 
 struct Place {
