@@ -4,10 +4,11 @@
 #include <span>
 
 #include "core/context.hpp"
-#include "ops/cuda/sm90/matmul_plan.hpp"
 #include "xlstm/tensor.hpp"
 
 namespace xlstm::ops::cuda {
+
+struct MatmulPlan;  // matmul_plan.hpp
 
 /// y = x W^T + b, or y += with `accumulate`; with `swiglu`, W is a gate and what it gates,
 /// y = silu(x W_0^T + b_0) (x W_1^T + b_1). Sums are float32 in the order of K, or of few pieces of

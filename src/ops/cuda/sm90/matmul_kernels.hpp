@@ -32,7 +32,6 @@ struct MatmulArgs {
   int depth_stages;  ///< of kMatmulDepth
   int height;        ///< rows of each W in a tile
   int ring;          ///< stages in shared memory (streamed kernel)
-  int ahead;         ///< stages of W fetched into the cache beyond the ring (streamed kernel)
   int split;
   void* y;
   std::int64_t y_stride;

@@ -15,11 +15,10 @@ enum class MatmulKernel {
 struct MatmulPlan {
   MatmulKernel kernel;
   int rows;     ///< of x in a tile: 64, 128 or 256; of the two blocks of a cluster in `tiled`
-  int columns;  ///< of the multiplied tile: 32, 64, 96, 128, 176 (streamed); 128, 256 (tiled)
-  int height;   ///< rows of W of a tile; with SwiGLU, of each W
+  int columns;  ///< multiplied at once: 32, 64, 96, 128, 176 (streamed); 128, 192, 256 (tiled)
+  int height;   ///< rows of W of a tile, of each W with SwiGLU: a multiple of 4
   int split;    ///< blocks that share the depth of a tile: 1 or 2
   int stages;   ///< in shared memory at most; 0: as many as there is room for (streamed)
-  int ahead;    ///< more stages of W that come into the cache before x is there (streamed)
   std::int64_t cycles;  ///< what it should take
 
   bool operator==(const MatmulPlan&) const = default;
@@ -27,7 +26,7 @@ struct MatmulPlan {
 
 struct MatmulShape {
   std::int64_t rows;                      ///< of x
-  std::span<const std::int64_t> outputs;  ///< rows of each W; the first alone with SwiGLU
+  std::span<const std::int64_t> outputs;  ///< rows of each W; of the first alone with SwiGLU
   std::int64_t depth;
   bool swiglu;
   int multiprocessors;
@@ -46,53 +45,77 @@ constexpr std::int64_t matmul_tiles(std::span<const std::int64_t> outputs, std::
   return tiles;
 }
 
-/// Cycles of the tiled kernel: tensor cores, and what they wait for.
+// The numbers in both estimates are fitted to measurements on an H200.
+
+/// Cycles of the tiled kernel: those of the tensor cores, at 84 % of their rate, and of the ends.
 constexpr std::int64_t tiled_cycles(const MatmulShape& s, int columns) {
   const int height = s.swiglu ? columns / 2 : columns;
   const std::int64_t tiles = pieces_of(s.rows, 256) * matmul_tiles(s.outputs, height);
   const std::int64_t turns = pieces_of(tiles, s.multiprocessors / 2);
-  const std::int64_t stage = columns == 256 ? 1100 : 620;
-  return turns * (pieces_of(s.depth, kMatmulDepth) * stage + 2000) + 2000;
+  const std::int64_t stage = columns * 19 / 4 + 16;
+  return turns * (pieces_of(s.depth, kMatmulDepth) * stage + 1500) + 3000;
 }
 
-/// Cycles of the streamed kernel: the slowest of device memory (20 bytes a cycle and
-/// multiprocessor), second-level cache (40) and tensor cores, and what comes before and after.
-constexpr std::int64_t streamed_cycles(const MatmulShape& s, const MatmulPlan& p) {
-  const std::int64_t tiles = matmul_tiles(s.outputs, p.height);
-  const std::int64_t turns = pieces_of(tiles, s.multiprocessors / p.split);
-  const std::int64_t stages = pieces_of(pieces_of(s.depth, kMatmulDepth), p.split);
+/// Stages of the streamed kernel with which so many blocks share a multiprocessor.
+constexpr int streamed_stages(int rows, int columns, int blocks) {
+  constexpr int kShared = 228 << 10, kOfBlock = 2 << 10;  // barriers, and what CUDA takes
+  return (kShared / blocks - kOfBlock) / ((rows + columns) * 128);
+}
+
+/// Cycles of the streamed kernel: the slowest of device memory (17.5 bytes a cycle and
+/// multiprocessor), second-level cache (46) and tensor cores, for all blocks that are on a
+/// multiprocessor at once, and what comes before and after.
+constexpr std::int64_t streamed_cycles(const MatmulShape& s, const MatmulPlan& p, int at_once) {
+  const std::int64_t blocks = matmul_tiles(s.outputs, p.height) * p.split;
+  const std::int64_t turns = pieces_of(blocks, s.multiprocessors / p.split * p.split * at_once);
+  const std::int64_t stages = at_once * pieces_of(pieces_of(s.depth, kMatmulDepth), p.split);
   const std::int64_t w = stages * p.height * (s.swiglu ? 2 : 1) * 128;
   const std::int64_t x = stages * p.rows * 128;
-  const std::int64_t products =
-      stages * (kMatmulDepth / 16) * (p.rows / 64) * std::max(p.columns / 2, 16 + p.columns / 4);
+  const std::int64_t products = stages * (kMatmulDepth / 16) * (p.rows / 64) *
+                                std::max(p.columns / 2, 16 + p.columns / 4) * 4 / 3;
   const std::int64_t sums = std::int64_t{4} * p.rows * p.columns;
-  const std::int64_t exchange = p.split == 1 ? 0 : 800 + sums * (p.split - 1) / p.split / 24;
-  return turns * (std::max({w / 20, (w + x) / 40, products}) + 2000 + exchange + sums / 48);
+  const std::int64_t exchange = p.split == 1 ? 0 : 800 + at_once * sums / 48;
+  return turns *
+         (std::max({w * 2 / 35, (w + x) / 46, products}) + (at_once == 1 ? 6000 : 5000) + exchange);
 }
 
 /// The plan with the fewest cycles. All sizes are positive.
 constexpr MatmulPlan plan_matmul(const MatmulShape& s) {
-  const std::int64_t wide = tiled_cycles(s, 256), narrow = tiled_cycles(s, 128);
-  const int tiled_columns = narrow < wide ? 128 : 256;
-  MatmulPlan best = {.kernel = MatmulKernel::tiled,
-                     .rows = 256,
-                     .columns = tiled_columns,
-                     .height = s.swiglu ? tiled_columns / 2 : tiled_columns,
-                     .split = 1,
-                     .stages = 0,
-                     .ahead = 0,
-                     .cycles = std::min(wide, narrow)};
+  MatmulPlan best = {};
+  for (const int columns : {256, 192, 128}) {
+    const int height = s.swiglu ? columns / 2 : columns;
+    const std::int64_t cycles = tiled_cycles(s, columns);
+    // Narrow tiles read more: they have to be worth it.
+    if (best.cycles == 0 || cycles + cycles / 20 < best.cycles)
+      best = {MatmulKernel::tiled, 256, columns, height, 1, 0, cycles};
+  }
   if (s.rows > kMatmulStreamedRows) return best;
   const int rows = s.rows <= 64 ? 64 : s.rows <= 128 ? 128 : 256;
-  for (const int columns : {32, 64, 96, 128, 176}) {
-    const int most = s.swiglu ? columns / 2 : columns;
-    for (int height = most; height >= 16 && height > most / 2; height -= 4) {
+  std::int64_t outputs = 0;
+  for (const std::int64_t n : s.outputs) outputs += n;
+  for (const int at_once : {1, 3}) {
+    for (const int columns : {32, 64, 96, 128, 176}) {
+      // Registers, and copies enough under way in each block.
+      constexpr int kFewestStages = 3;
+      if (at_once > 1 &&
+          (rows + columns > 192 || streamed_stages(rows, columns, at_once) < kFewestStages))
+        continue;
+      const int most = s.swiglu ? columns / 2 : columns;
       for (const int split : {1, 2}) {
         if (split > 1 && (s.swiglu || pieces_of(s.depth, kMatmulDepth) < 2 * split)) continue;
         if (split > 1 && columns > 128) continue;  // partial sums fit where the stages were
-        MatmulPlan plan = {MatmulKernel::streamed, rows, columns, height, split, 0, 0, 0};
-        plan.cycles = streamed_cycles(s, plan);
-        if (plan.cycles < best.cycles) best = plan;
+        // The full height, and the least with which the blocks take no more turns; a bit more
+        // where tiles end with every W.
+        const std::int64_t places = s.multiprocessors / split * at_once;
+        const std::int64_t turns = pieces_of(matmul_tiles(s.outputs, most), places);
+        const int even = static_cast<int>(pieces_of(pieces_of(outputs, turns * places), 4) * 4);
+        for (const int height : {most, even, even + 4}) {
+          if (height > most || height < 16) continue;
+          MatmulPlan plan = {MatmulKernel::streamed, rows, columns, height, split, 0, 0};
+          if (at_once > 1) plan.stages = streamed_stages(rows, columns, at_once);
+          plan.cycles = streamed_cycles(s, plan, at_once);
+          if (plan.cycles < best.cycles) best = plan;
+        }
       }
     }
   }

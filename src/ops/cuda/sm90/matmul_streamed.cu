@@ -1,7 +1,7 @@
 // Few rows: W streams from memory once, and every multiprocessor has its share of it. A block
 // multiplies some rows of W, or a piece of their depth, with all rows of x. Blocks that share the
-// depth of a tile add their sums in one order, each for some of the rows, through the cluster's
-// shared
+// depth of a tile add their sums in one order, each for some of the rows, through the shared memory
+// of their cluster.
 
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kGroup = 128;      // threads of a warp group
 constexpr int kMostStages = 12;  // barriers that there is room for
-constexpr int kBefore = 1024;    // lost to alignment
+constexpr int kBefore = 1024;    // barriers, up to where a box may begin
 constexpr std::size_t kMostShared = 227 << 10;
 
 template <int kRows, int kColumns>
@@ -27,7 +27,7 @@ struct Tile {
   static constexpr bool kManySums = kHigh * kColumns > 256;
   static constexpr int kThreads = kGroups * kGroup + (kManySums ? kGroup : kWarp);
   static constexpr int kX = kRows * 128, kW = kColumns * 128, kStage = kX + kW;
-  // Of a row of sums in shared memory, in floats: 8 rows of 2 lie in different banks.
+  // Of a row of sums in shared memory, in floats: pairs of 4 rows lie in different banks.
   static constexpr int kPitch = kColumns + 8;
   static constexpr int kSums = kRows * kPitch * 4;
 };
@@ -50,42 +50,6 @@ __device__ __forceinline__ Place place_of(const MatmulArgs& a, int tile) {
   p.row = (tile - first) * a.height;
   return p;
 }
-
-// Where sums go: columns n of weight `weight`.
-struct Target {
-  const MatmulArgs& a;
-  int weight;
-
-  __device__ float bias(std::int64_t n) const {
-    return bias_of(a.bias[weight], a.bias_dtype, n, a.outputs[weight]);
-  }
-  __device__ void one(int t, std::int64_t n, float value) const {
-    if (n >= a.outputs[weight]) return;
-    const std::int64_t at = t * a.y_stride + a.first[weight] + n;
-    if (a.y_is_bf16) {
-      store(static_cast<Bf16*>(a.y) + at, value);
-    } else {
-      float* to = static_cast<float*>(a.y) + at;
-      *to = a.accumulate ? *to + value : value;
-    }
-  }
-  // n is even
-  __device__ void two(int t, std::int64_t n, float first, float second) const {
-    if (n + 1 >= a.outputs[weight]) return one(t, n, first);
-    const std::int64_t at = t * a.y_stride + a.first[weight] + n;
-    if (a.y_is_bf16) {
-      *reinterpret_cast<unsigned*>(static_cast<Bf16*>(a.y) + at) = bf16_pair(first, second);
-    } else {
-      float2* to = reinterpret_cast<float2*>(static_cast<float*>(a.y) + at);
-      float2 sum = make_float2(first, second);
-      if (a.accumulate) {
-        const float2 old = *to;
-        sum = make_float2(old.x + first, old.y + second);
-      }
-      *to = sum;
-    }
-  }
-};
 
 template <int kRows, int kColumns>
 __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
@@ -138,17 +102,12 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
     };
     // Weights do not wait for the kernel before this one.
     const int filled = min(ring, end - begin);
-    if (copies) {
+    if (copies)
       for (int i = 0; i < filled; ++i) load_w(i, begin + i);
-      for (int k = begin + filled; k < min(end, begin + filled + args.ahead); ++k) {
-        prefetch_box(&maps.w[place.weight], place.row, k * kMatmulDepth);
-        if (args.swiglu) prefetch_box(&maps.w[1], place.row, k * kMatmulDepth);
-      }
-    }
     __syncwarp();
     grid_wait();
+    grid_trigger();
     if (copies) {
-      grid_trigger();
       for (int i = 0; i < filled; ++i) load_x(i, begin + i);
       for (int k = begin; k < end; ++k, advance()) {
         if (k - begin < ring) continue;
@@ -209,8 +168,7 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
           if (n >= args.height) continue;
           const std::int64_t at = place.row + n;
           const float g0 = target.bias(at), g1 = target.bias(at + 1);
-          const float u0 = bias_of(args.bias[1], args.bias_dtype, at, args.outputs[0]);
-          const float u1 = bias_of(args.bias[1], args.bias_dtype, at + 1, args.outputs[0]);
+          const float u0 = up.bias(at), u1 = up.bias(at + 1);
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const int t = row + m * 64 + half * 8;
@@ -264,10 +222,10 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
 template <int kRows, int kColumns>
 void run(Context& context, const MatmulPlan& plan, const MatmulMaps& maps, MatmulArgs args) {
   using T = Tile<kRows, kColumns>;
+  static_assert(kColumns > 128 || kBefore + T::kSums <= kMostShared);
   constexpr int kFit = static_cast<int>((kMostShared - kBefore) / T::kStage);
   const int most = plan.stages > 0 && plan.stages < kFit ? plan.stages : kFit;
   args.ring = most < kMostStages ? most : kMostStages;
-  args.ahead = plan.ahead;
   std::size_t bytes = static_cast<std::size_t>(args.ring) * T::kStage;
   if (plan.split > 1 && bytes < T::kSums) bytes = T::kSums;
   launch(context, "linear",

@@ -24,12 +24,13 @@ constexpr int kStores = 2;  // of a warp at once
 
 template <int kColumns>
 struct Ring {
-  static constexpr int kStages = kColumns == 256 ? 4 : 6;
+  static constexpr int kStages = kColumns == 128 ? 6 : 4;
   static constexpr int kX = kBlockRows * 128, kW = kColumns * 128;
   static constexpr int kStage = kX + kW;
   static constexpr int kStoresAt = kStages * kStage;
   static constexpr int kBarriersAt = kStoresAt + kWarps * kStores * kStoreBytes;
   static constexpr std::size_t kBytes = 1024 + kBarriersAt + 2 * kStages * 8;
+  static_assert(kBytes <= 227 << 10);
 };
 
 struct Place {
@@ -77,13 +78,15 @@ __device__ __forceinline__ void add_bias(float* sums, const void* bias, DType dt
   }
 }
 
-// A warp's 16 rows leave through its part of shared memory, 128 bytes of each row at a time.
+template <class Y>
+constexpr int kBox = 128 / static_cast<int>(sizeof(Y));  // columns
+
+// A warp's 16 rows leave through its part of shared memory, whole boxes of them.
 template <class Y, int kCount>
 __device__ __forceinline__ void store_rows(const float* sums, SharedAddress stores,
                                            const CUtensorMap* map, int row, int column,
                                            bool accumulate) {
-  constexpr int kChunk = 128 / static_cast<int>(sizeof(Y));  // columns
-  constexpr int kSums = kChunk / 2;                          // of a thread
+  constexpr int kSums = kBox<Y> / 2;  // of a thread
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
   for (int c = 0; c < kCount / kSums; ++c) {
@@ -118,9 +121,9 @@ __device__ __forceinline__ void store_rows(const float* sums, SharedAddress stor
     __syncwarp();
     if (lane == 0) {
       if (accumulate)
-        add_box(to, map, row, column + c * kChunk);
+        add_box(to, map, row, column + c * kBox<Y>);
       else
-        store_box(to, map, row, column + c * kChunk);
+        store_box(to, map, row, column + c * kBox<Y>);
       commit_stores();
     }
   }
@@ -217,6 +220,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int i = 0; i < kColumns / 4; ++i) sums[i] = gated(sums[i], sums[i + kColumns / 4]);
         store_rows<Y, kColumns / 4>(sums, stores, &maps.y[0], row, column, false);
+        // What is not whole boxes.
+        constexpr int kBoxes = kColumns / 2 / kBox<Y> * kBox<Y>;
+        const Target target{args, 0};
+#pragma unroll
+        for (int i = kBoxes / 2; i < kColumns / 4; i += 2) {
+          const int t = row + lane / 4 + i / 2 % 2 * 8, n = column + i / 4 * 8 + lane % 4 * 2;
+          if (t < args.rows) target.two(t, n, sums[i], sums[i + 1]);
+        }
       } else {
         const int column = p.column * kColumns;
         if (args.bias[0] != nullptr)
@@ -260,10 +271,11 @@ void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int m
 
 void launch_tiled(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
                   const MatmulArgs& args, int multiprocessors) {
-  if (plan.columns == 128)
-    run<128>(context, maps, args, multiprocessors);
-  else
-    run<256>(context, maps, args, multiprocessors);
+  switch (plan.columns) {
+    case 128: return run<128>(context, maps, args, multiprocessors);
+    case 192: return run<192>(context, maps, args, multiprocessors);
+    default: return run<256>(context, maps, args, multiprocessors);
+  }
 }
 
 }  // namespace xlstm::ops::cuda

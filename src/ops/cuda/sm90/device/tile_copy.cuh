@@ -40,13 +40,7 @@ __device__ __forceinline__ void load_box(SharedAddress to, const CUtensorMap* ma
       "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
       : "memory");
 }
-/// Brings a box into the second-level cache.
-__device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int row, int column) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(column),
-               "r"(row)
-               : "memory");
-}
-/// load_box() into the same place of every block of the cluster whose bit is set in `ranks`,
+/// The same into the same place of every block of the cluster whose bit is set in `ranks`,
 /// counted at the same barrier of each.
 __device__ __forceinline__ void load_box_to(unsigned ranks, SharedAddress to,
                                             const CUtensorMap* map, int row, int column,

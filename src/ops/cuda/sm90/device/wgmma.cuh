@@ -81,18 +81,20 @@ __device__ __forceinline__ std::uint64_t wgmma_transposed_matrix(SharedAddress a
       "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), \
       "+f"(d[78]), "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), \
       "+f"(d[85]), "+f"(d[86]), "+f"(d[87])
-#define XLSTM_WGMMA_NAMES_128                                                                    \
-  ", %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, " \
-  "%105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, "   \
-  "%120, %121, %122, %123, %124, %125, %126, %127"
-#define XLSTM_WGMMA_VALUES_128                                                                     \
-  "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]),       \
-      "+f"(d[95]), "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), \
-      "+f"(d[102]), "+f"(d[103]), "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]),          \
-      "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]),          \
-      "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]),          \
-      "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]),          \
-      "+f"(d[126]), "+f"(d[127])
+#define XLSTM_WGMMA_NAMES_96 ", %88, %89, %90, %91, %92, %93, %94, %95"
+#define XLSTM_WGMMA_VALUES_96                                                                \
+  "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), \
+      "+f"(d[95])
+#define XLSTM_WGMMA_NAMES_128                                                                      \
+  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define XLSTM_WGMMA_VALUES_128                                                                  \
+  "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), \
+      "+f"(d[103]), "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]),       \
+      "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]),       \
+      "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]),       \
+      "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]),       \
+      "+f"(d[127])
 
 /// D = A B, or D += A B where `add` is not 0; A and B in shared memory.
 template <int kN, int kTransposedA = 0, int kTransposedB = 0>
@@ -136,14 +138,24 @@ __device__ __forceinline__ void wgmma(float (&d)[kN / 2], std::uint64_t a, std::
         : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48,
           XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_88
         : "l"(a), "l"(b), "r"(add), "n"(kTransposedA), "n"(kTransposedB));
+  else if constexpr (kN == 192)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {" XLSTM_WGMMA_NAMES_16
+            XLSTM_WGMMA_NAMES_32 XLSTM_WGMMA_NAMES_48 XLSTM_WGMMA_NAMES_64 XLSTM_WGMMA_NAMES_88
+                XLSTM_WGMMA_NAMES_96 "}, %96, %97, p, 1, 1, %99, %100;\n}"
+        : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48,
+          XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_88, XLSTM_WGMMA_VALUES_96
+        : "l"(a), "l"(b), "r"(add), "n"(kTransposedA), "n"(kTransposedB));
   else if constexpr (kN == 256)
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" XLSTM_WGMMA_NAMES_16
             XLSTM_WGMMA_NAMES_32 XLSTM_WGMMA_NAMES_48 XLSTM_WGMMA_NAMES_64 XLSTM_WGMMA_NAMES_88
-                XLSTM_WGMMA_NAMES_128 "}, %128, %129, p, 1, 1, %131, %132;\n}"
+                XLSTM_WGMMA_NAMES_96 XLSTM_WGMMA_NAMES_128 "}, %128, %129, p, 1, 1, %131, %132;\n}"
         : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48,
-          XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_88, XLSTM_WGMMA_VALUES_128
+          XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_88, XLSTM_WGMMA_VALUES_96,
+          XLSTM_WGMMA_VALUES_128
         : "l"(a), "l"(b), "r"(add), "n"(kTransposedA), "n"(kTransposedB));
   else
     static_assert(kN < 0, "no instruction of this width here");
@@ -197,9 +209,11 @@ __device__ __forceinline__ void wgmma(float (&d)[kN / 2], const unsigned (&a)[4]
         "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" XLSTM_WGMMA_NAMES_16
             XLSTM_WGMMA_NAMES_32 XLSTM_WGMMA_NAMES_48 XLSTM_WGMMA_NAMES_64 XLSTM_WGMMA_NAMES_88
-                XLSTM_WGMMA_NAMES_128 "}, {%128, %129, %130, %131}, %132, p, 1, 1, %134;\n}"
+                XLSTM_WGMMA_NAMES_96 XLSTM_WGMMA_NAMES_128
+        "}, {%128, %129, %130, %131}, %132, p, 1, 1, %134;\n}"
         : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48,
-          XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_88, XLSTM_WGMMA_VALUES_128
+          XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_88, XLSTM_WGMMA_VALUES_96,
+          XLSTM_WGMMA_VALUES_128
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kTransposedB));
   else
     static_assert(kN < 0, "no instruction of this width here");
@@ -215,6 +229,8 @@ __device__ __forceinline__ void wgmma(float (&d)[kN / 2], const unsigned (&a)[4]
 #undef XLSTM_WGMMA_VALUES_64
 #undef XLSTM_WGMMA_NAMES_88
 #undef XLSTM_WGMMA_VALUES_88
+#undef XLSTM_WGMMA_NAMES_96
+#undef XLSTM_WGMMA_VALUES_96
 #undef XLSTM_WGMMA_NAMES_128
 #undef XLSTM_WGMMA_VALUES_128
 
