@@ -316,7 +316,8 @@ TEST(Mlstm, RefusesBadArguments) {
   };
   const Tensor w = wide.tensor();
   expect_refused([&] { call(w, w, 0); }, "mlstm: chunk must be at least 1, found 0");
-  expect_refused([&] { call(w, gates.tensor(), 8); }, "h must be f32 or bf16[2, 6], found f32[2, 2]");
+  expect_refused([&] { call(w, gates.tensor(), 8); },
+                 "h must be f32 or bf16[2, 6], found f32[2, 2]");
   expect_refused([&] { call(three.tensor(), w, 8); }, "must be multiples of 2 heads");
   offsets = {0, 1};
   expect_refused([&] { call(w, w, 8); }, "i must be f32[1, 2], found f32[2, 2]");

@@ -3,8 +3,8 @@
 #include <cuda_runtime.h>
 
 #include "ops/cuda/launch.cuh"
-#include "ops/cuda/sm90/matmul_kernels.hpp"
-#include "ops/cuda/sm90/tensor_map.hpp"
+#include "ops/cuda/sm90/matmul_kernels.cuh"
+#include "ops/cuda/sm90/tensor_map.cuh"
 
 namespace xlstm::ops::cuda {
 namespace {

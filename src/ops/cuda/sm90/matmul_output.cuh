@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "ops/cuda/device/numbers.cuh"
-#include "ops/cuda/sm90/matmul_kernels.hpp"
+#include "ops/cuda/sm90/matmul_kernels.cuh"
 #include "xlstm/dtype.hpp"
 
 namespace xlstm::ops::cuda {

@@ -7,7 +7,7 @@
 #include "ops/cuda/sm90/device/cluster.cuh"
 #include "ops/cuda/sm90/device/tile_copy.cuh"
 #include "ops/cuda/sm90/device/wgmma.cuh"
-#include "ops/cuda/sm90/matmul_kernels.hpp"
+#include "ops/cuda/sm90/matmul_kernels.cuh"
 #include "ops/cuda/sm90/matmul_output.cuh"
 
 namespace xlstm::ops::cuda {

@@ -1,4 +1,4 @@
-#include "ops/cuda/sm90/tensor_map.hpp"
+#include "ops/cuda/sm90/tensor_map.cuh"
 
 #include <cudaTypedefs.h>
 #include <cuda_runtime.h>

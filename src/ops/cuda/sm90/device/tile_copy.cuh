@@ -1,6 +1,6 @@
 #pragma once
 // Copies of boxes of a matrix between device and shared memory (cp.async.bulk.tensor of the PTX
-// ISA). One thread issues a copy. A tensor map (ops/cuda/sm90/tensor_map.hpp) says the box; columns
+// ISA). One thread issues a copy. A tensor map (ops/cuda/sm90/tensor_map.cuh) says the box; columns
 // and rows outside the matrix are zeros in a load and left out in a store. In shared memory a row
 // of a box is 128 bytes, and its 16-byte unit u lies at unit u ^ (row % 8): the box begins at a
 // multiple of 1024 bytes.
