@@ -7,9 +7,6 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#if defined(XLSTM_TRAP_LONG_WAITS)
-#include <cstdio>  // a kernel that hangs says where, and ends
-#endif
 
 namespace xlstm::ops::cuda {
 
