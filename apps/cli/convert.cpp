@@ -1,8 +1,5 @@
 // xlstm convert: writes a model as a Hugging Face directory.
 
-#include <algorithm>
-#include <map>
-
 #include "commands.hpp"
 #include "console.hpp"
 #include "core/check.hpp"
@@ -18,23 +15,11 @@ constexpr const char* kExamples =
     "  xlstm convert -m DIR --lora ADAPTER -o MERGED         an adapter becomes part of the "
     "weights";
 
-// The type that most bytes of the weights have.
-DType main_dtype(const Model& model) {
-  std::map<DType, std::uint64_t> bytes;
-  for (const ParameterInfo& parameter : model.parameters()) {
-    std::uint64_t count = size_of(parameter.dtype);
-    for (const std::int64_t size : parameter.shape) count *= static_cast<std::uint64_t>(size);
-    bytes[parameter.dtype] += count;
-  }
-  const auto most = std::max_element(
-      bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
-  return most == bytes.end() ? DType::f32 : most->first;
-}
-
 }  // namespace
 
 int run_convert(Arguments args) {
   RunOptions run;
+  run.device = "cpu";
   std::string output;
   std::string dtype;
   bool force = false;

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <system_error>
 
 #include "console.hpp"
@@ -40,7 +41,9 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
               "Model directory: Hugging Face or NX-AI (the small default model)", "XLSTM_MODEL");
   add_lora_option(parser, options);
   parser.choice("--dtype", {"f32", "bf16"}, options.dtype,
-                "Arithmetic; bf16 rounds the inputs of matrix products", "XLSTM_DTYPE");
+                "Arithmetic; bf16 rounds the inputs of matrix products (f32; for bf16 weights on "
+                "cuda bf16)",
+                "XLSTM_DTYPE");
   parser.text("--device", "NAME", options.device,
               "cpu, cuda or cuda:<index> (cuda if there is one)", "XLSTM_DEVICE");
   parser.flag("--exact", options.exact,
@@ -72,6 +75,19 @@ Adapter parse_adapter(const std::string& text) {
 
 }  // namespace
 
+// The type that most bytes of the weights have.
+DType main_dtype(const Model& model) {
+  std::map<DType, std::uint64_t> bytes;
+  for (const ParameterInfo& parameter : model.parameters()) {
+    std::uint64_t count = size_of(parameter.dtype);
+    for (const std::int64_t size : parameter.shape) count *= static_cast<std::uint64_t>(size);
+    bytes[parameter.dtype] += count;
+  }
+  const auto most = std::max_element(
+      bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  return most == bytes.end() ? DType::f32 : most->first;
+}
+
 LoadOptions to_load_options(const RunOptions& options) {
   LoadOptions load;
   try {
@@ -83,7 +99,7 @@ LoadOptions to_load_options(const RunOptions& options) {
     throw UsageError(fmt::format("--{}", error.what()));
   }
   load.exact = options.exact;
-  load.dtype = *parse_dtype(options.dtype);
+  load.dtype = options.dtype.empty() ? DType::f32 : *parse_dtype(options.dtype);
   load.threads = static_cast<int>(options.threads);
   load.check_tensors = options.check_tensors;
   load.chunk_size = options.chunk_size;
@@ -134,6 +150,10 @@ LoadedModel load_model(const RunOptions& options) {
   const Stopwatch watch;
   LoadOptions load = to_load_options(options);
   const fs::path directory = model_directory(options.model);
+  // A card is slow in f32 and fast in bf16. Loading for the CPU only maps the files.
+  if (options.dtype.empty() && !load.device.is_cpu() &&
+      main_dtype(Model::load(directory)) == DType::bf16)
+    load.dtype = DType::bf16;
   ProgressBar bar("loading", options.progress);
   load.progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };
   Model model = Model::load(directory, load);

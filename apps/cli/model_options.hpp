@@ -22,7 +22,7 @@ void apply(const LogOptions& options);
 
 struct RunOptions {
   std::string model;
-  std::string dtype = "f32";
+  std::string dtype;   ///< empty: f32, or on cuda bf16 if the weights are
   std::string device;  ///< as typed; empty: cuda where there is one, else cpu
   bool exact = false;
   std::vector<std::string> lora;  ///< as typed: DIR or DIR=SCALE
@@ -40,6 +40,9 @@ void add_run_options(OptionParser& parser, RunOptions& options);
 
 /// The library's form of these options. @throws UsageError
 LoadOptions to_load_options(const RunOptions& options);
+
+/// The type of most of the weights' bytes.
+DType main_dtype(const Model& model);
 
 /// The default model: beside the program, in the current directory, or installed.
 std::optional<std::filesystem::path> find_default_model();

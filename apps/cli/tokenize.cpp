@@ -19,6 +19,7 @@ constexpr const char* kExamples =
 
 int run_tokenize(Arguments args) {
   RunOptions run;
+  run.device = "cpu";
   std::vector<std::string> prompts;
   std::vector<std::string> decode;
   std::string file;

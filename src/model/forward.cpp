@@ -305,7 +305,8 @@ void Model::Impl::run_prepared(const ops::Batch& batch, std::size_t kind, Body&&
     body();
   };
   if (batch.tokens() > model::kMostGraphTokens) return pass();
-  const std::array<std::uintptr_t, 4> memory{context.arena().capacity(),
+  const std::array<std::uintptr_t, 5> memory{context.arena().capacity(),
+                                             reinterpret_cast<std::uintptr_t>(batch.slots.data()),
                                              reinterpret_cast<std::uintptr_t>(batch.device_slots),
                                              reinterpret_cast<std::uintptr_t>(results_.data()),
                                              reinterpret_cast<std::uintptr_t>(best_.data())};

@@ -263,7 +263,7 @@ TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
   EXPECT_EQ(memory["sequences"], 20);
   EXPECT_EQ(memory["states_bytes"], 20 * info["state_bytes_per_sequence"].get<std::int64_t>());
   EXPECT_GE(memory["weights_bytes"], info["weights"]["bytes"]);
-  EXPECT_EQ(memory["results_bytes"], 16 * 320 * 4);
+  EXPECT_EQ(memory["results_bytes"], 20 * 320 * 4);
   EXPECT_EQ(memory["free_bytes"].is_null(), memory["sequences_that_fit"].is_null());
 #ifdef XLSTM_TEST_WITHOUT_CUDA
   EXPECT_TRUE(memory["free_bytes"].is_null());

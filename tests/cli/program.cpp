@@ -68,6 +68,7 @@ void Program::start(std::vector<std::string> arguments, std::vector<std::string>
   // Tests run side by side: more threads than cores would make each other wait. The first of two
   // equal names counts.
   environment.emplace_back("XLSTM_THREADS=1");
+  environment.emplace_back("XLSTM_DEVICE=cpu");
 
   const std::string in = (folder_ / "in").string();
   const std::string out = (folder_ / "out").string();
