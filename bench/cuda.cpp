@@ -1,0 +1,357 @@
+// Every op of a step and of a prompt on a CUDA device, at the 7B model's shape: a line an op,
+// "name: microseconds (percent of its floor)". The floor is the larger of the bytes at the card's
+// read rate and the products at kProducts.
+//   bench_cuda [part of the names]
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/cuda_device.hpp"
+#include "core/float_bits.hpp"
+#include "ops/best.hpp"
+#include "ops/device_peaks.hpp"
+#include "ops/fused.hpp"
+#include "ops/linear.hpp"
+#include "ops/mlstm.hpp"
+#include "ops/norm.hpp"
+#include "ops/slstm.hpp"
+#include "xlstm/error.hpp"
+
+namespace {
+
+using namespace xlstm;
+
+constexpr Device kCard{DeviceType::cuda, 0};
+constexpr double kProducts = 989e12;        // bf16 on tensor cores, by the data sheet of an H200
+constexpr std::size_t kCache = 120U << 20;  // twice the second-level cache
+constexpr std::int64_t kD = 4096, kF = 10944, kQk = 2048, kHeads = 8, kVocabulary = 50304;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// Memory of the card with normal numbers, which stays until the program ends.
+class Memory {
+ public:
+  Tensor numbers(DType dtype, std::initializer_list<std::int64_t> shape, float scale = 1) {
+    Tensor t = Tensor::dense(nullptr, dtype, shape, kCard);
+    Buffer& buffer = buffers_.emplace_back(t.bytes(), kCard);
+    std::vector<std::byte> pattern(std::size_t{1} << 20);
+    std::minstd_rand random(static_cast<unsigned>(buffers_.size()));
+    std::normal_distribution<float> normal(0, scale);
+    for (std::size_t i = 0; i < pattern.size(); i += size_of(dtype)) {
+      const float value = normal(random);
+      const std::uint16_t half = f32_to_bf16(value);
+      if (dtype == DType::bf16)
+        std::memcpy(pattern.data() + i, &half, sizeof(half));
+      else
+        std::memcpy(pattern.data() + i, &value, sizeof(value));
+    }
+    for (std::size_t at = 0; at < t.bytes(); at += pattern.size())
+      copy_memory(buffer.data() + at, kCard, pattern.data(), {},
+                  std::min(pattern.size(), t.bytes() - at));
+    t.data = buffer.data();
+    return t;
+  }
+  std::byte* bytes(std::size_t count) { return buffers_.emplace_back(count, kCard, true).data(); }
+  template <class T>
+  const T* copy(const std::vector<T>& values) {
+    Buffer& buffer = buffers_.emplace_back(values.size() * sizeof(T), kCard);
+    copy_memory(buffer.data(), kCard, values.data(), {}, buffer.size());
+    return reinterpret_cast<const T*>(buffer.data());
+  }
+  void clear() { buffers_.clear(); }
+
+ private:
+  std::deque<Buffer> buffers_;
+};
+
+class Bench {
+ public:
+  explicit Bench(std::string part)
+      : part_(std::move(part)), read_(1e9 * measure_device_read_bandwidth(kCard)) {
+    fmt::print("read rate: {:.0f} GB/s\n", read_ / 1e9);
+  }
+
+  /// @param make  the op on memory of its own; called once for every set that rotates
+  void run(const std::string& name, double bytes, double products,
+           const std::function<std::function<void(Context&)>()>& make) {
+    if (name.find(part_) == std::string::npos) return;
+    try {
+      Context context(kCard);
+      const int sets =
+          static_cast<int>(std::clamp(static_cast<double>(kCache) / (bytes + 1), 1.0, 32.0)) + 1;
+      std::vector<std::function<void(Context&)>> calls;
+      for (int i = 0; i < sets; ++i) calls.push_back(make());
+      context.start_measuring();
+      for (const auto& call : calls) call(context);
+      context.finish_measuring();
+      for (const auto& call : calls) call(context);
+      context.synchronize();
+      cuda::begin_capture(context.stream(), kCard);
+      for (const auto& call : calls) call(context);
+      void* graph = cuda::end_capture(context.stream(), kCard);
+      std::vector<double> times;
+      for (int i = 0; i < 23; ++i) {
+        const double start = now();
+        cuda::launch_graph(graph, context.stream(), kCard);
+        context.synchronize();
+        if (i >= 3) times.push_back((now() - start) / sets);
+      }
+      cuda::destroy_graph(graph, kCard);
+      std::ranges::sort(times);
+      const double time = times[times.size() / 2];
+      const double floor = std::max(bytes / read_, products / kProducts);
+      fmt::print("{}: {:.1f} us ({:.0f} % of {:.1f})\n", name, 1e6 * time, 100 * floor / time,
+                 1e6 * floor);
+    } catch (const Error& error) {
+      fmt::print("{}: {}\n", name, error.what());
+    }
+    std::fflush(stdout);
+    memory.clear();
+  }
+
+  Memory memory;
+
+ private:
+  std::string part_;
+  double read_;
+};
+
+// --- a linear layer: weights [N_i, K] ---
+
+void linears(Bench& bench) {
+  struct Layer {
+    const char* name;
+    std::int64_t inputs;
+    std::vector<std::int64_t> outputs;
+    bool adds, gates;
+  };
+  const Layer layers[] = {{"qkvo", kD, {kQk, kQk, kD, kD}, false, false},
+                          {"out", kD, {kD}, true, false},
+                          {"gate_up", kD, {kF, kF}, false, true},
+                          {"down", kF, {kD}, true, false},
+                          {"head", kD, {kVocabulary}, false, false}};
+  Memory& memory = bench.memory;
+  for (const Layer& layer : layers)
+    for (const std::int64_t rows : {1, 8, 16, 64, 128, 256, 2048, 8192}) {
+      if (layer.inputs == kD && layer.outputs[0] == kVocabulary && rows > 256) continue;
+      const auto n = std::accumulate(layer.outputs.begin(), layer.outputs.end(), std::int64_t{0});
+      const bool normed = rows <= ops::kFusedTokens && !layer.adds;
+      const double numbers = static_cast<double>(n * layer.inputs);
+      bench.run(fmt::format("{} x{}", layer.name, rows),
+                2 * (numbers + static_cast<double>(rows * layer.inputs)),
+                2 * numbers * static_cast<double>(rows), [&] {
+                  std::vector<Tensor> w;
+                  for (const std::int64_t outputs : layer.outputs)
+                    w.push_back(memory.numbers(DType::bf16, {outputs, layer.inputs}, 0.02F));
+                  const bool f32 =
+                      layer.adds || rows <= ops::kFusedTokens || layer.outputs.size() == 1;
+                  const Tensor y = memory.numbers(f32 && !layer.gates ? DType::f32 : DType::bf16,
+                                                  {rows, layer.gates ? kF : n});
+                  const Tensor norm = memory.numbers(DType::bf16, {layer.inputs});
+                  const Tensor x =
+                      memory.numbers(normed ? DType::f32 : DType::bf16, {rows, layer.inputs});
+                  return [=, &layer](Context& c) {
+                    if (layer.gates && normed)
+                      ops::norm_linear_swiglu(
+                          c, {.x = x, .norm_w = norm, .norm_b = {}, .w = w, .b = {}, .y = y});
+                    else if (layer.gates)
+                      ops::linear_swiglu(c, {.x = x, .w = w, .b = {}, .y = y});
+                    else if (normed)
+                      ops::norm_linear(c, {.x = x,
+                                           .norm_w = norm,
+                                           .norm_b = {},
+                                           .activation = DType::bf16,
+                                           .w = w,
+                                           .b = {},
+                                           .y = y});
+                    else
+                      ops::linear(c, {.x = x, .w = w, .b = {}, .y = y, .accumulate = layer.adds});
+                  };
+                });
+    }
+}
+
+// --- cells ---
+
+/// Sequences of one length with their states.
+struct Sequences {
+  std::vector<std::int32_t> offsets{0};
+  std::vector<std::byte*> slots;
+  const std::int32_t* device_offsets;
+  std::byte* const* device_slots;
+
+  Sequences(Memory& memory, std::int64_t count, std::int64_t length, std::size_t state_bytes) {
+    for (std::int64_t s = 0; s < count; ++s) {
+      slots.push_back(memory.bytes(state_bytes));
+      offsets.push_back(offsets.back() + static_cast<std::int32_t>(length));
+    }
+    device_offsets = memory.copy(offsets);
+    device_slots = memory.copy(slots);
+  }
+  ops::Batch batch() const {
+    return {.offsets = offsets,
+            .slots = slots,
+            .device_offsets = device_offsets,
+            .device_slots = device_slots};
+  }
+};
+
+void mlstms(Bench& bench) {
+  struct Shape {
+    std::int64_t sequences, length, heads, dqk, dv;
+  };
+  constexpr Shape kShapes[] = {
+      {1, 1, kHeads, 256, 512},     {8, 1, kHeads, 256, 512},     {64, 1, kHeads, 256, 512},
+      {1, 128, kHeads, 256, 512},   {1, 2048, kHeads, 256, 512},  {1, 8192, kHeads, 256, 512},
+      {8, 2048, kHeads, 256, 512},  {32, 2048, kHeads, 256, 512}, {8, 8192, kHeads, 256, 512},
+      {2, 32768, kHeads, 256, 512}, {8, 8192, 16, 128, 256}};
+  Memory& memory = bench.memory;
+  for (const Shape& s : kShapes) {
+    const std::int64_t tokens = s.sequences * s.length, qk = s.heads * s.dqk, v = s.heads * s.dv;
+    const double state = 4.0 * static_cast<double>(s.heads * s.dqk * (s.dv + 1) + s.heads);
+    const double bytes = 2.0 * static_cast<double>(tokens * (2 * qk + 2 * v)) +
+                         2 * state * static_cast<double>(s.sequences);
+    // Per token and head: the state's update and read-out; scores and their sums within 64 tokens.
+    const double products = s.length == 1 ? 0
+                                          : static_cast<double>(tokens * s.heads) *
+                                                (4.0 * static_cast<double>(s.dqk * s.dv) +
+                                                 64.0 * static_cast<double>(s.dqk + s.dv));
+    bench.run(fmt::format("mlstm {}x{} {}x{}/{}", s.sequences, s.length, s.heads, s.dqk, s.dv),
+              bytes, products, [&] {
+                const DType type = s.length == 1 ? DType::f32 : DType::bf16;
+                const Tensor all = memory.numbers(type, {tokens, 2 * qk + 2 * v});
+                const Tensor h = memory.numbers(type, {tokens, v});
+                const Tensor i = memory.numbers(DType::f32, {tokens, s.heads});
+                const Tensor log_f = memory.numbers(DType::f32, {tokens, s.heads}, 1e-3F);
+                const auto c = static_cast<std::size_t>(s.heads * s.dqk * s.dv) * 4;
+                const auto n = static_cast<std::size_t>(s.heads * s.dqk) * 4;
+                const Sequences sequences(memory, s.sequences, s.length, c + n + 256);
+                return [=](Context& context) {
+                  const ops::Batch batch = sequences.batch();
+                  ops::mlstm(context, {.q = all.cols(0, qk),
+                                       .k = all.cols(qk, qk),
+                                       .v = all.cols(2 * qk, v),
+                                       .i = i,
+                                       .log_f = log_f,
+                                       .batch = batch,
+                                       .state = {.c = 0, .n = c, .m = c + n},
+                                       .h = h});
+                };
+              });
+  }
+}
+
+void slstms(Bench& bench) {
+  struct Shape {
+    std::int64_t heads, dh, sequences, length;
+  };
+  constexpr Shape kShapes[] = {{4, 192, 16, 1024}, {6, 128, 16, 1024}, {1, 768, 16, 1024},
+                               {2, 512, 16, 1024}, {4, 192, 1, 1},     {4, 192, 16, 1}};
+  Memory& memory = bench.memory;
+  for (const Shape& s : kShapes) {
+    const std::int64_t tokens = s.sequences * s.length, d = s.heads * s.dh;
+    bench.run(fmt::format("slstm {}x{} {}x{}", s.sequences, s.length, s.heads, s.dh),
+              20.0 * static_cast<double>(tokens * d), 8.0 * static_cast<double>(tokens * d * s.dh),
+              [&] {
+                const Tensor wx = memory.numbers(DType::f32, {tokens, 4 * d});
+                const Tensor r = memory.numbers(DType::bf16, {s.heads, 4 * s.dh, s.dh}, 0.03F);
+                const Tensor b = memory.numbers(DType::bf16, {4 * d});
+                const Tensor h = memory.numbers(DType::f32, {tokens, d});
+                const auto part = static_cast<std::size_t>(d) * 4;
+                const Sequences sequences(memory, s.sequences, s.length, 4 * part);
+                return [=](Context& context) {
+                  const ops::Batch batch = sequences.batch();
+                  ops::slstm(context, {.wx = wx,
+                                       .r = r,
+                                       .b = b,
+                                       .batch = batch,
+                                       .state = {.h = 0, .c = part, .n = 2 * part, .m = 3 * part},
+                                       .h = h,
+                                       .product = DType::bf16});
+                };
+              });
+  }
+}
+
+// --- rows ---
+
+void rows(Bench& bench) {
+  Memory& memory = bench.memory;
+  for (const std::int64_t tokens : {128, 2048, 16384}) {
+    const auto numbers = static_cast<double>(tokens * kD);
+    bench.run(fmt::format("rms_norm x{}", tokens), 6 * numbers, 0, [&] {
+      const Tensor x = memory.numbers(DType::f32, {tokens, kD});
+      const Tensor y = memory.numbers(DType::bf16, {tokens, kD});
+      const Tensor w = memory.numbers(DType::bf16, {kD});
+      return [=](Context& c) { ops::rms_norm(c, {.x = x, .w = w, .b = {}, .y = y}); };
+    });
+    bench.run(fmt::format("rms_norm_gates x{}", tokens), 6 * numbers, 0, [&] {
+      const Tensor x = memory.numbers(DType::f32, {tokens, kD});
+      const Tensor u = memory.numbers(DType::bf16, {tokens, kD});
+      const Tensor w = memory.numbers(DType::bf16, {kD});
+      const Tensor w_gate = memory.numbers(DType::bf16, {kHeads, kD}, 0.02F);
+      const Tensor b = memory.numbers(DType::bf16, {kHeads});
+      const Tensor i = memory.numbers(DType::f32, {tokens, kHeads});
+      const Tensor f = memory.numbers(DType::f32, {tokens, kHeads});
+      return [=](Context& c) {
+        ops::rms_norm_gates(c, {.x = x,
+                                .w = w,
+                                .b = {},
+                                .w_i = w_gate,
+                                .w_f = w_gate,
+                                .b_i = b,
+                                .b_f = b,
+                                .u = u,
+                                .i = i,
+                                .log_f = f});
+      };
+    });
+    bench.run(fmt::format("head_norm x{}", tokens), 6 * numbers, 0, [&] {
+      const Tensor h = memory.numbers(DType::bf16, {tokens, kD});
+      const Tensor o = memory.numbers(DType::bf16, {tokens, kD});
+      const Tensor y = memory.numbers(DType::bf16, {tokens, kD});
+      const Tensor w = memory.numbers(DType::bf16, {kD});
+      return [=](Context& c) {
+        ops::head_norm(c, {.h = h, .o = o, .w = w, .b = {}, .heads = kHeads, .y = y});
+      };
+    });
+  }
+  for (const std::int64_t sequences : {1, 8, 64, 256})
+    bench.run(fmt::format("best_logits x{}", sequences),
+              4.0 * static_cast<double>(sequences * kVocabulary), 0, [&] {
+                constexpr std::int64_t kBest = 40;
+                const Tensor logits = memory.numbers(DType::f32, {sequences, kVocabulary});
+                const Tensor values = memory.numbers(DType::f32, {sequences, kBest});
+                Tensor ids = memory.numbers(DType::f32, {sequences, kBest});
+                ids.dtype = DType::i32;
+                return [=](Context& c) {
+                  ops::best_logits(c, {.logits = logits, .values = values, .ids = ids});
+                };
+              });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const CudaReport report = query_cuda();
+  if (report.devices.empty()) {
+    fmt::print(stderr, "bench_cuda: no CUDA device: {}\n", report.problem);
+    return 1;
+  }
+  Bench bench(argc > 1 ? argv[1] : "");
+  linears(bench);
+  mlstms(bench);
+  slstms(bench);
+  rows(bench);
+  return 0;
+}
