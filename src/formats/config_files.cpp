@@ -119,6 +119,9 @@ Config parse_nxai_config(std::string_view text, const std::string& name) {
     validate_file(config, name);
     return config;
   }
+  // Kept as an unknown key it would make the config.json written from this another model's.
+  XLSTM_CHECK(!object.contains("_xlstm_config"), invalid_file,
+              "{}: _xlstm_config: expected in a config.json alone, beside model_type xlstm", name);
   FieldReader reader(object, name);
   reader.expect_required({"embedding_dim", "num_heads", "num_blocks", "vocab_size"});
 

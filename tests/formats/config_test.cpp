@@ -351,6 +351,14 @@ Config parse_yaml_config(const std::string& text) { return parse_nxai_config(tex
 
 const std::string kSmallYaml = "embedding_dim: 64\nnum_heads: 2\nnum_blocks: 2\nvocab_size: 131\n";
 
+// Kept as an unknown key it would make the config.json written from this the community's.
+TEST(NxaiConfigTest, TheCommunitysKeyIsRefused) {
+  expect_error(ErrorCode::invalid_file, {"config.yaml", "_xlstm_config"}, [] {
+    parse_yaml_config(
+        "{embedding_dim: 64, num_heads: 2, num_blocks: 2, vocab_size: 131, _xlstm_config: [1]}");
+  });
+}
+
 TEST(NxaiConfigTest, ReadsAReferenceDirectory) {
   const Config config =
       parse_yaml_config(read_text_file(kSource + "/tests/golden/nxai_large/config.yaml"));
