@@ -29,9 +29,10 @@ class Staging {
  public:
   static constexpr std::size_t kBytes = std::size_t{32} << 20;
 
-  explicit Staging(Device device)
+  /// @param most  bytes of a copy, if less than kBytes
+  Staging(Device device, std::size_t most)
       : device_(device),
-        memory_(Buffer::on_host_for(device, kBytes)),
+        memory_(Buffer::on_host_for(device, std::min(kBytes, most))),
         stream_(cuda::make_stream(device), [device](void* s) { cuda::destroy_stream(s, device); }) {
   }
   /// Queues a copy of at most kBytes, once the last one is done.
@@ -61,7 +62,7 @@ void move_weights_to_device(Model::Impl& impl) {
   for (const Parameter& p : impl.parameters) total += placed_bytes(*p.view);
   Buffer memory(total, c.device());
 
-  Staging turns[2] = {Staging(c.device()), Staging(c.device())};
+  Staging turns[2] = {Staging(c.device(), total), Staging(c.device(), total)};
   std::size_t turn = 0;
   std::byte* at = memory.data();
   for (const Parameter& p : impl.parameters) {

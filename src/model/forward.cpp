@@ -210,7 +210,7 @@ void Model::Impl::forward_vectors(std::span<const VectorInput> batch, float* out
   });
 }
 
-// @param wanted  0, the sequences' last tokens, or all tokens of the only sequence
+// @param wanted  rows of logits: none, the sequences' last tokens, or all tokens
 void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t begin,
                       std::int64_t count, std::size_t wanted, const Results& results) {
   const Device device = context.device();

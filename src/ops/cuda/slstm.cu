@@ -4,6 +4,7 @@
 
 #include "ops/cuda/device/batch.cuh"
 #include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/device/row.cuh"
 #include "ops/cuda/device/slstm_cell.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/level.hpp"
@@ -26,8 +27,7 @@ template <class T>
 struct SlstmCall {
   const T* r;
   std::int64_t r_head, r_row;  ///< strides
-  const void* b;               ///< or null
-  DType b_type;
+  Weights b;                   ///< or none
   Matrix<const float> wx;
   Matrix<float> h;
   DeviceBatch batch;
@@ -40,8 +40,7 @@ struct SlstmCall {
       : r(a.r.as<T>()),
         r_head(a.r.stride[0]),
         r_row(a.r.stride[1]),
-        b(a.b.data),
-        b_type(a.b.dtype),
+        b(a.b),
         wx(a.wx),
         h(a.h),
         batch(a.batch),
@@ -57,12 +56,7 @@ struct SlstmCall {
     return keeps_r || (dh % 4 == 0 && r_head % 4 == 0 && r_row % 4 == 0 &&
                        reinterpret_cast<std::uintptr_t>(r) % sizeof(Four<T>) == 0);
   }
-  __device__ float bias(std::int64_t i) const {
-    if (b == nullptr) return 0;
-    if (b_type == DType::f32) return static_cast<const float*>(b)[i];
-    if (b_type == DType::bf16) return to_float(static_cast<const Bf16*>(b)[i]);
-    return to_float(static_cast<const F16*>(b)[i]);
-  }
+  __device__ float bias(std::int64_t i) const { return b.at_or(0.0F, i); }
 };
 
 /// Not inlined, so that every kernel below has the same machine code of it, and a sequence the same

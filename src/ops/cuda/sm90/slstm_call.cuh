@@ -6,6 +6,7 @@
 #include "ops/cuda/device/batch.cuh"
 #include "ops/cuda/device/mma.cuh"
 #include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/device/row.cuh"
 #include "ops/slstm.hpp"
 
 namespace xlstm::ops::cuda::sm90 {
@@ -15,8 +16,7 @@ template <class T>
 struct SlstmCall {
   const T* r;
   std::int64_t r_head, r_row;  ///< strides
-  const void* b;               ///< or null
-  DType b_type;
+  Weights b;                   ///< or none
   Matrix<const float> wx;
   Matrix<float> h;
   DeviceBatch batch;
@@ -28,8 +28,7 @@ struct SlstmCall {
       : r(a.r.as<T>()),
         r_head(a.r.stride[0]),
         r_row(a.r.stride[1]),
-        b(a.b.data),
-        b_type(a.b.dtype),
+        b(a.b),
         wx(a.wx),
         h(a.h),
         batch(a.batch),
@@ -42,12 +41,7 @@ struct SlstmCall {
         fours_of_wx(dh % 4 == 0 && wx.stride % 4 == 0 &&
                     reinterpret_cast<std::uintptr_t>(wx.data) % 16 == 0) {}
 
-  __device__ float bias(std::int64_t i) const {
-    if (b == nullptr) return 0;
-    if (b_type == DType::f32) return static_cast<const float*>(b)[i];
-    if (b_type == DType::bf16) return to_float(static_cast<const Bf16*>(b)[i]);
-    return to_float(static_cast<const F16*>(b)[i]);
-  }
+  __device__ float bias(std::int64_t i) const { return b.at_or(0.0F, i); }
 };
 
 template <class T>
