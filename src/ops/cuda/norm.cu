@@ -1,9 +1,13 @@
 #include "ops/norm.hpp"
 
 #include "ops/cuda/device/gate.cuh"
+#include "ops/cuda/device/mma.cuh"
 #include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/device/overlap.cuh"
+#include "ops/cuda/device/pack.cuh"
 #include "ops/cuda/device/row.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 
 namespace xlstm::ops::cuda {
 namespace {
@@ -36,69 +40,176 @@ __global__ void rms_norm_kernel(Matrix<const float> x, Weights w, Weights b, flo
   for (int d = threadIdx.x; d < width; d += blockDim.x) store(to + d, u.at(d));
 }
 
-/// The shares of a lane in the products of kRows rows, `width` apart, with weights that are read
-/// once: the same sums as lane_dot() has.
-template <int kRows, class T>
-__device__ void lane_dots(const T* w, const float* rows, int width, float (&sums)[kRows]) {
-#pragma unroll 4
-  for (int d = threadIdx.x % kWarp; d < width; d += kWarp) {
-    const float weight = to_float(w[d]);
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) sums[r] = fmaf(rows[r * width + d], weight, sums[r]);
-  }
-}
-
-// A block norms kRows rows, which it holds unless there is but one; then a warp for every gate of
-// every head.
-template <class Y, int kRows>
+// A block norms a row, which it holds if it fits; then a warp for every gate of every head.
+template <class Y>
 __global__ void rms_norm_gates_kernel(Matrix<const float> x, Weights w, Weights b, float eps,
                                       float cap, Gate input, Gate forget, int heads, Matrix<Y> y,
-                                      int width, std::int64_t tokens) {
+                                      int width) {
   XLSTM_DYNAMIC_SHARED(float, held);
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kRows;
-  const int rows = static_cast<int>(min(static_cast<std::int64_t>(kRows), tokens - first));
-  NormedRow last{nullptr, 0, w, b};
-  bool is_held = true;
-  for (int r = 0; r < rows; ++r) {
-    float* mine = held + r * width;
-    const float* row = hold_row(x.row(first + r), mine, width);
-    is_held = row == mine;
-    const NormedRow u{row, rms_scale(row, width, eps), w, b};
-    Y* to = y.row(first + r);
-    for (int d = threadIdx.x; d < width; d += blockDim.x) {
-      const float value = u.at(d);
-      if (is_held) mine[d] = value;
-      store(to + d, value);
-    }
-    last = u;
-    __syncthreads();
+  const std::int64_t token = blockIdx.x;
+  const float* row = hold_row(x.row(token), held, width);
+  const NormedRow u{row, rms_scale(row, width, eps), w, b};
+  const bool is_held = row == held;
+  for (int d = threadIdx.x; d < width; d += blockDim.x) {
+    const float value = u.at(d);
+    if (is_held) held[d] = value;
+    store(y.row(token) + d, value);
   }
+  __syncthreads();
   const int warps = blockDim.x / kWarp;
   for (int i = threadIdx.x / kWarp; i < 2 * heads; i += warps) {
     const Gate gate = i < heads ? input : forget;
     const int head = i % heads;
-    float sums[kRows] = {};
-    if (kRows == 1) {
-      sums[0] =
-          is_held ? lane_dot(gate, head, HeldRow{held}, width) : lane_dot(gate, head, last, width);
-    } else {
-      const std::int64_t at = head * gate.stride;
-      switch (gate.w.dtype) {
-        case DType::bf16:
-          lane_dots(static_cast<const Bf16*>(gate.w.data) + at, held, width, sums);
-          break;
-        case DType::f16:
-          lane_dots(static_cast<const F16*>(gate.w.data) + at, held, width, sums);
-          break;
-        default: lane_dots(static_cast<const float*>(gate.w.data) + at, held, width, sums);
-      }
-    }
+    const float dot = warp_sum(is_held ? lane_dot(gate, head, HeldRow{held}, width)
+                                       : lane_dot(gate, head, u, width));
+    if (threadIdx.x % kWarp == 0) finish_gate(gate, token, head, dot, cap);
+  }
+}
+
+// Rows that lie on 16 bytes stay in the registers of a block: up to 8 of them, the columns of an
+// mma, whose depth is shared out to the warps. The gates' products go to tensor cores as three bf16
+// parts of each number, which together are all of its 24 bits. How many rows a block has changes no
+// bit of any.
+constexpr int kSteps = 16;  // 16 numbers of a row each, of which a lane has 4
+constexpr int kWarpNumbers = kSteps * 16;
+constexpr int kMostWarps = 16;
+constexpr int kMostRows = 8;
+constexpr int kGateRows = 16;  // of an mma
+
+/// The three bf16 parts of four numbers.
+struct Parts {
+  unsigned of[3][2];
+  __device__ explicit Parts(const float4& from) {
+    float x = from.x, y = from.y, z = from.z, w = from.w;
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const float dot = warp_sum(sums[r]);
-      if (threadIdx.x % kWarp == 0 && r < rows) finish_gate(gate, first + r, head, dot, cap);
+    for (int i = 0; i < 3; ++i) {
+      of[i][0] = pack_bf16(x, y);
+      of[i][1] = pack_bf16(z, w);
+      x -= first_of(of[i][0]);
+      y -= second_of(of[i][0]);
+      z -= first_of(of[i][1]);
+      w -= second_of(of[i][1]);
     }
   }
+};
+
+struct RowGates {
+  Gate input, forget;
+  int heads;
+  float cap;
+  /// The weights of gate i of both; the last one's for those that do not exist.
+  __device__ const Bf16* row(int i) const {
+    const int own = min(i, 2 * heads - 1);
+    const Gate& gate = own < heads ? input : forget;
+    return static_cast<const Bf16*>(gate.w.data) + own % heads * gate.stride;
+  }
+};
+
+// kWhole: every warp has all its steps. Nothing branches around a load then, so that the loads of
+// several steps are under way together.
+template <class Y, bool kGates, bool kWhole>
+__global__ void __launch_bounds__(kMostWarps* kWarp, 1)
+    rms_norm_rows_kernel(Matrix<const float> x, Weights w, Weights b, float eps, RowGates gates,
+                         Matrix<Y> y, int width, int each, std::int64_t tokens) {
+  __shared__ float squares[kMostWarps][kMostRows];
+  __shared__ float sums[kGates ? kMostWarps : 1][kGateRows][kMostRows];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  const int group = lane / 4, quarter = lane % 4;  // token, and place in 16 numbers
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * each, token = first + group;
+  const bool exists = group < each && token < tokens;
+  const int begin = warp * kWarpNumbers + quarter * 4;
+  const auto has = [&](int s) { return kWhole || begin + s * 16 < width; };
+  grid_wait();
+  float4 v[kSteps];
+  float sum = 0;
+  const float* row = x.row(exists ? token : first);  // rows that are not there are not written
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    v[s] = {};
+    if (has(s)) v[s] = *reinterpret_cast<const float4*>(row + begin + s * 16);
+  }
+  grid_trigger();
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    sum = fmaf(v[s].x, v[s].x, sum);
+    sum = fmaf(v[s].y, v[s].y, sum);
+    sum = fmaf(v[s].z, v[s].z, sum);
+    sum = fmaf(v[s].w, v[s].w, sum);
+  }
+  sum += __shfl_xor_sync(~0U, sum, 1);
+  sum += __shfl_xor_sync(~0U, sum, 2);
+  if (quarter == 0) squares[warp][group] = sum;
+  __syncthreads();
+  float total = 0;
+  for (int i = 0; i < warps; ++i) total += squares[i][group];
+  const float scale = reciprocal_root(total / static_cast<float>(width), eps);
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    if (!has(s)) continue;
+    const int d = begin + s * 16;
+    const float4 n = FourWeights(w, d).floats();
+    float4 c = {};
+    if (b.any()) c = FourWeights(b, d).floats();
+    v[s] = {fmaf(v[s].x * scale, n.x, c.x), fmaf(v[s].y * scale, n.y, c.y),
+            fmaf(v[s].z * scale, n.z, c.z), fmaf(v[s].w * scale, n.w, c.w)};
+    if (exists && blockIdx.y == 0) store_four(y.row(token) + d, v[s]);
+  }
+  if constexpr (kGates) {
+    const int tile = blockIdx.y * kGateRows;
+    const Bf16* const upper = gates.row(tile + group);
+    const Bf16* const lower = gates.row(tile + group + 8);
+    float whole[4] = {}, rest[4] = {};
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      if (!has(s)) continue;
+      const uint2 up = *reinterpret_cast<const uint2*>(upper + begin + s * 16),
+                  low = *reinterpret_cast<const uint2*>(lower + begin + s * 16);
+      const unsigned a[4] = {up.x, low.x, up.y, low.y};
+      const Parts parts(v[s]);
+      mma_bf16(whole, a, parts.of[0]);
+      mma_bf16(rest, a, parts.of[1]);
+      mma_bf16(rest, a, parts.of[2]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[warp][c_row(lane, i)][c_column(lane, i)] = whole[i] + rest[i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < kGateRows * each; i += blockDim.x) {
+      const int gate = tile + i / each, t = i % each;
+      if (gate >= 2 * gates.heads || first + t >= tokens) continue;
+      float dot = 0;
+      for (int k = 0; k < warps; ++k) dot += sums[k][i / each][t];
+      finish_gate(gate < gates.heads ? gates.input : gates.forget, first + t, gate % gates.heads,
+                  dot, gates.cap);
+    }
+  }
+}
+
+/// Whether rms_norm_rows_kernel takes such rows.
+bool serves_rows(const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& y) {
+  return x.dim(1) % 16 == 0 && x.dim(1) <= kMostWarps * kWarpNumbers && on_16_bytes(x) &&
+         on_16_bytes(w) && (!b || on_16_bytes(b)) && on_16_bytes(y);
+}
+
+template <bool kGates>
+void run_rows(Context& context, const char* name, const Tensor& x, const Tensor& w, const Tensor& b,
+              float eps, const RowGates& gates, const Tensor& y) {
+  const std::int64_t tokens = x.dim(0), width = x.dim(1);
+  // As many rows for each block as let all blocks run at once.
+  std::int64_t each = blocks_for(tokens, multiprocessors(context.device()));
+  if (each > kMostRows) each = kMostRows;
+  const auto warps = static_cast<int>(blocks_for(width, kWarpNumbers));
+  with_type(y.dtype, [&](auto type) {
+    using Y = decltype(type);
+    launch(context, name,
+           {.x = blocks_for(tokens, each),
+            .y = kGates ? blocks_for(2 * gates.heads, kGateRows) : 1,
+            .threads = warps * kWarp,
+            .overlap = true},
+           width % kWarpNumbers == 0 ? rms_norm_rows_kernel<Y, kGates, true>
+                                     : rms_norm_rows_kernel<Y, kGates, false>,
+           Matrix<const float>(x), Weights(w), Weights(b), eps, gates, Matrix<Y>(y),
+           static_cast<int>(width), static_cast<int>(each), tokens);
+  });
 }
 
 /// Floats that are read as they are, or bf16 numbers.
@@ -129,10 +240,86 @@ __global__ void head_norm_kernel(Matrix<const In> h, Matrix<const In> o, Weights
   norm(Numbers<float>{held});
 }
 
+// A warp has a row of a head, and a lane four numbers in each of kFours places of it.
+constexpr int kHeadWarps = 4;
+
+template <class In, class Y, int kFours>
+__global__ void __launch_bounds__(kHeadWarps* kWarp)
+    head_norm_rows_kernel(Matrix<const In> h, Matrix<const In> o, Weights w, Weights b, float eps,
+                          Matrix<Y> y, int heads, int width, std::int64_t items) {
+  const std::int64_t item =
+      static_cast<std::int64_t>(blockIdx.x) * kHeadWarps + threadIdx.x / kWarp;
+  const std::int64_t token = item / heads;
+  const int first = static_cast<int>(item % heads) * width, own = threadIdx.x % kWarp * 4;
+  grid_wait();
+  grid_trigger();
+  if (item >= items) return;
+  const In* from = h.row(token) + first;
+  const In* gate = o.row(token) + first;
+  float4 v[kFours], g[kFours];
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    const int d = i * 4 * kWarp + own;
+    v[i] = g[i] = {};
+    if (d >= width) continue;
+    v[i] = load_four(from + d);
+    g[i] = load_four(gate + d);
+  }
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
+  const auto count = static_cast<float>(width);
+  const float mean = warp_sum(sum) / count;
+  sum = 0;
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    if (i * 4 * kWarp + own >= width) continue;
+    v[i] = {v[i].x - mean, v[i].y - mean, v[i].z - mean, v[i].w - mean};
+    sum = fmaf(v[i].x, v[i].x, sum);
+    sum = fmaf(v[i].y, v[i].y, sum);
+    sum = fmaf(v[i].z, v[i].z, sum);
+    sum = fmaf(v[i].w, v[i].w, sum);
+  }
+  const float scale = reciprocal_root(warp_sum(sum) / count, eps);
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    const int d = i * 4 * kWarp + own;
+    if (d >= width) continue;
+    const float4 n = FourWeights(w, first + d).floats();
+    float4 c = {};
+    if (b.any()) c = FourWeights(b, first + d).floats();
+    store_four(y.row(token) + first + d, {sigmoid(g[i].x) * fmaf(v[i].x * scale, n.x, c.x),
+                                          sigmoid(g[i].y) * fmaf(v[i].y * scale, n.y, c.y),
+                                          sigmoid(g[i].z) * fmaf(v[i].z * scale, n.z, c.z),
+                                          sigmoid(g[i].w) * fmaf(v[i].w * scale, n.w, c.w)});
+  }
+}
+
+/// Whether head_norm_rows_kernel takes such rows.
+bool serves_heads(const HeadNormArgs& a, std::int64_t width) {
+  constexpr int kMostFours = 8;
+  return width % 4 == 0 && width <= kMostFours * 4 * kWarp && on_16_bytes(a.h) &&
+         on_16_bytes(a.o) && on_16_bytes(a.w) && (!a.b || on_16_bytes(a.b)) && on_16_bytes(a.y);
+}
+
+template <class In, class Y>
+void run_heads(Context& context, const HeadNormArgs& a, std::int64_t width) {
+  const std::int64_t items = a.h.dim(0) * a.heads;
+  launch(context, "head_norm",
+         {.x = blocks_for(items, kHeadWarps), .threads = kHeadWarps * kWarp, .overlap = true},
+         width <= 4 * 4 * kWarp ? head_norm_rows_kernel<In, Y, 4> : head_norm_rows_kernel<In, Y, 8>,
+         Matrix<const In>(a.h), Matrix<const In>(a.o), Weights(a.w), Weights(a.b), a.eps,
+         Matrix<Y>(a.y), static_cast<int>(a.heads), static_cast<int>(width), items);
+}
+
 }  // namespace
 
 void rms_norm(Context& context, const RmsNormArgs& a) {
   if (a.x.count() == 0) return;
+  if (serves_rows(a.x, a.w, a.b, a.y)) {
+    const Gate none(Tensor(), Tensor(), Tensor(), false);
+    return run_rows<false>(context, "rms_norm", a.x, a.w, a.b, a.eps, {none, none, 0, 0}, a.y);
+  }
   with_type(a.y.dtype, [&](auto type) {
     using Y = decltype(type);
     launch(context, "rms_norm", row_grid(a.x.dim(0), 1, a.x.dim(1)), rms_norm_kernel<Y>,
@@ -144,22 +331,17 @@ void rms_norm(Context& context, const RmsNormArgs& a) {
 void rms_norm_gates(Context& context, const RmsNormGatesArgs& a) {
   if (a.x.count() == 0) return;
   const Gate input(a.w_i, a.b_i, a.i, a.sigmoid_input), forget(a.w_f, a.b_f, a.log_f, true);
-  const std::int64_t tokens = a.x.dim(0), width = a.x.dim(1);
-  Grid grid = row_grid(tokens, 1, width);
-  // Several rows a block, where there are enough of them, read the gates' weights less often.
-  constexpr int kRows = 4;
-  constexpr std::int64_t kEnoughBlocks = 128;
-  const bool several = tokens >= kRows * kEnoughBlocks && width <= kMostHeld;
-  if (several) {
-    grid.x = blocks_for(tokens, kRows);
-    grid.shared *= kRows;
-  }
+  const auto heads = static_cast<int>(a.w_i.dim(0));
+  if (serves_rows(a.x, a.w, a.b, a.u) && a.w_i.dtype == DType::bf16 && a.w_f.dtype == DType::bf16 &&
+      on_16_bytes(a.w_i) && on_16_bytes(a.w_f))
+    return run_rows<true>(context, "rms_norm_gates", a.x, a.w, a.b, a.eps,
+                          {input, forget, heads, a.cap}, a.u);
+  const std::int64_t width = a.x.dim(1);
   with_type(a.u.dtype, [&](auto type) {
     using Y = decltype(type);
-    launch(context, "rms_norm_gates", grid,
-           several ? rms_norm_gates_kernel<Y, kRows> : rms_norm_gates_kernel<Y, 1>,
-           Matrix<const float>(a.x), Weights(a.w), Weights(a.b), a.eps, a.cap, input, forget,
-           static_cast<int>(a.w_i.dim(0)), Matrix<Y>(a.u), static_cast<int>(width), tokens);
+    launch(context, "rms_norm_gates", row_grid(a.x.dim(0), 1, width), rms_norm_gates_kernel<Y>,
+           Matrix<const float>(a.x), Weights(a.w), Weights(a.b), a.eps, a.cap, input, forget, heads,
+           Matrix<Y>(a.u), static_cast<int>(width));
   });
 }
 
@@ -169,6 +351,7 @@ void head_norm(Context& context, const HeadNormArgs& a) {
   const auto run = [&](auto in, auto out) {
     using In = decltype(in);
     using Y = decltype(out);
+    if (serves_heads(a, width)) return run_heads<In, Y>(context, a, width);
     launch(context, "head_norm", row_grid(a.h.dim(0), a.heads, width), head_norm_kernel<In, Y>,
            Matrix<const In>(a.h), Matrix<const In>(a.o), Weights(a.w), Weights(a.b), a.eps,
            Matrix<Y>(a.y), static_cast<int>(width));

@@ -66,4 +66,28 @@ struct PackedRows {
   __device__ const T* row(std::int64_t r) const { return data + r * stride; }
 };
 
+/// Four numbers that lie on as many bytes as they take.
+__device__ inline float4 load_four(const float* from) {
+  return *reinterpret_cast<const float4*>(from);
+}
+template <class T>
+__device__ inline float4 load_four(const T* from) {
+  const Pack<T, 4> pack = *reinterpret_cast<const Pack<T, 4>*>(from);
+  return {to_float(pack.at(0)), to_float(pack.at(1)), to_float(pack.at(2)), to_float(pack.at(3))};
+}
+__device__ inline void store_four(float* to, const float4& x) {
+  *reinterpret_cast<float4*>(to) = x;
+}
+template <class T>
+__device__ inline void store_four(T* to, const float4& x) {
+  T numbers[4];
+  store(numbers + 0, x.x);
+  store(numbers + 1, x.y);
+  store(numbers + 2, x.z);
+  store(numbers + 3, x.w);
+  uint2 pack;
+  std::memcpy(&pack, numbers, sizeof(pack));
+  *reinterpret_cast<uint2*>(to) = pack;
+}
+
 }  // namespace xlstm::ops::cuda

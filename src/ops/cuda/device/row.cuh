@@ -2,7 +2,9 @@
 // One row of activations, or one head's share of it, in the hands of one block: thread i has
 // elements i, i + blockDim.x, ... of it. The order of every sum depends on the width alone.
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/launch.cuh"
@@ -80,5 +82,37 @@ struct Weights {
     return any() ? at(i) : otherwise;
   }
 };
+
+/// Four weights from a multiple of 4 on, where all begin on 16 bytes. No branch, or each of several
+/// would wait for its own memory.
+struct FourWeights {
+  uint2 first, second;
+  DType dtype;
+
+  __device__ FourWeights(const Weights& w, std::int64_t i) : dtype(w.dtype) {
+    const bool wide = dtype == DType::f32;
+    const auto* at = static_cast<const std::byte*>(w.data) + i * (wide ? 4 : 2);
+    first = *reinterpret_cast<const uint2*>(at);
+    second = *reinterpret_cast<const uint2*>(at + (wide ? 8 : 0));
+  }
+  __device__ float number(unsigned half, unsigned whole) const {
+    const auto bits = static_cast<std::uint16_t>(half);
+    const float narrow = dtype == DType::bf16 ? to_float(Bf16{bits}) : to_float(F16{bits});
+    float wide;
+    std::memcpy(&wide, &whole, sizeof(wide));
+    return dtype == DType::f32 ? wide : narrow;
+  }
+  __device__ float4 floats() const {
+    return {number(first.x, first.x), number(first.x >> 16, first.y), number(first.y, second.x),
+            number(first.y >> 16, second.y)};
+  }
+};
+
+/// Whether rows begin on 16 bytes.
+inline bool on_16_bytes(const Tensor& t) {
+  return reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0 &&
+         (t.rank < 2 || t.dim(0) <= 1 ||
+          static_cast<std::size_t>(t.row_stride()) * size_of(t.dtype) % 16 == 0);
+}
 
 }  // namespace xlstm::ops::cuda
