@@ -64,7 +64,7 @@ std::string evaluation_json(const Evaluation& evaluation) {
 
 std::string bench_json(const MachineRow& machine, std::span<const BenchRow> rows) {
   Json list = Json::array();
-  for (const BenchRow& row : rows)
+  for (const BenchRow& row : rows) {
     list.push_back({{"test", row.test},
                     {"batch", row.batch},
                     {"depth", row.depth},
@@ -72,6 +72,8 @@ std::string bench_json(const MachineRow& machine, std::span<const BenchRow> rows
                     {"tok_s", row.tok_s},
                     {"tok_s_spread", row.tok_s_spread},
                     {"percent_of_limit", row.percent_of_limit}});
+    if (row.host_us >= 0) list.back()["host_us"] = row.host_us;
+  }
   Json limits = {{"read_gb_s", machine.read_gb_s}, {"peak_gflop_s", machine.peak_gflop_s}};
   if (!machine.device.empty()) limits["device"] = machine.device;
   return line({{"machine", std::move(limits)}, {"rows", std::move(list)}});

@@ -25,6 +25,8 @@ struct BenchRow {
   double tok_s = 0;
   double tok_s_spread = 0;
   double percent_of_limit = 0;
+  /// Microseconds of a pass in which the host does not wait for the card; negative: the CPU
+  double host_us = -1;
 };
 
 /// {"prompt_ids","ids","text","finish_reason","logprobs","timings"}; several under "results".
@@ -36,7 +38,8 @@ std::string ids_json(std::span<const std::int32_t> ids);
 std::string text_json(const std::string& text);
 /// {"nll","tokens","perplexity","bits_per_byte"}
 std::string evaluation_json(const Evaluation& evaluation);
-/// {"machine":{…},"rows":[…]}; on a card "machine" has its name as "device" too
+/// {"machine":{…},"rows":[…]}; on a card "machine" has its name as "device" too, and each row
+/// "host_us"
 std::string bench_json(const MachineRow& machine, std::span<const BenchRow> rows);
 
 }  // namespace xlstm::cli

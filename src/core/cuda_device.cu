@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <chrono>
+
 #include "xlstm/error.hpp"
 
 namespace xlstm {
@@ -51,6 +53,8 @@ CudaReport query_cuda() {
 
 namespace cuda {
 namespace {
+
+thread_local double waited = 0;
 
 void check(cudaError_t error, const char* call, Device device) {
   if (error == cudaSuccess) return;
@@ -168,8 +172,12 @@ void destroy_stream(void* stream, Device device) noexcept {
 
 void synchronize(void* stream, Device device) {
   const CurrentDevice current(device);
+  const auto begin = std::chrono::steady_clock::now();
   check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "cudaStreamSynchronize", device);
+  waited += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
+
+double waited_seconds() noexcept { return waited; }
 
 void copy(void* to, const void* from, std::size_t bytes, void* stream, Device device) {
   if (bytes == 0) return;

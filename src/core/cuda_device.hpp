@@ -54,6 +54,8 @@ void* make_stream(Device device);
 void destroy_stream(void* stream, Device device) noexcept;
 /// Waits for all work of a stream. @throws Error(internal) if any of it failed
 void synchronize(void* stream, Device device);
+/// Seconds that the calling thread has spent in synchronize().
+double waited_seconds() noexcept;
 /// Copies between memory of the host and of devices, whichever `to` and `from` are; returns before
 /// it is done. Memory of the host must stay as it is until synchronize().
 void copy(void* to, const void* from, std::size_t bytes, void* stream, Device device);
