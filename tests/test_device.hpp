@@ -1,6 +1,6 @@
 #pragma once
-// Where the tests of this program run ops and models: the CPU, or CUDA in xlstm_cuda_tests, where
-// the device reads what `new` gave, so that a test is the same for both.
+// Where the tests of this program run ops and models: the CPU, or CUDA in xlstm_emulator_tests and
+// xlstm_cuda_tests, where the device reads what `new` gave, so that a test is the same for all.
 
 #include "xlstm/device.hpp"
 
