@@ -1,6 +1,6 @@
 // Writes docs/equivalence.md: how far the engine is from the oracle and from the reference
-// implementations, for every instruction set of this machine. Each one runs in a process of its
-// own, because oneDNN reads its cap only once.
+// implementations, for every instruction set of this machine, or for the kernels of a card. Each
+// one runs in a process of its own, because oneDNN reads its cap only once.
 
 #include <fmt/format.h>
 
@@ -11,17 +11,28 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "core/cpu_features.hpp"
+#include "core/cuda_device.hpp"
 #include "equivalence/report.hpp"
+#include "formats/config_files.hpp"
 
 namespace xlstm::equivalence {
 namespace {
 
 constexpr const char* kPlain = "plain float";
+// Where the part of the document begins that a machine with a card writes.
+constexpr const char* kCard = "\n# On a card\n";
+
+/// What a process measures, and how its environment says so.
+struct Column {
+  std::string name, environment;
+};
+std::string column_name;  // of this process
 
 struct Row {
   std::string name;
@@ -41,11 +52,12 @@ T& find_or_add(std::vector<T>& items, const std::string& name) {
   return items.back();
 }
 
-/// Runs this program again under one instruction set and takes in its rows.
-void measure(const std::string& self, const std::string& isa, bool quick,
+/// Runs this program again for one column and takes in its rows.
+void measure(const std::string& self, const Column& column, const std::string& options,
              std::vector<Table>& tables) {
+  fmt::print(stderr, "{}\n", column.name);
   const std::string command =
-      fmt::format("XLSTM_ISA={} '{}' --measure{}", isa, self, quick ? " --quick" : "");
+      fmt::format("{} '{}' --measure '{}'{}", column.environment, self, column.name, options);
   std::FILE* pipe = popen(command.c_str(), "r");
   if (pipe == nullptr) throw std::runtime_error("cannot run " + command);
   std::string output;
@@ -114,55 +126,91 @@ void write_table(std::ofstream& out, const Table& table) {
   out << "\n";
 }
 
-void write(const std::string& path, const std::vector<Table>& tables) {
+// The part of the document that this machine does not write stays as it is.
+void write(const std::string& path, const std::vector<Table>& tables,
+           const std::optional<Device>& card) {
+  std::string before, after;
+  if (std::filesystem::exists(path)) {
+    before = formats::read_text_file(path);
+    const std::size_t at = std::min(before.find(kCard), before.size());
+    after = before.substr(at);
+    before.resize(at);
+  }
   std::ofstream out(path);
-  out << "# Equivalence\n"
-         "How far results are from the double-precision oracle (`tests/oracle`, the specification "
-         "in "
-         "scalar code) and from the reference implementations' golden data, for every instruction "
-         "set of one machine. Written by `xlstm_equivalence`, built with the tests:\n\n"
-         "    build/release/bin/xlstm_equivalence --output docs/equivalence.md\n\n"
-         "`plain float` is the oracle's code in float32: the deviation that the number format "
-         "alone "
-         "brings. `--dtype f32` keeps activations in float32; `--dtype bf16` rounds the inputs of "
-         "matrix products to bfloat16, and gates, states, normalisers and sums stay in float32.\n\n"
-         "Machine: "
-      << cpu_description() << "\n";
+  if (card) {
+    out << before << kCard << "Whole models on " << cuda::name(*card)
+        << ": with the kernels that every card runs (`base`), and with those of its own capability "
+           "where it has any (`sm90`). Written there by\n\n"
+           "    xlstm_equivalence --device cuda --output docs/equivalence.md\n";
+  } else {
+    out << "# Equivalence\n"
+           "How far results are from the double-precision oracle (`tests/oracle`, the "
+           "specification "
+           "in scalar code) and from the reference implementations' golden data, for every "
+           "instruction set of one machine. Written by `xlstm_equivalence`, built with the "
+           "tests:\n\n"
+           "    build/release/bin/xlstm_equivalence --output docs/equivalence.md\n\n"
+           "`plain float` is the oracle's code in float32: the deviation that the number format "
+           "alone brings. `--dtype f32` keeps activations in float32; `--dtype bf16` rounds the "
+           "inputs of matrix products to bfloat16, and gates, states, normalisers and sums stay in "
+           "float32.\n\n"
+           "Machine: "
+        << cpu_description() << "\n";
+  }
   for (const Table& table : tables) write_table(out, table);
+  if (!card) out << after;
   if (!out.flush()) throw std::runtime_error("cannot write " + path);
 }
 
+std::vector<Column> columns_of(const std::optional<Device>& card) {
+  std::vector<Column> columns;
+  if (card) {
+    for (const char* level : {"base", "sm90"})
+      columns.push_back({level, fmt::format("XLSTM_CUDA_LEVEL={}", level)});
+  } else {
+    for (Isa isa : available_isas())
+      columns.push_back({to_string(isa), fmt::format("XLSTM_ISA={}", to_string(isa))});
+  }
+  return columns;
+}
+
 int run(int argc, char** argv) {
-  std::string output;
-  bool measuring = false, quick = false;
+  constexpr const char* kUsage =
+      "usage: xlstm_equivalence --output FILE [--quick] [--device cuda[:N]]";
+  std::string output, options;
+  std::optional<Device> card;
+  bool quick = false;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
-    if (argument == "--measure")
-      measuring = true;
-    else if (argument == "--quick")
+    if (argument == "--quick") {
       quick = true;
-    else if (argument == "--output" && i + 1 < argc)
+      options += " --quick";
+    } else if (argument == "--measure" && i + 1 < argc) {
+      column_name = argv[++i];
+    } else if (argument == "--device" && i + 1 < argc) {
+      card = parse_device(argv[++i]);
+      options += fmt::format(" --device {}", argv[i]);
+    } else if (argument == "--output" && i + 1 < argc) {
       output = argv[++i];
-    else
-      throw std::runtime_error("usage: xlstm_equivalence --output FILE [--quick]");
+    } else {
+      throw std::runtime_error(kUsage);
+    }
   }
-  if (measuring) {
-    const auto scratch = std::filesystem::temp_directory_path() /
-                         fmt::format("xlstm_equivalence_{}", to_string(active_isa()));
+  if (card && card->is_cpu()) throw std::runtime_error(kUsage);
+  if (!column_name.empty()) {
+    const auto scratch =
+        std::filesystem::temp_directory_path() / fmt::format("xlstm_equivalence_{}", column_name);
     std::filesystem::create_directories(scratch);
-    measure_ops(quick);
-    measure_models(quick, scratch);
+    if (!card) measure_ops(quick);
+    measure_models(quick, scratch, card.value_or(Device()));
     std::filesystem::remove_all(scratch);
     return 0;
   }
-  if (output.empty()) throw std::runtime_error("usage: xlstm_equivalence --output FILE [--quick]");
+  if (output.empty()) throw std::runtime_error(kUsage);
   std::vector<Table> tables;
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
-  for (Isa isa : available_isas()) {
-    fmt::print(stderr, "{}\n", to_string(isa));
-    measure(self, to_string(isa), quick, tables);
-  }
-  write(output, tables);
+  for (const Column& column : columns_of(card)) measure(self, column, options, tables);
+  write(output, tables, card);
   return 0;
 }
 
@@ -170,7 +218,7 @@ int run(int argc, char** argv) {
 
 void report(const std::string& table, const std::string& row, const std::string& figure,
             bool plain) {
-  fmt::print("{}\t{}\t{}\t{}\n", table, row, plain ? kPlain : to_string(active_isa()), figure);
+  fmt::print("{}\t{}\t{}\t{}\n", table, row, plain ? kPlain : column_name, figure);
 }
 
 void report(const std::string& table, const std::string& row, double figure, bool plain) {

@@ -4,10 +4,13 @@
 #include <filesystem>
 #include <string>
 
+#include "xlstm/device.hpp"
+
 namespace xlstm::equivalence {
 
-/// Reports one figure: `table` and `row` name its place, the column is this process's instruction
-/// set, or `plain` for the same equations in plain float, which depend on no instruction set.
+/// Reports one figure: `table` and `row` name its place, the column is what this process measures:
+/// an instruction set or the kernels of a card; or `plain` for the same equations in plain float,
+/// which depend on neither.
 void report(const std::string& table, const std::string& row, const std::string& figure,
             bool plain = false);
 void report(const std::string& table, const std::string& row, double figure, bool plain = false);
@@ -21,7 +24,7 @@ inline constexpr const char* kDefaultModel = "The default model against the orac
 inline constexpr const char* kCheckpoint = "The reference checkpoint";
 
 /// @param quick  the shortest of each kind, for a test of this program
-void measure_ops(bool quick);
-void measure_models(bool quick, const std::filesystem::path& scratch);
+void measure_ops(bool quick);  ///< on the CPU
+void measure_models(bool quick, const std::filesystem::path& scratch, Device device);
 
 }  // namespace xlstm::equivalence
