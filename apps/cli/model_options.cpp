@@ -10,6 +10,7 @@
 #include "console.hpp"
 #include "core/check.hpp"
 #include "core/cuda_device.hpp"
+#include "formats/safetensors.hpp"
 
 namespace xlstm::cli {
 namespace fs = std::filesystem;
@@ -146,13 +147,33 @@ fs::path model_directory(const std::string& option) {
   return path;
 }
 
+namespace {
+
+/// Whether most bytes of a model's files are bf16, by their headers. Files that cannot be read are
+/// left to Model::load(), which says what is wrong with them.
+bool has_bf16_weights(const fs::path& directory) {
+  std::uint64_t bf16 = 0, all = 0;
+  try {
+    for (const auto& file : formats::Checkpoint::open(directory).files())
+      for (const auto& [name, tensor] : file.tensors()) {
+        const auto bytes = static_cast<std::uint64_t>(tensor.count()) * size_of(tensor.dtype);
+        all += bytes;
+        if (tensor.dtype == DType::bf16) bf16 += bytes;
+      }
+  } catch (const Error&) {
+    return false;
+  }
+  return 2 * bf16 > all;
+}
+
+}  // namespace
+
 LoadedModel load_model(const RunOptions& options) {
   const Stopwatch watch;
   LoadOptions load = to_load_options(options);
   const fs::path directory = model_directory(options.model);
-  // A card is slow in f32 and fast in bf16. Loading for the CPU only maps the files.
-  if (options.dtype.empty() && !load.device.is_cpu() &&
-      main_dtype(Model::load(directory)) == DType::bf16)
+  // A card is slow in f32 and fast in bf16.
+  if (options.dtype.empty() && !load.device.is_cpu() && has_bf16_weights(directory))
     load.dtype = DType::bf16;
   ProgressBar bar("loading", options.progress);
   load.progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <exception>
 #include <numeric>
 
@@ -244,10 +245,13 @@ void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t beg
     values = Tensor::dense(best, DType::f32, {rows, results.count}, device);
     ids = Tensor::dense(best + best_bytes, DType::i32, {rows, results.count}, device);
   }
-  if (results.best != nullptr && !device.is_cpu()) {
-    if (best_.size() < 2 * best_bytes) best_ = Buffer::on_host_for(device, 2 * best_bytes);
-    best = best_.data();
-  }
+  // Logits of many tokens are not worth pinned memory.
+  constexpr std::size_t kMostPinned = std::size_t{16} << 20;
+  const std::size_t result_bytes = results.best != nullptr ? 2 * best_bytes : logit_bytes;
+  const bool pinned = !device.is_cpu() && (results.best != nullptr || result_bytes <= kMostPinned);
+  if (pinned && pinned_results_.size() < result_bytes)
+    pinned_results_ = Buffer::on_host_for(device, result_bytes);
+  if (results.best != nullptr && pinned) best = pinned_results_.data();
 
   const std::size_t kind = 1 + wanted + (static_cast<std::size_t>(results.count) << 32);
   run_prepared(pass.batch(), kind, [&] {
@@ -259,9 +263,13 @@ void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t beg
       cuda::copy(best, values.data, 2 * best_bytes, context.stream(), device);
   });
   if (results.best == nullptr && !in_place && wanted > 0)
-    cuda::copy(results.logits, memory, logit_bytes, context.stream(), device);
+    cuda::copy(pinned ? static_cast<void*>(pinned_results_.data()) : results.logits, memory,
+               logit_bytes, context.stream(), device);
   pass.finish();
-  if (results.best == nullptr) return;
+  if (results.best == nullptr) {
+    if (pinned && wanted > 0) std::memcpy(results.logits, pinned_results_.data(), logit_bytes);
+    return;
+  }
   results_pass_ = next_pass();
   for (std::size_t i = 0; i < wanted; ++i) {
     State::Impl& state = sequences[i].state->impl();
@@ -305,11 +313,11 @@ void Model::Impl::run_prepared(const ops::Batch& batch, std::size_t kind, Body&&
     body();
   };
   if (batch.tokens() > model::kMostGraphTokens) return pass();
-  const std::array<std::uintptr_t, 5> memory{context.arena().capacity(),
-                                             reinterpret_cast<std::uintptr_t>(batch.slots.data()),
-                                             reinterpret_cast<std::uintptr_t>(batch.device_slots),
-                                             reinterpret_cast<std::uintptr_t>(results_.data()),
-                                             reinterpret_cast<std::uintptr_t>(best_.data())};
+  const std::array<std::uintptr_t, 5> memory{
+      context.arena().capacity(), reinterpret_cast<std::uintptr_t>(batch.slots.data()),
+      reinterpret_cast<std::uintptr_t>(batch.device_slots),
+      reinterpret_cast<std::uintptr_t>(results_.data()),
+      reinterpret_cast<std::uintptr_t>(pinned_results_.data())};
   run_graph(hash_bytes(std::as_bytes(std::span(memory)), key), pass);
 }
 

@@ -80,7 +80,7 @@ struct Model::Impl {
   };
   static constexpr std::size_t kMostGraphs = 64;
   std::vector<Graph> graphs_;
-  Buffer best_;  ///< the host's copy of the best logits
+  Buffer pinned_results_;  ///< the host's copy of a pass's best logits, or of few rows of logits
 };
 
 namespace model {
