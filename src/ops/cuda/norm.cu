@@ -119,6 +119,13 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   const bool exists = group < each && token < tokens;
   const int begin = warp * kWarpNumbers + quarter * 4;
   const auto has = [&](int s) { return kWhole || begin + s * 16 < width; };
+  if constexpr (kGates) {  // a share of the gates' weights, while the kernel before this one ends
+    constexpr int kLine = 128 / static_cast<int>(sizeof(Bf16));
+    const int lines = (width + kLine - 1) / kLine;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < 2 * gates.heads * lines;
+         i += gridDim.x * blockDim.x)
+      prefetch(gates.row(i / lines) + i % lines * kLine);
+  }
   grid_wait();
   float4 v[kSteps];
   float sum = 0;

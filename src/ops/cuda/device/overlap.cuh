@@ -21,4 +21,11 @@ __device__ __forceinline__ void grid_trigger() {
 #endif
 }
 
+/// Asks the second-level cache for the 128 bytes at `at`, which hold weights that are read later.
+__device__ __forceinline__ void prefetch([[maybe_unused]] const void* at) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+#endif
+}
+
 }  // namespace xlstm::ops::cuda
