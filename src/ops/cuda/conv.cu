@@ -33,12 +33,7 @@ struct Channel {
   }
 };
 
-constexpr int kRun = 16;  ///< tokens of a thread, where there are many
-constexpr std::int64_t kMany = 512;
-
-/// The convolution of one channel. A kernel of kKernel taps keeps them, and the inputs that the
-/// next token needs too, in registers; 0: any other.
-template <int kKernel>
+/// The convolution of one channel of one sequence.
 struct Convolution {
   Channel inputs;
   Weights w;
@@ -47,7 +42,6 @@ struct Convolution {
   bool silu;
   float* to;  ///< of the sequence's first token
   std::int64_t stride;
-  float taps[kKernel > 0 ? kKernel : 1], held[kKernel > 0 ? kKernel : 1];
 
   __device__ void write(std::int64_t t, float sum) const {
     to[t * stride] = silu ? sum * sigmoid(sum) : sum;
@@ -61,45 +55,44 @@ struct Convolution {
     }
     write(t, sum);
   }
-  /// Token t >= past; `again`: behind a call for t - 1.
-  __device__ void next(std::int64_t t, bool again) {
-    if constexpr (kKernel == 0) {
-      any(t);
-    } else {
+  /// Tokens [from, end), kRun at most, all of whose inputs are tokens; those are read at once.
+  template <int kKernel, int kRun>
+  __device__ void run(std::int64_t from, std::int64_t end, const float (&taps)[kKernel]) const {
+    constexpr int kPast = kKernel - 1;
+    float x[kPast + kRun];
 #pragma unroll
-      for (int r = 0; r < kKernel - 1; ++r)
-        held[r] = again ? held[r + 1] : inputs.at(t - (kKernel - 1) + r);
-      held[kKernel - 1] = inputs.at(t);
+    for (int i = 0; i < kPast + kRun; ++i)
+      x[i] = from - kPast + i < end ? inputs.at(from - kPast + i) : 0.0F;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      if (from + i >= end) break;
       float sum = bias;
 #pragma unroll
-      for (int r = 0; r < kKernel; ++r) sum = fmaf(taps[r], held[r], sum);
-      write(t, sum);
+      for (int r = 0; r < kKernel; ++r) sum = fmaf(taps[r], x[i + r], sum);
+      write(from + i, sum);
     }
   }
 };
 
-// A thread takes `run` tokens of a channel. That of a sequence's first token has all those that
-// read the window, and so may move it on when they are done.
-template <int kKernel>
+// A thread takes kRun tokens of a channel. That of a sequence's first token has all those that read
+// the window, and so may move it on when they are done.
+// kKernel: taps, which are in registers; 0: any number.
+template <int kKernel, int kRun>
 __global__ void causal_conv_kernel(Matrix<const float> x, Weights w, Weights b, DeviceBatch batch,
                                    std::size_t window_at, bool silu, Matrix<float> y,
-                                   std::int64_t width, std::int64_t kernel, int run) {
+                                   std::int64_t width, std::int64_t kernel) {
   const std::int64_t c = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (c >= width) return;
   const std::int64_t past = kernel - 1;
-  std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * run;
-  const std::int64_t stop = min(token + run, std::int64_t{batch.offsets[batch.sequences]});
-  Convolution<kKernel> conv{{x, 0, c, past, width, nullptr},
-                            w,
-                            b.at_or(0.0F, c),
-                            kernel,
-                            silu,
-                            nullptr,
-                            y.stride,
-                            {},
-                            {}};
+  std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * kRun;
+  const std::int64_t stop = min(token + kRun, std::int64_t{batch.offsets[batch.sequences]});
+  Convolution conv{
+      {x, 0, c, past, width, nullptr}, w, b.at_or(0.0F, c), kernel, silu, nullptr, y.stride};
+  [[maybe_unused]] float taps[kKernel > 0 ? kKernel : 1];
+  if constexpr (kKernel > 0) {
 #pragma unroll
-  for (int r = 0; r < kKernel; ++r) conv.taps[r] = w.at(c * kernel + r);
+    for (int r = 0; r < kKernel; ++r) taps[r] = w.at(c * kernel + r);
+  }
 
   for (std::int64_t s = sequence_of(batch, token); token < stop; ++s) {
     const std::int64_t first = batch.offsets[s], tokens = batch.offsets[s + 1] - first;
@@ -117,8 +110,11 @@ __global__ void causal_conv_kernel(Matrix<const float> x, Weights w, Weights b, 
     }
     const std::int64_t from = max(token - first, max(past, std::int64_t{1}));
     const std::int64_t end = min(stop - first, tokens);
-#pragma unroll 4
-    for (std::int64_t t = from; t < end; ++t) conv.next(t, t > from);
+    if constexpr (kKernel > 0) {
+      if (from < end) conv.template run<kKernel, kRun>(from, end, taps);
+    } else {
+      for (std::int64_t t = from; t < end; ++t) conv.any(t);
+    }
     token = first + tokens;
   }
 }
@@ -128,14 +124,18 @@ __global__ void causal_conv_kernel(Matrix<const float> x, Weights w, Weights b, 
 void causal_conv(Context& context, const CausalConvArgs& a) {
   const std::int64_t width = a.w.dim(0);
   if (a.x.count() == 0) return;
-  const int run = a.batch.tokens() >= kMany ? kRun : 1;
+  constexpr int kRun = 16;             // tokens of a thread, where there are many
+  constexpr std::int64_t kMany = 512;  // tokens that leave enough threads so
+  const bool many = a.batch.tokens() >= kMany, usual = a.w.dim(2) == 4;
   launch(context, "causal_conv",
-         {.x = blocks_for(a.batch.tokens(), run),
+         {.x = blocks_for(a.batch.tokens(), many ? kRun : 1),
           .y = blocks_for(width, kThreads),
           .threads = kThreads},
-         a.w.dim(2) == 4 ? causal_conv_kernel<4> : causal_conv_kernel<0>, Matrix<const float>(a.x),
-         Weights(a.w), Weights(a.b), DeviceBatch(a.batch), a.window, a.silu, Matrix<float>(a.y),
-         width, a.w.dim(2), run);
+         usual  ? many ? causal_conv_kernel<4, kRun> : causal_conv_kernel<4, 1>
+          : many ? causal_conv_kernel<0, kRun>
+                : causal_conv_kernel<0, 1>,
+         Matrix<const float>(a.x), Weights(a.w), Weights(a.b), DeviceBatch(a.batch), a.window,
+         a.silu, Matrix<float>(a.y), width, a.w.dim(2));
 }
 
 }  // namespace xlstm::ops::cuda

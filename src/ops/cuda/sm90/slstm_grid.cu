@@ -2,6 +2,7 @@
 
 #include "ops/cuda/device/slstm_cell.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 #include "ops/cuda/slstm_grid_plan.hpp"
 #include "ops/cuda/sm90/slstm_call.cuh"
 #include "ops/cuda/sm90/slstm_exchange.cuh"
@@ -354,11 +355,7 @@ void run(Context& context, const SlstmGridPlan& plan, const SlstmArgs& a) {
 }  // namespace
 
 bool slstm_grid(Context& context, const SlstmArgs& a) {
-  int multiprocessors = 0;
-  if (cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount,
-                             context.device().index) != cudaSuccess)
-    return false;
-  const SlstmGridPlan plan(a.batch, a.r, a.product, multiprocessors);
+  const SlstmGridPlan plan(a.batch, a.r, a.product, multiprocessors(context.device()));
   if (!plan.fits || plan.teams == 0 || plan.items > 0xFFFF) return false;
   if (a.r.dtype == DType::bf16) {
     run<Bf16>(context, plan, a);
