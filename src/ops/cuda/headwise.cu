@@ -1,5 +1,6 @@
 #include "ops/headwise.hpp"
 
+#include <algorithm>
 #include <type_traits>
 
 #include "ops/cuda/device/mma.cuh"
@@ -126,88 +127,108 @@ __device__ inline void split(unsigned (&parts)[3][2], const Pack<float, 4>& four
   }
 }
 
-constexpr int kOutputs = 64, kTokens = 64;  // of a block of kThreads
-constexpr int kSlice = 64;                  // inputs whose weights are in shared memory
-constexpr int kPadded = kSlice + 16;        // four rows begin in different banks
+constexpr int kOutputs = 64, kTokens = 64;  // of a block of kThreads at a time
+constexpr int kDepthAtOnce = 64;            // inputs that a lane reads its share of at once
+constexpr int kMostSlice = 320;             // inputs whose weights are in shared memory
+constexpr int kFullCard = 132;              // multiprocessors, or about that
+constexpr int kMostRuns = 4;                // of kTokens, of a block
+constexpr int kPadding = 16;                // numbers: four rows begin in different banks
+
+struct TensorBlocks {
+  Matrix<const float> x;
+  const Bf16* w;
+  Weights b;
+  Matrix<float> y;
+  std::int64_t tokens;
+  int out, in, chunks, slice, runs;
+  bool aligned;
+};
 
 // The same on tensor cores, for weights of bf16: a warp takes 16 tokens. A lane's inputs of a
 // product are four neighbours, because any order of them will do that the weights have too. The
 // sums of the inputs' first parts are apart from those of the small rest, which keeps the error
-// small.
-__global__ void __launch_bounds__(kThreads)
-    tensor_blocks_kernel(Matrix<const float> x, const Bf16* w, Weights b, Matrix<float> y,
-                         std::int64_t tokens, int out, int in, int chunks, bool aligned) {
-  constexpr int kTiles = kOutputs / 8, kSteps = kSlice / 16;
-  __shared__ Pack<Bf16, 4> weights[kOutputs][kPadded / 4];
+// small. Weights are read once where a slice has them all.
+__global__ void __launch_bounds__(kThreads) tensor_blocks_kernel(TensorBlocks a) {
+  XLSTM_DYNAMIC_SHARED(Bf16, weights);  // [kOutputs][a.slice + kPadding]
+  constexpr int kTiles = kOutputs / 8, kSteps = kDepthAtOnce / 16;
   const std::int64_t block = blockIdx.y;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
-  const int o0 = static_cast<int>(blockIdx.x) % chunks * kOutputs;
-  const std::int64_t t0 = static_cast<std::int64_t>(blockIdx.x) / chunks * kTokens +
-                          static_cast<int>(threadIdx.x) / kWarp * 16 + g;
-  float high[kTiles][4] = {}, low[kTiles][4] = {};
-  for (int i0 = 0; i0 < in; i0 += kSlice) {
-    Pack<float, 4> inputs[kSteps][2];
+  const int o0 = static_cast<int>(blockIdx.x) % a.chunks * kOutputs;
+  const int padded = a.slice + kPadding;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) / a.chunks * a.runs * kTokens;
+  for (int run = 0; run < a.runs; ++run) {
+    const std::int64_t t0 = first + run * kTokens + static_cast<int>(threadIdx.x) / kWarp * 16 + g;
+    float high[kTiles][4] = {}, low[kTiles][4] = {};
+    for (int slice0 = 0; slice0 < a.in; slice0 += a.slice) {
+      if (run == 0 || a.slice < a.in) {
+        __syncthreads();
+        for (int at = static_cast<int>(threadIdx.x); at < kOutputs * a.slice / 4; at += kThreads) {
+          const int o = at / (a.slice / 4), i = at % (a.slice / 4) * 4;
+          Pack<Bf16, 4> four = {};
+          if (o0 + o < a.out && slice0 + i < a.in)
+            load_pack(&four, a.w + (block * a.out + o0 + o) * a.in + slice0 + i, a.in - slice0 - i,
+                      a.aligned);
+          *reinterpret_cast<Pack<Bf16, 4>*>(weights + o * padded + i) = four;
+        }
+        __syncthreads();
+      }
+      for (int i0 = slice0; i0 < min(slice0 + a.slice, a.in); i0 += kDepthAtOnce) {
+        Pack<float, 4> inputs[kSteps][2];
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step)
+        for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int i = i0 + step * 16 + 4 * t;
+            inputs[step][half] = {};
+            if (t0 + 8 * half < a.tokens && i < a.in)
+              load_pack(&inputs[step][half], a.x.row(t0 + 8 * half) + block * a.in + i, a.in - i,
+                        a.aligned);
+          }
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+          if (i0 + step * 16 >= a.in) break;
+          unsigned upper[3][2], lower[3][2];
+          split(upper, inputs[step][0]);
+          split(lower, inputs[step][1]);
+          unsigned columns[kTiles][2];
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) {
+            const auto four = *reinterpret_cast<const Pack<Bf16, 4>*>(
+                weights + (tile * 8 + g) * padded + i0 - slice0 + step * 16 + 4 * t);
+            columns[tile][0] = four.words[0];
+            columns[tile][1] = four.words[1];
+          }
+#pragma unroll
+          for (int p = 2; p >= 0; --p) {
+            const unsigned rows[4] = {upper[p][0], lower[p][0], upper[p][1], lower[p][1]};
+#pragma unroll
+            for (int tile = 0; tile < kTiles; ++tile)
+              mma_bf16(p == 0 ? high[tile] : low[tile], rows, columns[tile]);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int o = o0 + tile * 8 + 2 * t;
+      if (o >= a.out) break;
+      const std::int64_t column = block * a.out + o;
+      const bool two = o + 1 < a.out;
+      const float bias[2] = {a.b.at_or(0.0F, column), two ? a.b.at_or(0.0F, column + 1) : 0.0F};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int i = i0 + step * 16 + 4 * t;
-        inputs[step][half] = {};
-        if (t0 + 8 * half < tokens && i < in)
-          load_pack(&inputs[step][half], x.row(t0 + 8 * half) + block * in + i, in - i, aligned);
-      }
-    __syncthreads();
-#pragma unroll
-    for (int at = static_cast<int>(threadIdx.x); at < kOutputs * kSlice / 4; at += kThreads) {
-      const int o = at / (kSlice / 4), i = at % (kSlice / 4) * 4;
-      Pack<Bf16, 4> four = {};
-      if (o0 + o < out && i0 + i < in)
-        load_pack(&four, w + (block * out + o0 + o) * in + i0 + i, in - i0 - i, aligned);
-      weights[o][i / 4] = four;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      if (i0 + step * 16 >= in) break;
-      unsigned upper[3][2], lower[3][2];
-      split(upper, inputs[step][0]);
-      split(lower, inputs[step][1]);
-      unsigned columns[kTiles][2];
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        const Pack<Bf16, 4> four = weights[tile * 8 + g][step * 4 + t];
-        columns[tile][0] = four.words[0];
-        columns[tile][1] = four.words[1];
-      }
-#pragma unroll
-      for (int p = 2; p >= 0; --p) {
-        const unsigned rows[4] = {upper[p][0], lower[p][0], upper[p][1], lower[p][1]};
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile)
-          mma_bf16(p == 0 ? high[tile] : low[tile], rows, columns[tile]);
-      }
-    }
-  }
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-    const int o = o0 + tile * 8 + 2 * t;
-    if (o >= out) break;
-    const std::int64_t column = block * out + o;
-    const bool two = o + 1 < out;
-    const float bias[2] = {b.at_or(0.0F, column), two ? b.at_or(0.0F, column + 1) : 0.0F};
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (t0 + 8 * half >= tokens) break;
-      float* to = y.row(t0 + 8 * half) + column;
-      const float sum[2] = {high[tile][2 * half] + low[tile][2 * half] + bias[0],
-                            high[tile][2 * half + 1] + low[tile][2 * half + 1] + bias[1]};
-      if (two && reinterpret_cast<std::uintptr_t>(to) % sizeof(Pack<float, 2>) == 0) {
-        Pack<float, 2> pair;
-        std::memcpy(pair.words, sum, sizeof(sum));
-        *reinterpret_cast<Pack<float, 2>*>(to) = pair;
-      } else {
-        to[0] = sum[0];
-        if (two) to[1] = sum[1];
+        if (t0 + 8 * half >= a.tokens) break;
+        float* to = a.y.row(t0 + 8 * half) + column;
+        const float sum[2] = {high[tile][2 * half] + low[tile][2 * half] + bias[0],
+                              high[tile][2 * half + 1] + low[tile][2 * half + 1] + bias[1]};
+        if (two && reinterpret_cast<std::uintptr_t>(to) % sizeof(Pack<float, 2>) == 0) {
+          Pack<float, 2> pair;
+          std::memcpy(pair.words, sum, sizeof(sum));
+          *reinterpret_cast<Pack<float, 2>*>(to) = pair;
+        } else {
+          to[0] = sum[0];
+          if (two) to[1] = sum[1];
+        }
       }
     }
   }
@@ -242,11 +263,19 @@ void headwise_linear(Context& context, const HeadwiseLinearArgs& a) {
              small_blocks_kernel<W>, x, w, b, y, blocks * out, static_cast<int>(out),
              static_cast<int>(in));
     } else if constexpr (std::is_same_v<W, Bf16>) {
-      const std::int64_t chunks = blocks_for(out, kOutputs);
+      const std::int64_t chunks = blocks_for(out, kOutputs), least = 3 * kFullCard;
+      const auto slice = static_cast<int>(
+          std::min<std::int64_t>(blocks_for(in, kDepthAtOnce) * kDepthAtOnce, kMostSlice));
+      const auto runs = static_cast<int>(std::clamp<std::int64_t>(
+          blocks_for(tokens, kTokens) * chunks * blocks / least, 1, kMostRuns));
       launch(context, kName,
-             {.x = blocks_for(tokens, kTokens) * chunks, .y = blocks, .threads = kThreads},
-             tensor_blocks_kernel, x, w, b, y, tokens, static_cast<int>(out), static_cast<int>(in),
-             static_cast<int>(chunks), aligned);
+             {.x = blocks_for(tokens, std::int64_t{runs} * kTokens) * chunks,
+              .y = blocks,
+              .threads = kThreads,
+              .shared = kOutputs * (slice + kPadding) * sizeof(Bf16)},
+             tensor_blocks_kernel,
+             TensorBlocks{x, w, b, y, tokens, static_cast<int>(out), static_cast<int>(in),
+                          static_cast<int>(chunks), slice, runs, aligned});
     } else {
       launch(context, kName,
              {.x = blocks_for(tokens, kTile),
