@@ -128,14 +128,15 @@ __device__ __forceinline__ void share_registers([[maybe_unused]] bool multiplies
   }
 }
 
-/// Multiplies the rows of R of a block's tiles by h, as each step's h comes: this warp the columns
-/// [column, column + 16 kPieces). Its sums go to `partial`.
+/// Multiplies the rows of R of a block's tiles by h, as each step's h comes: this warp a range of
+/// 16 kPieces columns. Its sums go to `partial`.
 template <class T, int kPieces, int kTiles>
 __device__ __forceinline__ void multiply(const GridCall<T>& a, int item, int block, int warp,
                                          unsigned char* partial) {
   constexpr int kThreads = (kWarps + kTiles) * kWarp;
-  constexpr int kPairs = kPieces / 2;           // of pieces, which a load has
-  constexpr int kChains = kPieces < 8 ? 2 : 1;  // of sums that wait for each other
+  constexpr int kPairs = kPieces / 2;  // of pieces, which a load has
+  // Of sums that wait for each other: two where there are registers for them.
+  constexpr int kChains = kPieces < 8 ? 2 : 1;
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int head = item % a.heads, first = item / a.heads * kSequences;
   const int unit = warp * kPairs * 32 + t * 8;  // the first one of this lane's first load
