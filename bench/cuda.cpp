@@ -17,8 +17,10 @@
 #include "core/cuda_device.hpp"
 #include "core/float_bits.hpp"
 #include "ops/best.hpp"
+#include "ops/conv.hpp"
 #include "ops/device_peaks.hpp"
 #include "ops/fused.hpp"
+#include "ops/headwise.hpp"
 #include "ops/linear.hpp"
 #include "ops/mlstm.hpp"
 #include "ops/norm.hpp"
@@ -255,8 +257,9 @@ void slstms(Bench& bench) {
   struct Shape {
     std::int64_t heads, dh, sequences, length;
   };
-  constexpr Shape kShapes[] = {{4, 192, 16, 1024}, {6, 128, 16, 1024}, {1, 768, 16, 1024},
-                               {2, 512, 16, 1024}, {4, 192, 1, 1},     {4, 192, 16, 1}};
+  constexpr Shape kShapes[] = {{4, 192, 16, 1024}, {6, 128, 16, 1024},  {1, 768, 16, 1024},
+                               {2, 512, 16, 1024}, {1, 1024, 16, 1024}, {4, 192, 1, 1},
+                               {4, 192, 16, 1}};
   Memory& memory = bench.memory;
   for (const Shape& s : kShapes) {
     const std::int64_t tokens = s.sequences * s.length, d = s.heads * s.dh;
@@ -278,6 +281,42 @@ void slstms(Bench& bench) {
                                        .state = {.h = 0, .c = part, .n = 2 * part, .m = 3 * part},
                                        .h = h,
                                        .product = DType::bf16});
+                };
+              });
+  }
+}
+
+/// What the blocks of the first xLSTM have beside their cells.
+void mixings(Bench& bench) {
+  Memory& memory = bench.memory;
+  constexpr std::int64_t kSequences = 16, kLength = 1024, kTaps = 4;
+  constexpr std::int64_t kTokens = kSequences * kLength;
+  for (const std::int64_t d : {768, 1536})
+    bench.run(fmt::format("causal_conv {}x{} {}", kSequences, kLength, d),
+              8.0 * static_cast<double>(kTokens * d), 0, [&] {
+                const Tensor x = memory.numbers(DType::f32, {kTokens, d});
+                const Tensor y = memory.numbers(DType::f32, {kTokens, d});
+                const Tensor w = memory.numbers(DType::bf16, {d, 1, kTaps});
+                const Tensor b = memory.numbers(DType::bf16, {d});
+                const Sequences sequences(memory, kSequences, kLength,
+                                          static_cast<std::size_t>((kTaps - 1) * d) * 4);
+                return [=](Context& context) {
+                  const ops::Batch batch = sequences.batch();
+                  ops::causal_conv(context, {.x = x, .w = w, .b = b, .batch = batch, .y = y});
+                };
+              });
+  struct Shape {
+    std::int64_t blocks, size;
+  };
+  for (const Shape& s : {Shape{4, 192}, Shape{384, 4}}) {
+    const std::int64_t d = s.blocks * s.size;
+    bench.run(fmt::format("headwise x{} {}x{}", kTokens, s.blocks, s.size),
+              8.0 * static_cast<double>(kTokens * d), 0, [&] {
+                const Tensor x = memory.numbers(DType::f32, {kTokens, d});
+                const Tensor y = memory.numbers(DType::f32, {kTokens, d});
+                const Tensor w = memory.numbers(DType::bf16, {s.blocks, s.size, s.size});
+                return [=](Context& context) {
+                  ops::headwise_linear(context, {.x = x, .w = w, .b = {}, .y = y});
                 };
               });
   }
@@ -352,6 +391,7 @@ int main(int argc, char** argv) {
   linears(bench);
   mlstms(bench);
   slstms(bench);
+  mixings(bench);
   rows(bench);
   return 0;
 }

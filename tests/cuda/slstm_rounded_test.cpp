@@ -187,9 +187,10 @@ std::vector<Shape> shapes() {
           {1, 128, {6}},
           {2, 192, lengths, DType::f16},
           {1, 320, {3, 5}},
-          {2, 400, {3, 7, 1}},
+          {2, 400, {3, 27, 1}},
+          {2, 513, {3, 2, 1, 2, 1, 9, 2, 1, 3}},
           {1, 768, {4, 2, 1, 5, 3, 2, 1, 1, 6, 2, 1, 3, 2, 1, 4, 2, 3, 2}},
-          {1, 1024, {2, 3}}};
+          {1, 1024, {2, 19}}};
 }
 
 TEST(SlstmRounded, IsWithinTwiceTheNaiveError) {
@@ -288,18 +289,27 @@ TEST(SlstmGridPlan, TakesWideHeadsWhoseProductsMayRound) {
   const std::vector<std::int32_t> ends(34);
   const std::vector<std::byte*> slots(33);
   const Batch batch{ends, slots};
-  const auto plan = [&](std::int64_t dh, DType type = DType::bf16, DType product = DType::bf16) {
-    return cuda::SlstmGridPlan(batch, Tensor::dense(&number, type, {2, 4 * dh, dh}), product);
+  const auto plan = [&](std::int64_t dh, DType type = DType::bf16, DType product = DType::bf16,
+                        int multiprocessors = 132) {
+    return cuda::SlstmGridPlan(batch, Tensor::dense(&number, type, {2, 4 * dh, dh}), product,
+                               multiprocessors);
   };
-  for (std::int64_t dh = 385; dh <= 1024; ++dh) {
-    const auto p = plan(dh);
-    EXPECT_TRUE(p.fits);
-    EXPECT_GE(p.blocks * 8, dh);
-    EXPECT_LE(p.blocks, 128);
-    EXPECT_GE(p.pieces * 8 * 16, dh);
-    EXPECT_EQ(p.items, 2 * 3);
-    EXPECT_GE(p.scratch(), static_cast<std::size_t>(6 * 4 * 16 * dh * 2));
-  }
+  for (std::int64_t dh = 385; dh <= 1024; ++dh)
+    for (int multiprocessors : {64, 114, 132}) {
+      const auto p = plan(dh, DType::bf16, DType::bf16, multiprocessors);
+      EXPECT_TRUE(p.fits);
+      EXPECT_GE(p.blocks * p.tiles * 4, dh);
+      EXPECT_GE(p.teams, 1);
+      EXPECT_LE(p.teams * p.blocks, multiprocessors);
+      EXPECT_GE(p.pieces * 8 * 16, dh);
+      EXPECT_EQ(p.pieces, plan(dh).pieces) << "the order of sums";
+      EXPECT_EQ(p.items, 2 * 5);
+      EXPECT_EQ(p.scratch(), plan(dh, DType::bf16, DType::bf16, 0).scratch());
+      EXPECT_GE(p.scratch(), static_cast<std::size_t>(p.items * 8 * 8 * dh * 2));
+    }
+  EXPECT_EQ(plan(768).teams, 2);
+  EXPECT_EQ(plan(512).teams, 4);
+  EXPECT_EQ(plan(1024).teams, 2);
   EXPECT_FALSE(plan(384).fits);
   EXPECT_FALSE(plan(1025).fits);
   EXPECT_FALSE(plan(768, DType::f32).fits);

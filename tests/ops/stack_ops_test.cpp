@@ -168,7 +168,8 @@ TEST(HeadwiseLinear, MatchesTheOracle) {
                             {3, 2, 5},
                             {2, 16, 16},
                             {4, 37, 37},
-                            {1, 64, 64}})
+                            {1, 64, 64},
+                            {2, 330, 70}})
         for (int tokens : {1, 3, 40})
           for (bool bias : {false, true}) {
             Array x = Array::random(random, DType::f32, {tokens, s.blocks * s.in}, 1, 0, 4);

@@ -1,5 +1,9 @@
 #include "ops/headwise.hpp"
 
+#include <algorithm>
+#include <type_traits>
+
+#include "ops/cuda/device/mma.cuh"
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/pack.cuh"
 #include "ops/cuda/device/row.cuh"
@@ -10,6 +14,8 @@ namespace xlstm::ops::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kRun = 8;  ///< tokens of a thread, where there are kMany
+constexpr std::int64_t kMany = 512;
 constexpr std::int64_t kSmallBlock = 8;  ///< inputs of a block that a thread reads by itself
 
 // A thread an output.
@@ -22,6 +28,40 @@ __global__ void small_blocks_kernel(Matrix<const float> x, const W* w, Weights b
   float sum = b.at_or(0.0F, j);
   for (int i = 0; i < in; ++i) sum = fmaf(to_float(w[j * in + i]), from[i], sum);
   y.row(blockIdx.x)[j] = sum;
+}
+
+// Blocks of 4 by 4: a thread takes one for kRun tokens and keeps its weights.
+template <class W, int kRun>
+__global__ void blocks_of_four_kernel(Matrix<const float> x, const W* w, Weights b, Matrix<float> y,
+                                      std::int64_t tokens, std::int64_t blocks) {
+  const std::int64_t block = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+  if (block >= blocks) return;
+  const std::int64_t t0 = static_cast<std::int64_t>(blockIdx.x) * kRun;
+  Pack<float, 4> in[kRun] = {};
+#pragma unroll
+  for (int t = 0; t < kRun; ++t)
+    if (t0 + t < tokens) load_pack(&in[t], x.row(t0 + t) + 4 * block, 4, true);
+  float weight[4][4], bias[4];
+#pragma unroll
+  for (int o = 0; o < 4; ++o) {
+    Pack<W, 4> row;
+    load_pack(&row, w + (4 * block + o) * 4, 4, true);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) weight[o][i] = to_float(row.at(i));
+    bias[o] = b.at_or(0.0F, 4 * block + o);
+  }
+#pragma unroll
+  for (int t = 0; t < kRun; ++t) {
+    if (t0 + t >= tokens) break;
+    float sum[4];
+#pragma unroll
+    for (int o = 0; o < 4; ++o) {
+      sum[o] = bias[o];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[o] = fmaf(weight[o][i], in[t].at(i), sum[o]);
+    }
+    store_four(y.row(t0 + t) + 4 * block, sum, 4);
+  }
 }
 
 /// to[r][x] = from[x][r], zero from row `rows` and column `columns` on. A warp takes four columns
@@ -73,6 +113,127 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
+/// Four numbers as sums of three of bf16 each, to the last bit: parts[p][0] has the first two.
+__device__ inline void split(unsigned (&parts)[3][2], const Pack<float, 4>& four) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float first = four.at(2 * i), second = four.at(2 * i + 1);
+#pragma unroll
+    for (int p = 0; p < 3; ++p) {
+      parts[p][i] = pack_bf16(first, second);
+      first -= first_of(parts[p][i]);
+      second -= second_of(parts[p][i]);
+    }
+  }
+}
+
+constexpr int kOutputs = 64, kTokens = 64;  // of a block of kThreads at a time
+constexpr int kDepthAtOnce = 64;            // inputs that a lane reads its share of at once
+constexpr int kMostSlice = 320;             // inputs whose weights are in shared memory
+constexpr int kFullCard = 132;              // multiprocessors, or about that
+constexpr int kMostRuns = 4;                // of kTokens, of a block
+constexpr int kPadding = 16;                // numbers: four rows begin in different banks
+
+struct TensorBlocks {
+  Matrix<const float> x;
+  const Bf16* w;
+  Weights b;
+  Matrix<float> y;
+  std::int64_t tokens;
+  int out, in, chunks, slice, runs;
+  bool aligned;
+};
+
+// The same on tensor cores, for weights of bf16: a warp takes 16 tokens. A lane's inputs of a
+// product are four neighbours, because any order of them will do that the weights have too. The
+// sums of the inputs' first parts are apart from those of the small rest, which keeps the error
+// small. Weights are read once where a slice has them all.
+__global__ void __launch_bounds__(kThreads) tensor_blocks_kernel(TensorBlocks a) {
+  XLSTM_DYNAMIC_SHARED(Bf16, weights);  // [kOutputs][a.slice + kPadding]
+  constexpr int kTiles = kOutputs / 8, kSteps = kDepthAtOnce / 16;
+  const std::int64_t block = blockIdx.y;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, t = lane % 4;
+  const int o0 = static_cast<int>(blockIdx.x) % a.chunks * kOutputs;
+  const int padded = a.slice + kPadding;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) / a.chunks * a.runs * kTokens;
+  for (int run = 0; run < a.runs; ++run) {
+    const std::int64_t t0 = first + run * kTokens + static_cast<int>(threadIdx.x) / kWarp * 16 + g;
+    float high[kTiles][4] = {}, low[kTiles][4] = {};
+    for (int slice0 = 0; slice0 < a.in; slice0 += a.slice) {
+      if (run == 0 || a.slice < a.in) {
+        __syncthreads();
+        for (int at = static_cast<int>(threadIdx.x); at < kOutputs * a.slice / 4; at += kThreads) {
+          const int o = at / (a.slice / 4), i = at % (a.slice / 4) * 4;
+          Pack<Bf16, 4> four = {};
+          if (o0 + o < a.out && slice0 + i < a.in)
+            load_pack(&four, a.w + (block * a.out + o0 + o) * a.in + slice0 + i, a.in - slice0 - i,
+                      a.aligned);
+          *reinterpret_cast<Pack<Bf16, 4>*>(weights + o * padded + i) = four;
+        }
+        __syncthreads();
+      }
+      for (int i0 = slice0; i0 < min(slice0 + a.slice, a.in); i0 += kDepthAtOnce) {
+        Pack<float, 4> inputs[kSteps][2];
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int i = i0 + step * 16 + 4 * t;
+            inputs[step][half] = {};
+            if (t0 + 8 * half < a.tokens && i < a.in)
+              load_pack(&inputs[step][half], a.x.row(t0 + 8 * half) + block * a.in + i, a.in - i,
+                        a.aligned);
+          }
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+          if (i0 + step * 16 >= a.in) break;
+          unsigned upper[3][2], lower[3][2];
+          split(upper, inputs[step][0]);
+          split(lower, inputs[step][1]);
+          unsigned columns[kTiles][2];
+#pragma unroll
+          for (int tile = 0; tile < kTiles; ++tile) {
+            const auto four = *reinterpret_cast<const Pack<Bf16, 4>*>(
+                weights + (tile * 8 + g) * padded + i0 - slice0 + step * 16 + 4 * t);
+            columns[tile][0] = four.words[0];
+            columns[tile][1] = four.words[1];
+          }
+#pragma unroll
+          for (int p = 2; p >= 0; --p) {
+            const unsigned rows[4] = {upper[p][0], lower[p][0], upper[p][1], lower[p][1]};
+#pragma unroll
+            for (int tile = 0; tile < kTiles; ++tile)
+              mma_bf16(p == 0 ? high[tile] : low[tile], rows, columns[tile]);
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int o = o0 + tile * 8 + 2 * t;
+      if (o >= a.out) break;
+      const std::int64_t column = block * a.out + o;
+      const bool two = o + 1 < a.out;
+      const float bias[2] = {a.b.at_or(0.0F, column), two ? a.b.at_or(0.0F, column + 1) : 0.0F};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (t0 + 8 * half >= a.tokens) break;
+        float* to = a.y.row(t0 + 8 * half) + column;
+        const float sum[2] = {high[tile][2 * half] + low[tile][2 * half] + bias[0],
+                              high[tile][2 * half + 1] + low[tile][2 * half + 1] + bias[1]};
+        if (two && reinterpret_cast<std::uintptr_t>(to) % sizeof(Pack<float, 2>) == 0) {
+          Pack<float, 2> pair;
+          std::memcpy(pair.words, sum, sizeof(sum));
+          *reinterpret_cast<Pack<float, 2>*>(to) = pair;
+        } else {
+          to[0] = sum[0];
+          if (two) to[1] = sum[1];
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void headwise_linear(Context& context, const HeadwiseLinearArgs& a) {
@@ -85,21 +246,45 @@ void headwise_linear(Context& context, const HeadwiseLinearArgs& a) {
     const Matrix<const float> x(a.x);
     const Matrix<float> y(a.y);
     const Weights b(a.b);
-    if (in <= kSmallBlock)
+    const bool aligned = in % 4 == 0 && x.stride % 4 == 0 &&
+                         reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 &&
+                         reinterpret_cast<std::uintptr_t>(w) % sizeof(Pack<W, 4>) == 0;
+    if (in == 4 && out == 4 && aligned) {
+      const bool many = tokens >= kMany;
+      launch(context, kName,
+             {.x = blocks_for(tokens, many ? kRun : 1),
+              .y = blocks_for(blocks, kThreads),
+              .threads = kThreads},
+             many ? blocks_of_four_kernel<W, kRun> : blocks_of_four_kernel<W, 1>, x, w, b, y,
+             tokens, blocks);
+    } else if (in <= kSmallBlock) {
       launch(context, kName,
              {.x = tokens, .y = blocks_for(blocks * out, kThreads), .threads = kThreads},
              small_blocks_kernel<W>, x, w, b, y, blocks * out, static_cast<int>(out),
              static_cast<int>(in));
-    else
-      launch(
-          context, kName,
-          {.x = blocks_for(tokens, kTile),
-           .y = blocks_for(out, kTile),
-           .z = blocks,
-           .threads = kTileThreads},
-          large_blocks_kernel<W>, x, w, b, y, tokens, static_cast<int>(out), static_cast<int>(in),
-          in % 4 == 0 && x.stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 &&
-              reinterpret_cast<std::uintptr_t>(w) % sizeof(Pack<W, 4>) == 0);
+    } else if constexpr (std::is_same_v<W, Bf16>) {
+      const std::int64_t chunks = blocks_for(out, kOutputs), least = 3 * kFullCard;
+      const auto slice = static_cast<int>(
+          std::min<std::int64_t>(blocks_for(in, kDepthAtOnce) * kDepthAtOnce, kMostSlice));
+      const auto runs = static_cast<int>(std::clamp<std::int64_t>(
+          blocks_for(tokens, kTokens) * chunks * blocks / least, 1, kMostRuns));
+      launch(context, kName,
+             {.x = blocks_for(tokens, std::int64_t{runs} * kTokens) * chunks,
+              .y = blocks,
+              .threads = kThreads,
+              .shared = kOutputs * (slice + kPadding) * sizeof(Bf16)},
+             tensor_blocks_kernel,
+             TensorBlocks{x, w, b, y, tokens, static_cast<int>(out), static_cast<int>(in),
+                          static_cast<int>(chunks), slice, runs, aligned});
+    } else {
+      launch(context, kName,
+             {.x = blocks_for(tokens, kTile),
+              .y = blocks_for(out, kTile),
+              .z = blocks,
+              .threads = kTileThreads},
+             large_blocks_kernel<W>, x, w, b, y, tokens, static_cast<int>(out),
+             static_cast<int>(in), aligned);
+    }
   });
 }
 

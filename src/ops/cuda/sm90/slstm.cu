@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(SlstmClusterPlan::kMostWarps* kWarp, 1)
       }
   } else {
 #pragma unroll
-    for (int i = 0; i < kKept; ++i) load_piece(kept[i], a, r, tile, i);
+    for (int i = 0; i < kKept; ++i) load_piece(kept[i], a, r, tile, i * 16 + 4 * t);
   }
 
   // This lane's cell.

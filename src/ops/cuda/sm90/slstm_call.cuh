@@ -66,14 +66,13 @@ __device__ __forceinline__ unsigned take_bits(float* x) {
   return part.bits;
 }
 
-/// Piece `column` of the tile of R that begins at row `unit` of every gate: what a product takes of
-/// A. The tile has rows i and f of the 4 units in turn and then z and o. For mma() a lane's columns
-/// are four neighbours, because any order of the columns will do that h has too.
+/// What a product takes of A: of the rows of R of a tile, i and f of its 4 units in turn and then z
+/// and o, this lane's columns [k, k + 4). For mma() those are four neighbours, because any order of
+/// the columns will do that h has too.
 template <class T>
 __device__ inline void load_piece(unsigned (&to)[4], const SlstmCall<T>& a, const T* r, int tile,
-                                  int column) {
-  const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const int unit = tile * 4 + g / 2, k = column * 16 + 4 * t;
+                                  int k) {
+  const int g = threadIdx.x % kWarp / 4, unit = tile * 4 + g / 2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const T* row = r + (std::int64_t{half * 2 + g % 2} * a.dh + unit) * a.r_row + k;

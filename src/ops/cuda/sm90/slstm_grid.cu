@@ -1,10 +1,8 @@
 #include "ops/cuda/sm90/slstm_grid.hpp"
 
-#include <algorithm>
-#include <string>
-
 #include "ops/cuda/device/slstm_cell.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 #include "ops/cuda/slstm_grid_plan.hpp"
 #include "ops/cuda/sm90/slstm_call.cuh"
 #include "ops/cuda/sm90/slstm_exchange.cuh"
@@ -14,15 +12,14 @@ namespace {
 
 using namespace slstm_exchange;
 
-constexpr int kGates = 4, kGroups = 2, kTiles = 2;
-constexpr int kGroupSequences = SlstmGridPlan::kSequences / kGroups;
-constexpr int kWarps = SlstmGridPlan::kWarps;
+constexpr int kGates = 4;
+constexpr int kSequences = SlstmGridPlan::kSequences;
+constexpr int kWarps = SlstmGridPlan::kWarps;  // that multiply
 constexpr int kSlots = SlstmGridPlan::kSlots;
-constexpr int kThreads = (kWarps + 1) * kWarp;  // the last warp empties slots
-constexpr int kStages = 4;                      // tokens of wx that are under way
-constexpr int kTileBytes = 512;                 // sums of a tile, or a token's wx, of 8 sequences
-constexpr int kPartialBytes = kWarps * kTiles * kGroups * kTileBytes;
-constexpr int kShared = 2 * kPartialBytes + kTiles * kGroups * kStages * kTileBytes;
+constexpr int kEmptied = kSlots / 2;  // slots that are emptied at a time
+constexpr int kStages = 4;            // tokens of wx that are under way
+constexpr int kTileBytes = 512;       // sums of a tile, or a token's wx
+constexpr int kPairBytes = 512;       // h of 32 units in a slot
 
 template <class T>
 struct GridCall : SlstmCall<T> {
@@ -35,289 +32,336 @@ struct GridCall : SlstmCall<T> {
         blocks(static_cast<int>(plan.blocks)),
         items(static_cast<int>(plan.items)),
         slot_bytes(static_cast<int>(plan.slot_bytes())) {}
+
+  __device__ unsigned char* slot(int item, int step) const {
+    return slots + (std::int64_t{item} * kSlots + step % kSlots) * slot_bytes;
+  }
 };
 
-/// What a place of h says before its value has come: a NaN that no rounding makes.
-constexpr unsigned kMissing = 0xFFFFFFFFU;
-__device__ __forceinline__ bool missing(uint2 four) {
-  return (__vcmpeq2(four.x, kMissing) | __vcmpeq2(four.y, kMissing)) != 0;
+/// What a number of h says before its value has come: a NaN that no rounding makes.
+constexpr unsigned kMissing = 0xFFFF;
+__device__ __forceinline__ bool any_missing(const uint4& eight) {
+  const unsigned most = __vmaxu2(__vmaxu2(eight.x, eight.y), __vmaxu2(eight.z, eight.w));
+  return most >> 16 == kMissing || (most & 0xFFFF) == kMissing;
 }
-/// Loads and stores where all blocks see them, without order.
-__device__ __forceinline__ uint2 load_seen(const unsigned char* from) {
-  uint2 x;
-  asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];"
-               : "=r"(x.x), "=r"(x.y)
-               : "l"(from)
-               : "memory");
-  return x;
-}
-__device__ __forceinline__ void store_seen(unsigned char* to, uint2 x) {
-  asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(x.x), "r"(x.y)
-               : "memory");
-}
-
 /// The bits of h, rounded; never kMissing.
 template <class T>
 __device__ __forceinline__ unsigned h_bits(float h) {
   const unsigned bits = take_bits<T>(&h);
-  return bits == 0xFFFF ? 0x7FFFU : bits;
+  return bits == kMissing ? 0x7FFFU : bits;
 }
 
-// The first slot of every item is the h that its sequences begin with, the others are empty.
+/// Loads and stores where all blocks see them, without order.
+__device__ __forceinline__ uint4 load_seen(const unsigned char* from) {
+  uint4 x;
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(from)
+               : "memory");
+  return x;
+}
+__device__ __forceinline__ void store_seen(unsigned char* to, unsigned bits) {
+  asm volatile("st.relaxed.gpu.global.b16 [%0], %1;" ::"l"(to),
+               "h"(static_cast<unsigned short>(bits))
+               : "memory");
+}
+/// What this thread has stored before is seen before what it stores behind.
+__device__ __forceinline__ void order_stores() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+/// Barriers of a block at which some warps wait, and others only say that they have been there.
+constexpr int kSummed = 1, kSent = 2;
+template <int kBarrier, int kThreads>
+__device__ __forceinline__ void warps_wait() {
+  asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+}
+template <int kBarrier, int kThreads>
+__device__ __forceinline__ void warps_arrive() {
+  asm volatile("bar.arrive %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
+}
+
+/// Where h of a unit is in a slot: a lane of the product loads 8 units of a sequence at once.
+__device__ __forceinline__ int place_of(int unit, int sequence) {
+  return (unit / 8 * kSequences + sequence) * 16 + unit % 8 * 2;
+}
+
+// The first slot of every item is the h that its sequences begin with, the others are empty. What
+// belongs to no unit is 0 in all.
 template <class T>
 __global__ void slstm_grid_begin_kernel(GridCall<T> a) {
-  const int words = a.slot_bytes / 8 * kSlots, item = static_cast<int>(blockIdx.y);
-  const int head = item % a.heads;
-  const int first = item / a.heads * SlstmGridPlan::kSequences;
-  const int at = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (at >= words) return;
-  uint2 four = make_uint2(kMissing, kMissing);
-  if (at < a.slot_bytes / 8) {
-    const int chunks = a.slot_bytes / 8 / SlstmGridPlan::kSequences;
-    const int s = first + at / (chunks * kGroupSequences) * kGroupSequences + at % kGroupSequences;
-    const int unit = at / kGroupSequences % chunks * 4;
-    const std::byte* slot = s < a.batch.sequences ? a.batch.slots[s] : nullptr;
-    unsigned bits[4];
-    for (int i = 0; i < 4; ++i)
-      bits[i] = h_bits<T>(slot == nullptr || unit + i >= a.dh
-                              ? 0.0F
-                              : reinterpret_cast<const float*>(
-                                    slot + a.state.h)[std::int64_t{head} * a.dh + unit + i]);
-    four = make_uint2(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
-  }
-  reinterpret_cast<uint2*>(a.slots)[std::int64_t{item} * words + at] = four;
+  const int item = static_cast<int>(blockIdx.y), head = item % a.heads;
+  const int at = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);  // of numbers
+  if (at >= kSlots * a.slot_bytes / 2) return;
+  const int slot = at / (a.slot_bytes / 2), in_slot = at % (a.slot_bytes / 2);
+  const int unit = in_slot / (8 * kSequences) * 8 + in_slot % 8;
+  const int s = item / a.heads * kSequences + in_slot / 8 % kSequences;
+  unsigned bits = 0;
+  if (unit < a.dh && slot > 0) bits = kMissing;
+  if (unit < a.dh && slot == 0 && s < a.batch.sequences && a.batch.slots[s] != nullptr)
+    bits = h_bits<T>(reinterpret_cast<const float*>(a.batch.slots[s] +
+                                                    a.state.h)[std::int64_t{head} * a.dh + unit]);
+  reinterpret_cast<std::uint16_t*>(a.slot(item, slot))[in_slot] = static_cast<std::uint16_t>(bits);
 }
 
-// A step takes h from the next slot as soon as it has come: every warp waits for the columns it
-// multiplies. The first four warps then add up what all eight have, each for one tile and 8
-// sequences, and store the new h into the slot behind; one more warp empties the slot of three
-// steps ahead. What was in it is of the step before, and all blocks have read that: this one has
-// seen what they sent after it. They see it empty before they see this block's h of two steps
-// ahead, without which none of them looks into it: a fence and a barrier lie between.
-template <class T, int kPieces>
-__global__ void __launch_bounds__(kThreads, 1)
-    slstm_grid_kernel(const __grid_constant__ GridCall<T> a) {
-  XLSTM_DYNAMIC_SHARED(unsigned char, memory);
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = threadIdx.x % kWarp;
-  const int g = lane / 4, t = lane % 4, odd = g % 2;
-  const int block = static_cast<int>(blockIdx.x) % a.blocks;
-  const int teams = static_cast<int>(gridDim.x) / a.blocks;
-  const int sequences = static_cast<int>(a.batch.sequences);
-  const std::int64_t width = std::int64_t{a.heads} * a.dh;
-  const bool finishes = warp < kTiles * kGroups;
-  const int tile = block * kTiles + warp / kGroups % kTiles;  // of the warps that finish
-  const int group = warp % kGroups;
-  const int mine = 2 * t + odd;  // the sequence of this lane's cell
-  const int unit = tile * 4 + g / 2;
-  const int group_bytes = a.slot_bytes / kGroups;
-  unsigned char* const my_wx = memory + 2 * kPartialBytes + warp * kStages * kTileBytes;
-  int parity = 0;
+/// Where the tokens of an item's sequences are, for a lane that has to do with one of them.
+struct Span {
+  int steps = 0, length = 0;  ///< of the longest one, and of the lane's
+  std::int64_t begin = 0;
 
-  for (int item = static_cast<int>(blockIdx.x) / a.blocks; item < a.items; item += teams) {
-    const int head = item % a.heads;
-    const int first = item / a.heads * SlstmGridPlan::kSequences;
-    const std::int64_t column = std::int64_t{head} * a.dh;
-    unsigned char* const slots = a.slots + std::int64_t{item} * kSlots * a.slot_bytes;
-
-    int steps = 0, length = 0, copy_length = 0;
-    std::int64_t begin = 0, copy_begin = 0;
-    for (int s = 0; s < SlstmGridPlan::kSequences && first + s < sequences; ++s) {
-      const int at = a.batch.offsets[first + s], count = a.batch.offsets[first + s + 1] - at;
+  __device__ Span(const DeviceBatch& batch, int first, int mine) {
+    for (int s = first; s < first + kSequences && s < batch.sequences; ++s) {
+      const int at = batch.offsets[s], count = batch.offsets[s + 1] - at;
       steps = max(steps, count);
-      if (s == group * kGroupSequences + mine) begin = at, length = count;
-      if (s == group * kGroupSequences + lane % kGroupSequences)
-        copy_begin = at, copy_length = count;
+      if (s == first + mine) begin = at, length = count;
     }
-    const float* copy_from =
-        a.wx.row(copy_begin) + lane / kGroupSequences * width + column + tile * 4;
-    const int copy_units = min(4, a.dh - tile * 4);
-    if (copy_units <= 0 || !finishes) copy_length = 0;
-    const auto copy_wx = [&](int step) {
-      if (step < copy_length) {
-        const unsigned to = shared_address(my_wx) + step % kStages * kTileBytes + lane * 16;
-        const float* from = copy_from + step * a.wx.stride;
-        if (a.fours_of_wx) {
-          copy_async<16>(to, from);
-        } else {
-          for (int i = 0; i < copy_units; ++i) copy_async<4>(to + 4 * i, from + i);
-        }
-      }
-      copy_commit();
-    };
-    if (finishes)
-      for (int step = 0; step < kStages; ++step) copy_wx(step);
+  }
+};
 
-    unsigned kept[kPieces][kTiles][4];
-#pragma unroll
-    for (int j = 0; j < kPieces; ++j)
-#pragma unroll
-      for (int i = 0; i < kTiles; ++i)
-        load_piece(kept[j][i], a, a.r + head * a.r_head, block * kTiles + i, warp * kPieces + j);
-
-    std::byte* const slot =
-        finishes && first + group * kGroupSequences + mine < sequences && unit < a.dh
-            ? a.batch.slots[first + group * kGroupSequences + mine]
-            : nullptr;
-    const auto state_part = [&](std::size_t offset) {
-      return reinterpret_cast<float*>(slot + offset) + column + unit;
-    };
-    float c = 0, n = 0, m = 0, h = 0, bias[kGates] = {};
-    if (slot != nullptr) {
-      c = *state_part(a.state.c);
-      n = *state_part(a.state.n);
-      m = *state_part(a.state.m);
-      h = *state_part(a.state.h);
-    }
-    if (unit < a.dh && finishes) {
-#pragma unroll
-      for (int q = 0; q < kGates; ++q) bias[q] = a.bias(q * width + column + unit);
-    } else {
-      length = 0;
-    }
-    float* h_to = a.h.row(begin) + column + unit;
-    const int chunk = warp * kPieces * 4 + t;  // this lane's first one of h
-
-    if (warp == kWarps) {
-      // Empties the slot of three steps ahead: 16 sequences of two tiles.
-      const int behind = block * kTiles + lane / kGroupSequences;
-      unsigned char* const to = slots + (behind * kGroupSequences + lane % kGroupSequences) * 8;
-      for (int step = 0; step < steps; ++step) {
-        __syncthreads();
-        for (int i = 0; i < kGroups; ++i)
-          if (lane < kTiles * kGroupSequences && behind < a.tiles)
-            store_seen(to + (step + 3) % kSlots * a.slot_bytes + i * group_bytes,
-                       make_uint2(kMissing, kMissing));
-        __threadfence();
-      }
-      continue;
-    }
-
-    for (int step = 0; step < steps; ++step) {
-      const unsigned char* const from =
-          slots + step % kSlots * a.slot_bytes + (chunk * kGroupSequences + g) * 8;
-      uint2 x[kPieces][kGroups];
-#pragma unroll
-      for (int j = 0; j < kPieces; ++j)
-#pragma unroll
-        for (int i = 0; i < kGroups; ++i)
-          x[j][i] = chunk + 4 * j < a.tiles ? load_seen(from + i * group_bytes + j * 256)
-                                            : make_uint2(0, 0);
-      bool again = true;
-      while (again) {
-        again = false;
-#pragma unroll
-        for (int j = 0; j < kPieces; ++j)
-#pragma unroll
-          for (int i = 0; i < kGroups; ++i)
-            if (missing(x[j][i])) {
-              x[j][i] = load_seen(from + i * group_bytes + j * 256);
-              again = true;
-            }
-      }
-      __syncwarp();
-
-      float sum[kTiles][kGroups][4] = {};
-#pragma unroll
-      for (int j = 0; j < kPieces; ++j)
-#pragma unroll
-        for (int i = 0; i < kGroups; ++i) {
-          const unsigned two[2] = {x[j][i].x, x[j][i].y};
-#pragma unroll
-          for (int k = 0; k < kTiles; ++k) mma<T>(sum[k][i], kept[j][k], two);
-        }
-      unsigned char* const partial = memory + parity * kPartialBytes + lane * 16;
-#pragma unroll
-      for (int k = 0; k < kTiles; ++k)
-#pragma unroll
-        for (int i = 0; i < kGroups; ++i)
-          *reinterpret_cast<float4*>(partial + ((k * kGroups + i) * kWarps + warp) * kTileBytes) =
-              make_float4(sum[k][i][0], sum[k][i][1], sum[k][i][2], sum[k][i][3]);
-      __syncthreads();
-      parity ^= 1;
-      if (!finishes) continue;
-
-      float raw[kGates];
-      copy_wait<kStages - 1>();
-      __syncwarp();
-#pragma unroll
-      for (int q = 0; q < kGates; ++q)
-        raw[q] =
-            reinterpret_cast<const float*>(
-                my_wx + step % kStages * kTileBytes)[(q * kGroupSequences + mine) * 4 + g / 2] +
-            bias[q];
-      __syncwarp();  // before the copies of another token to the same place
-      float total[4] = {};
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const float4 one =
-            *reinterpret_cast<const float4*>(partial + (warp * kWarps + w) * kTileBytes);
-        total[0] += one.x;
-        total[1] += one.y;
-        total[2] += one.z;
-        total[3] += one.w;
-      }
-      add_gates(raw, total);
-      const bool busy = step < length;
-      if (busy) h = slstm_cell_step_fast(raw[0], raw[1], raw[2], raw[3], &c, &n, &m);
-      const uint2 four = four_units(h_bits<T>(h));
-      if (step + 1 < steps && tile < a.tiles && lane < 8)
-        store_seen(slots + (step + 1) % kSlots * a.slot_bytes + group * group_bytes +
-                       (tile * kGroupSequences + mine) * 8,
-                   four);
-      if (busy) *h_to = h;
-      h_to += a.h.stride;
-      copy_wx(step + kStages);
-    }
-
-    copy_wait<0>();
-    if (slot != nullptr) {
-      *state_part(a.state.c) = c;
-      *state_part(a.state.n) = n;
-      *state_part(a.state.m) = m;
-      *state_part(a.state.h) = h;
-    }
+/// Registers of a thread where each of three warp groups needs as many as the others, and where the
+/// two that multiply take most of what the third has.
+template <bool kMore>
+__device__ __forceinline__ void share_registers([[maybe_unused]] bool multiplies) {
+  if constexpr (kMore) {
+    if (multiplies)
+      asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
+    else
+      asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
   }
 }
 
-template <class T, int kPieces>
-void run(Context& context, const GridCall<T>& call, int teams) {
+/// Multiplies the rows of R of a block's tiles by h, as each step's h comes: this warp a range of
+/// 16 kPieces columns. Its sums go to `partial`.
+template <class T, int kPieces, int kTiles>
+__device__ __forceinline__ void multiply(const GridCall<T>& a, int item, int block, int warp,
+                                         unsigned char* partial) {
+  constexpr int kThreads = (kWarps + kTiles) * kWarp;
+  constexpr int kPairs = kPieces / 2;  // of pieces, which a load has
+  // Of sums that wait for each other: two where there are registers for them.
+  constexpr int kChains = kPieces < 8 ? 2 : 1;
+  const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const int head = item % a.heads, first = item / a.heads * kSequences;
+  const int unit = warp * kPairs * 32 + t * 8;  // the first one of this lane's first load
+  const bool present = first + g < a.batch.sequences;
+  const Span span(a.batch, first, g);
+
+  unsigned kept[kPieces][kTiles][4];
+#pragma unroll
+  for (int j = 0; j < kPieces; ++j) {
+    asm volatile("" ::: "memory");  // not all addresses at once
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i)
+      load_piece(kept[j][i], a, a.r + head * a.r_head, block * kTiles + i,
+                 unit + j / 2 * 32 + j % 2 * 4);
+  }
+  partial += warp * kTileBytes + (g % 2 * 16 + g / 2 * 4 + t) * 16;
+
+  for (int step = 0; step < span.steps; ++step) {
+    const unsigned char* const from = a.slot(item, step) + place_of(unit, g);
+    uint4 x[kPairs];
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j)
+      x[j] = present && unit + 32 * j < a.dh ? load_seen(from + j * kPairBytes)
+                                             : make_uint4(0, 0, 0, 0);
+    float sum[kTiles][kChains][4] = {};
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
+      while (__any_sync(~0U, any_missing(x[j])))
+#pragma unroll
+        for (int i = j; i < kPairs; ++i)
+          if (any_missing(x[i])) x[i] = load_seen(from + i * kPairBytes);
+      const unsigned low[2] = {x[j].x, x[j].y}, high[2] = {x[j].z, x[j].w};
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) mma<T>(sum[i][0], kept[2 * j][i], low);
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) mma<T>(sum[i][kChains - 1], kept[2 * j + 1][i], high);
+    }
+    // Of a unit and a sequence gates i and z side by side, and in the other half f and o.
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      float(&total)[4] = sum[i][0];
+      if constexpr (kChains == 2)
+#pragma unroll
+        for (int k = 0; k < 4; ++k) total[k] += sum[i][1][k];
+      *reinterpret_cast<float4*>(partial + i * kWarps * kTileBytes) =
+          make_float4(total[0], total[2], total[1], total[3]);
+    }
+    warps_arrive<kSummed, kThreads>();
+    warps_wait<kSent, kThreads>();
+  }
+}
+
+/// Makes cells of the sums of a tile, a lane those of one unit and sequence, and sends the new h.
+template <class T, int kTiles>
+__device__ __forceinline__ void finish(const GridCall<T>& a, int item, int tile,
+                                       const unsigned char* partial, unsigned char* wx) {
+  constexpr int kThreads = (kWarps + kTiles) * kWarp;
+  const int lane = threadIdx.x % kWarp, mine = lane % kSequences, quarter = lane / kSequences;
+  const int head = item % a.heads, sequence = item / a.heads * kSequences + mine;
+  const std::int64_t column = std::int64_t{head} * a.dh, width = std::int64_t{a.heads} * a.dh;
+  const Span span(a.batch, sequence - mine, mine);
+
+  // wx comes by copies of a whole token ahead: a lane takes 4 units of one gate.
+  const int copy_units = min(4, a.dh - tile * 4);
+  const int copy_length = copy_units > 0 ? span.length : 0;
+  const float* const copy_from = a.wx.row(span.begin) + quarter * width + column + tile * 4;
+  const auto copy_wx = [&](int step) {
+    if (step < copy_length) {
+      const unsigned to = shared_address(wx) + step % kStages * kTileBytes + lane * 16;
+      const float* from = copy_from + step * a.wx.stride;
+      if (a.fours_of_wx) {
+        copy_async<16>(to, from);
+      } else {
+        for (int i = 0; i < copy_units; ++i) copy_async<4>(to + 4 * i, from + i);
+      }
+    }
+    copy_commit();
+  };
+  for (int step = 0; step < kStages; ++step) copy_wx(step);
+
+  const int unit = tile * 4 + quarter;
+  const bool present = unit < a.dh && sequence < a.batch.sequences;
+  std::byte* const record = present ? a.batch.slots[sequence] : nullptr;
+  const auto state_part = [&](std::size_t offset) {
+    return reinterpret_cast<float*>(record + offset) + column + unit;
+  };
+  float c = 0, n = 0, m = 0, h = 0, bias[kGates] = {};
+  if (record != nullptr) {
+    c = *state_part(a.state.c);
+    n = *state_part(a.state.n);
+    m = *state_part(a.state.m);
+    h = *state_part(a.state.h);
+  }
+  if (present) {
+#pragma unroll
+    for (int q = 0; q < kGates; ++q) bias[q] = a.bias(q * width + column + unit);
+  }
+  const int place = place_of(unit, mine);
+  float* h_to = a.h.row(span.begin) + column + unit;
+  partial += lane * 8;
+
+  for (int step = 0; step < span.steps; ++step) {
+    float raw[kGates], total[kGates] = {};
+    copy_wait<kStages - 1>();
+    __syncwarp();
+#pragma unroll
+    for (int q = 0; q < kGates; ++q)
+      raw[q] = reinterpret_cast<const float*>(
+                   wx + step % kStages * kTileBytes)[(q * kSequences + mine) * 4 + quarter] +
+               bias[q];
+    __syncwarp();  // before the copies of another token to the same place
+    copy_wx(step + kStages);
+
+    warps_wait<kSummed, kThreads>();
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float2 two = *reinterpret_cast<const float2*>(partial + w * kTileBytes + half * 256);
+        total[half] += two.x;
+        total[2 + half] += two.y;
+      }
+#pragma unroll
+    for (int q = 0; q < kGates; ++q) raw[q] += total[q];
+    const bool busy = present && step < span.length;
+    if (busy) h = slstm_cell_step_fast(raw[0], raw[1], raw[2], raw[3], &c, &n, &m);
+    if (present && step + 1 < span.steps) store_seen(a.slot(item, step + 1) + place, h_bits<T>(h));
+    warps_arrive<kSent, kThreads>();
+
+    if (present && step % kEmptied == 0) {
+#pragma unroll
+      for (int i = 0; i < kEmptied; ++i)
+        store_seen(a.slot(item, step + kEmptied + i) + place, kMissing);
+    }
+    if (step % kEmptied == 1) order_stores();  // by when they are done
+    if (busy) *h_to = h;
+    h_to += a.h.stride;
+  }
+
+  copy_wait<0>();
+  if (record != nullptr) {
+    *state_part(a.state.c) = c;
+    *state_part(a.state.n) = n;
+    *state_part(a.state.m) = m;
+    *state_part(a.state.h) = h;
+  }
+}
+
+// A step takes h from the next slot as soon as it has come. Each of kWarps warps waits for its own
+// columns, multiplies, and leaves its sums to one more warp for every tile, which makes cells of
+// them and stores the new h into the slot behind. Only then do the block's warps look for it: the
+// other blocks are as far, and who asks too early asks twice.
+//
+// Who finishes empties slots, half of them at a time: in steps s = 0, kEmptied, ... those of steps
+// [s + kEmptied, s + kSlots). What was in them is of steps before s, and all blocks have read that:
+// this one has seen what they sent behind it. Who looks into one of them has seen what this warp
+// sent in step s + kEmptied - 2 or later, and that is seen later than the emptying: a fence lies
+// between.
+template <class T, int kPieces, int kTiles>
+__global__ void __launch_bounds__((kWarps + kTiles) * kWarp, 1)
+    slstm_grid_kernel(const __grid_constant__ GridCall<T> a) {
+  __shared__ __align__(16) unsigned char partial[kTiles * kWarps * kTileBytes];
+  __shared__ __align__(16) unsigned char wx[kTiles * kStages * kTileBytes];
+  constexpr bool kMoreRegisters = kPieces * kTiles >= 24;
+  static_assert(!kMoreRegisters || kTiles == 4, "whole groups of warps");
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int block = static_cast<int>(blockIdx.x) % a.blocks;
+  const int team = static_cast<int>(blockIdx.x) / a.blocks;
+  const int teams = static_cast<int>(gridDim.x) / a.blocks;
+
+  if (warp < kWarps) {
+    share_registers<kMoreRegisters>(true);
+    for (int item = team; item < a.items; item += teams)
+      multiply<T, kPieces, kTiles>(a, item, block, warp, partial);
+  } else {
+    share_registers<kMoreRegisters>(false);
+    const int tile = warp - kWarps;
+    for (int item = team; item < a.items; item += teams)
+      finish<T, kTiles>(a, item, block * kTiles + tile, partial + tile * kWarps * kTileBytes,
+                        wx + tile * kStages * kTileBytes);
+  }
+}
+
+template <class T, int kPieces, int kTiles>
+void run(Context& context, const GridCall<T>& call, std::int64_t teams) {
   launch(context, "slstm",
-         {.x = (call.slot_bytes / 8 * kSlots + 255) / 256, .y = call.items, .threads = 256},
+         {.x = blocks_for(std::int64_t{kSlots} * call.slot_bytes / 2, 256),
+          .y = call.items,
+          .threads = 256},
          slstm_grid_begin_kernel<T>, call);
   launch(context, "slstm",
-         {.x = std::int64_t{teams} * call.blocks,
-          .threads = kThreads,
-          .shared = kShared,
-          .cooperative = true},
-         slstm_grid_kernel<T, kPieces>, call);
+         {.x = teams * call.blocks, .threads = (kWarps + kTiles) * kWarp, .cooperative = true},
+         slstm_grid_kernel<T, kPieces, kTiles>, call);
+}
+
+template <class T, int kTiles>
+void run(Context& context, const SlstmGridPlan& plan, const GridCall<T>& call) {
+  switch (plan.pieces) {
+    case 4: return run<T, 4, kTiles>(context, call, plan.teams);
+    case 6: return run<T, 6, kTiles>(context, call, plan.teams);
+    default:
+      if constexpr (kTiles == SlstmGridPlan::kMostTiles)
+        run<T, 8, kTiles>(context, call, plan.teams);
+  }
 }
 
 template <class T>
-void run(Context& context, const SlstmGridPlan& plan, const SlstmArgs& a, int teams) {
+void run(Context& context, const SlstmGridPlan& plan, const SlstmArgs& a) {
   const ArenaScope scope(context.arena());
   const GridCall<T> call(a, plan, context.arena().take(plan.scratch()));
-  switch (plan.pieces) {
-    case 4: return run<T, 4>(context, call, teams);
-    case 6: return run<T, 6>(context, call, teams);
-    default: return run<T, 8>(context, call, teams);
-  }
+  if (plan.tiles < SlstmGridPlan::kMostTiles)
+    run<T, SlstmGridPlan::kMostTiles - 1>(context, plan, call);
+  else
+    run<T, SlstmGridPlan::kMostTiles>(context, plan, call);
 }
 
 }  // namespace
 
 bool slstm_grid(Context& context, const SlstmArgs& a) {
-  const SlstmGridPlan plan(a.batch, a.r, a.product);
-  if (!plan.fits || plan.items > 0xFFFF) return false;
-  int multiprocessors = 0;
-  if (cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount,
-                             context.device().index) != cudaSuccess)
-    return false;
-  const auto teams = static_cast<int>(std::min(plan.items, multiprocessors / plan.blocks));
-  if (teams == 0) return false;
+  const SlstmGridPlan plan(a.batch, a.r, a.product, multiprocessors(context.device()));
+  if (!plan.fits || plan.teams == 0 || plan.items > 0xFFFF) return false;
   if (a.r.dtype == DType::bf16) {
-    run<Bf16>(context, plan, a, teams);
+    run<Bf16>(context, plan, a);
   } else {
-    run<F16>(context, plan, a, teams);
+    run<F16>(context, plan, a);
   }
   return true;
 }
