@@ -113,17 +113,13 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
-/// Four numbers as sums of three of bf16 each, to the last bit: parts[p][0] has the first two.
+/// ThreeParts of four numbers: parts[p][0] has the first two.
 __device__ inline void split(unsigned (&parts)[3][2], const Pack<float, 4>& four) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float first = four.at(2 * i), second = four.at(2 * i + 1);
+    const ThreeParts two(four.at(2 * i), four.at(2 * i + 1));
 #pragma unroll
-    for (int p = 0; p < 3; ++p) {
-      parts[p][i] = pack_bf16(first, second);
-      first -= first_of(parts[p][i]);
-      second -= second_of(parts[p][i]);
-    }
+    for (int p = 0; p < 3; ++p) parts[p][i] = two.pairs[p];
   }
 }
 

@@ -76,23 +76,6 @@ constexpr int kMostWarps = 16;
 constexpr int kMostRows = 8;
 constexpr int kGateRows = 16;  // of an mma
 
-/// The three bf16 parts of four numbers.
-struct Parts {
-  unsigned of[3][2];
-  __device__ explicit Parts(const float4& from) {
-    float x = from.x, y = from.y, z = from.z, w = from.w;
-#pragma unroll
-    for (int i = 0; i < 3; ++i) {
-      of[i][0] = pack_bf16(x, y);
-      of[i][1] = pack_bf16(z, w);
-      x -= first_of(of[i][0]);
-      y -= second_of(of[i][0]);
-      z -= first_of(of[i][1]);
-      w -= second_of(of[i][1]);
-    }
-  }
-};
-
 struct RowGates {
   Gate input, forget;
   int heads;
@@ -172,10 +155,9 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
       const uint2 up = *reinterpret_cast<const uint2*>(upper + begin + s * 16),
                   low = *reinterpret_cast<const uint2*>(lower + begin + s * 16);
       const unsigned a[4] = {up.x, low.x, up.y, low.y};
-      const Parts parts(v[s]);
-      mma_bf16(whole, a, parts.of[0]);
-      mma_bf16(rest, a, parts.of[1]);
-      mma_bf16(rest, a, parts.of[2]);
+      const ThreeParts two(v[s].x, v[s].y), next(v[s].z, v[s].w);
+#pragma unroll
+      for (int p = 0; p < 3; ++p) mma_bf16(p == 0 ? whole : rest, a, {two.pairs[p], next.pairs[p]});
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[warp][c_row(lane, i)][c_column(lane, i)] = whole[i] + rest[i];

@@ -106,4 +106,17 @@ __device__ inline unsigned fma_bf16(unsigned a, unsigned b, unsigned c) {
 #endif
 }
 
+/// Two numbers as sums of three of bf16 each, to the last bit.
+struct ThreeParts {
+  unsigned pairs[3];
+  __device__ ThreeParts(float first, float second) {
+#pragma unroll
+    for (int p = 0; p < 3; ++p) {
+      pairs[p] = pack_bf16(first, second);
+      first -= first_of(pairs[p]);
+      second -= second_of(pairs[p]);
+    }
+  }
+};
+
 }  // namespace xlstm::ops::cuda
