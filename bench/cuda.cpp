@@ -9,6 +9,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
@@ -85,12 +86,13 @@ class Bench {
 
   /// @param make  the op on memory of its own; called once for every set that rotates
   void run(const std::string& name, double bytes, double products,
-           const std::function<std::function<void(Context&)>()>& make) {
+           const std::function<std::function<void(Context&)>()>& make, int least = 2) {
     if (name.find(part_) == std::string::npos) return;
     try {
       Context context(kCard);
-      const int sets =
-          static_cast<int>(std::clamp(static_cast<double>(kCache) / (bytes + 1), 1.0, 32.0)) + 1;
+      const int sets = std::max(
+          least,
+          static_cast<int>(std::clamp(static_cast<double>(kCache) / (bytes + 1), 1.0, 32.0)) + 1);
       std::vector<std::function<void(Context&)>> calls;
       for (int i = 0; i < sets; ++i) calls.push_back(make());
       context.start_measuring();
@@ -253,6 +255,87 @@ void mlstms(Bench& bench) {
   }
 }
 
+// --- blocks of xLSTM-large, as a step runs them ---
+
+struct Block {
+  std::vector<Tensor> qkvo, gates, out, gate_up, down;
+  Tensor norm;
+  std::unique_ptr<Sequences> sequences;
+};
+
+void blocks(Bench& bench) {
+  for (const std::int64_t tokens : {1, 8, 16}) {
+    Memory& memory = bench.memory;
+    constexpr std::size_t kC = static_cast<std::size_t>(kQk) * 512 * 4, kN = kQk * 4;
+    const double weights = 2.0 * kD * (2 * kQk + 3 * kD + 3 * kF);
+    const auto all = std::make_shared<std::vector<Block>>();
+    Tensor x, y, u, i, log_f, h;
+    const auto make = [&] {
+      if (all->empty()) {
+        x = memory.numbers(DType::f32, {tokens, kD});
+        y = memory.numbers(DType::f32, {tokens, 2 * kQk + 2 * kD});
+        u = memory.numbers(DType::bf16, {tokens, kF});
+        i = memory.numbers(DType::f32, {tokens, kHeads});
+        log_f = memory.numbers(DType::f32, {tokens, kHeads});
+        h = memory.numbers(DType::f32, {tokens, kD});
+      }
+      const auto matrix = [&](std::int64_t n, std::int64_t k) {
+        return memory.numbers(DType::bf16, {n, k}, 0.02F);
+      };
+      Block block{
+          .qkvo = {matrix(kQk, kD), matrix(kQk, kD), matrix(kD, kD), matrix(kD, kD)},
+          .gates = {matrix(kHeads, kD), matrix(kHeads, kD), memory.numbers(DType::bf16, {kHeads}),
+                    memory.numbers(DType::bf16, {kHeads})},
+          .out = {matrix(kD, kD)},
+          .gate_up = {matrix(kF, kD), matrix(kF, kD)},
+          .down = {matrix(kD, kF)},
+          .norm = memory.numbers(DType::bf16, {kD}),
+          .sequences = std::make_unique<Sequences>(memory, tokens, 1, kC + kN + 256)};
+      const std::size_t at = all->size();
+      all->push_back(std::move(block));
+      return [=](Context& c) {
+        const Block& b = (*all)[at];
+        ops::norm_linear(c, {.x = x,
+                             .norm_w = b.norm,
+                             .norm_b = {},
+                             .activation = DType::bf16,
+                             .w = b.qkvo,
+                             .b = {},
+                             .y = y,
+                             .w_i = b.gates[0],
+                             .w_f = b.gates[1],
+                             .b_i = b.gates[2],
+                             .b_f = b.gates[3],
+                             .i = i,
+                             .log_f = log_f});
+        const ops::Batch batch = b.sequences->batch();
+        ops::mlstm_head_norm_linear(c, {.cell = {.q = y.cols(0, kQk),
+                                                 .k = y.cols(kQk, kQk),
+                                                 .v = y.cols(2 * kQk, kD),
+                                                 .i = i,
+                                                 .log_f = log_f,
+                                                 .batch = batch,
+                                                 .state = {.c = 0, .n = kC, .m = kC + kN},
+                                                 .h = h},
+                                        .norm = {.h = h,
+                                                 .o = y.cols(2 * kQk + kD, kD),
+                                                 .norm_w = b.norm,
+                                                 .norm_b = {},
+                                                 .heads = kHeads,
+                                                 .activation = DType::bf16,
+                                                 .w = b.out,
+                                                 .b = {},
+                                                 .y = x}});
+        ops::norm_linear_swiglu(
+            c, {.x = x, .norm_w = b.norm, .norm_b = {}, .w = b.gate_up, .b = {}, .y = u});
+        ops::linear(c, {.x = u, .w = b.down, .b = {}, .y = x, .accumulate = true});
+      };
+    };
+    bench.run(fmt::format("block x{}", tokens),
+              weights + 8.0 * static_cast<double>(tokens * kQk * 513), 0, make, 8);
+  }
+}
+
 void slstms(Bench& bench) {
   struct Shape {
     std::int64_t heads, dh, sequences, length;
@@ -389,6 +472,7 @@ int main(int argc, char** argv) {
   }
   Bench bench(argc > 1 ? argv[1] : "");
   linears(bench);
+  blocks(bench);
   mlstms(bench);
   slstms(bench);
   mixings(bench);

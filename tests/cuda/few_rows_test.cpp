@@ -239,5 +239,33 @@ TEST(MlstmHeadNormLinear, IsItsPartsInAnyBatch) {
       }
 }
 
+// Enough of them that a device may cut heads in another way than those of one sequence.
+TEST(MlstmHeadNormLinear, ManySequencesHaveTheBitsOfOne) {
+  std::mt19937 random(24);
+  struct Shape {
+    std::int64_t heads, dqk, dv;
+    std::vector<int> lengths;
+  };
+  const Shape shapes[] = {{6, 40, 256, std::vector<int>(16, 1)},
+                          {8, 256, 512, {1, 1, 1, 1, 1}},
+                          {8, 24, 512, {1, 2, 1, 1, 1, 1}}};
+  for (const Shape& s : shapes) {
+    SCOPED_TRACE(testing::Message() << s.dqk << " x " << s.dv << ", " << s.lengths.size());
+    CellProblem p(random, s.heads, s.dqk, s.dv, s.lengths);
+    CellResult all(p), again(p), alone(p), parts(p);
+    run_cell(p, all, true, 0, s.lengths.size());
+    run_cell(p, again, true, 0, s.lengths.size());
+    run_cell(p, parts, false, 0, s.lengths.size());
+    for (std::size_t i = 0; i < s.lengths.size(); ++i) run_cell(p, alone, true, i, 1);
+    EXPECT_EQ(all.y.bytes(), again.y.bytes());
+    EXPECT_EQ(all.y.bytes(), alone.y.bytes());
+    EXPECT_LE(distance(all.y.values(), parts.y.values()), 4e-3);
+    for (std::size_t i = 0; i < s.lengths.size(); ++i) {
+      EXPECT_EQ(all.records[i].bytes(), alone.records[i].bytes());
+      EXPECT_LE(distance(all.records[i].values(), parts.records[i].values()), 1e-6);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace xlstm::ops::test

@@ -47,7 +47,7 @@ void run_tiles(Context& context, const char* name, const Before& before, const W
                : jobs < most ? jobs
                              : most,
           .threads = kFewThreads,
-          .shared = sizeof(FewShared<kTokenTiles>),
+          .shared = sizeof(FewShared<kTokenTiles, Before::kNormed>),
           .overlap = true},
          few_rows_kernel<Before, After, kTokenTiles>, before, w, after, static_cast<int>(tokens));
 }

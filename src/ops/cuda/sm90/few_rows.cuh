@@ -30,7 +30,6 @@ constexpr int kTileTokens = 8;  // columns of an mma
 constexpr int kUnit = 32;       // of the depth: two mma, to which a lane brings 8 numbers of a row
 constexpr int kStageDepth = 128;
 constexpr int kStageUnits = kStageDepth / kUnit;
-constexpr int kStages = 4;    // of a warp's ring
 constexpr int kMostHeld = 4;  // stages' depth of a warp's tokens that fit into its registers
 /// Rows go to two halves by their lowest bit, 64 bytes apart beside whole lines: a quarter of a
 /// warp, which reads 64 bytes of two rows, finds them in different banks.
@@ -42,13 +41,17 @@ __device__ __forceinline__ int stage_offset(int row) {
   return row % 2 * kHalfBytes + row / 2 * kStageDepth * 2;
 }
 
+/// Of a warp's ring.
 template <int kTokenTiles>
+constexpr int kStages = kTokenTiles == 1 ? 6 : 5;
+
+template <int kTokenTiles, bool kNormed>
 struct FewShared {
-  alignas(128) unsigned char ring[kFewWarps][kStages][kStageBytes];
+  alignas(128) unsigned char ring[kFewWarps][kStages<kTokenTiles>][kStageBytes];
   float sums[2][kFewWarps][kTokenTiles * kTileTokens][kSumPitch];
   float squares[kFewWarps][kTokenTiles * kTileTokens];
   float gates[2][kFewWarps];
-  uint4 staging[kFewWarps][kMostHeld * kStageDepth / 8];
+  float4 staging[kNormed ? kFewWarps : 1][kNormed ? kMostHeld * kStageDepth / 4 : 1];
 };
 
 // The stages of the depth that a warp has.
@@ -277,10 +280,16 @@ struct Feed {
 };
 
 template <class Before, class After, int kTokenTiles>
-__global__ void __launch_bounds__(kFewThreads, 1)
+__global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles == 1 ? 136 : 255))
     few_rows_kernel(Before before, WeightGroup<Bf16> w, After after, int tokens) {
   constexpr int kTilesAtOnce = Before::kHeld ? 1 : 2;
-  XLSTM_DYNAMIC_SHARED(FewShared<kTokenTiles>, shared);
+  // With few registers a block of the cell's kernel has room beside one of the product after it.
+  constexpr int kUnitsAtOnce = Before::kHeld && !Before::kNormed ? kStageUnits / 2 : kStageUnits;
+  constexpr int kStages = sm90::kStages<kTokenTiles>;
+  // Stages that are asked for before the tokens, which then do not come behind all of them.
+  constexpr int kFirst = Before::kHeld ? 4 : kStages;
+  using Shared = FewShared<kTokenTiles, Before::kNormed>;
+  XLSTM_DYNAMIC_SHARED(Shared, shared);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, width = before.width;
   const int group = lane / 4, quarter = lane % 4;  // row or token of an operand; place in a unit
   const Slice slice(width, warp);
@@ -288,16 +297,35 @@ __global__ void __launch_bounds__(kFewThreads, 1)
   constexpr int kJobOutputs = kTilesAtOnce * kTileRows / (After::kPairs ? 2 : 1);
   const int jobs = (outputs + kJobOutputs - 1) / kJobOutputs;
 
-  const std::uint32_t ring = shared_address(shared->ring[warp]);
-  Feed<kTilesAtOnce, After> feed(w, slice, width, outputs, jobs);
-#pragma unroll 1
-  for (int s = 0; s < kStages; ++s) feed.copy(ring + s * kStageBytes);
-
   // Numbers 8 quarter to 8 quarter + 7 of each unit are this lane's, of weights and of tokens.
-  unsigned b[Before::kHeld ? kMostHeld : 1][kStageUnits][kTokenTiles][4];
   const auto place = [&](int stage, int unit) {
     return (slice.begin + stage) * kStageDepth + unit * kUnit + quarter * 8;
   };
+  constexpr int kOwn = Before::kNormed ? kMostHeld * kStageUnits / 8 : 1;
+  [[maybe_unused]] float4 norm[kOwn][2];
+  [[maybe_unused]] int at[kOwn];
+  [[maybe_unused]] bool exists[kOwn];
+  if constexpr (Before::kNormed) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int unit = group + i * 8;
+      at[i] = place(unit / kStageUnits, unit % kStageUnits);
+      exists[i] = unit / kStageUnits < slice.count && at[i] < width;
+      if (!exists[i]) at[i] = 0;
+      norm[i][0] = four_of(before.w, at[i]);
+      norm[i][1] = four_of(before.w, at[i] + 4);
+    }
+  }
+
+  const std::uint32_t ring = shared_address(shared->ring[warp]);
+  Feed<kTilesAtOnce, After> feed(w, slice, width, outputs, jobs);
+  const auto fill = [&](int from, int to) {
+#pragma unroll 1
+    for (int s = from; s < to; ++s) feed.copy(ring + s * kStageBytes);
+  };
+  fill(0, kFirst);
+
+  unsigned b[Before::kHeld ? kMostHeld : 1][kStageUnits][kTokenTiles][4];
   if constexpr (!Before::kNormed) {
     grid_wait();
     if constexpr (Before::kHeld) {
@@ -314,77 +342,112 @@ __global__ void __launch_bounds__(kFewThreads, 1)
             b[s][u][i][2] = loaded.z;
             b[s][u][i][3] = loaded.w;
           }
+      fill(kFirst, kStages);
     }
   } else {
-    // The warp makes one token after the other: a lane 8 numbers of two units, which go to the
-    // lanes of that token by way of shared memory.
-    constexpr int kOwn = kMostHeld * kStageUnits / 8, kAhead = 4;
-    float4 norm[kOwn][2], x[kAhead][kOwn][2];
-    int at[kOwn];
-    bool exists[kOwn];
+    constexpr int kUnits = kMostHeld * kStageUnits;
+    constexpr int kFewest = 2;  // tokens
+    const bool by_token = kTokenTiles == 1 && tokens <= kFewest;
+    if (by_token) {
+      // The warp makes one token after the other: a lane 8 numbers of two units, which go to the
+      // lanes of that token by way of shared memory.
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int unit = group + i * 8;
-      at[i] = place(unit / kStageUnits, unit % kStageUnits);
-      exists[i] = unit / kStageUnits < slice.count && at[i] < width;
-      if (!exists[i]) at[i] = 0;
-      norm[i][0] = four_of(before.w, at[i]);
-      norm[i][1] = four_of(before.w, at[i] + 4);
-    }
-    const auto load = [&](float4(&to)[kOwn][2], int token) {
-      const float* row = before.x.row(min(token, tokens - 1));
+      for (int s = 0; s < kMostHeld; ++s)
 #pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        to[i][0] = *reinterpret_cast<const float4*>(row + at[i]);
-        to[i][1] = *reinterpret_cast<const float4*>(row + at[i] + 4);
-      }
-    };
+        for (int u = 0; u < kStageUnits; ++u)
 #pragma unroll
-    for (int s = 0; s < kMostHeld; ++s)
+          for (int j = 0; j < 4; ++j) b[s][u][0][j] = 0;
+      grid_wait();
+      float4 x[kFewest][kOwn][2];
 #pragma unroll
-      for (int u = 0; u < kStageUnits; ++u)
+      for (int t = 0; t < kFewest; ++t)
 #pragma unroll
-        for (int i = 0; i < kTokenTiles; ++i)
+        for (int i = 0; i < kOwn; ++i) {
+          const float* const from = before.x.row(min(t, tokens - 1)) + at[i];
+          x[t][i][0] = *reinterpret_cast<const float4*>(from);
+          x[t][i][1] = *reinterpret_cast<const float4*>(from + 4);
+        }
+      fill(kFirst, kStages);
+      auto* const staging = reinterpret_cast<uint4*>(shared->staging[warp]);
 #pragma unroll
-          for (int j = 0; j < 4; ++j) b[s][u][i][j] = 0;
-    grid_wait();
-    uint4* const staging = shared->staging[warp];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) load(x[i], i);
-#pragma unroll
-    for (int tile = 0; tile < kTokenTiles; ++tile)
-#pragma unroll 1
-      for (int token = tile * kTileTokens; token < min(tokens, (tile + 1) * kTileTokens); ++token) {
+      for (int t = 0; t < kFewest; ++t) {
+        if (t == tokens) break;
         float squares = 0;
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < kOwn; ++i) {
-          const Products p(x[0][i][0], x[0][i][1], norm[i][0], norm[i][1]);
+          const Products p(x[t][i][0], x[t][i][1], norm[i][0], norm[i][1]);
           staging[(group + i * 8) * 4 + quarter] = exists[i] ? p.packed : uint4{0, 0, 0, 0};
           squares += exists[i] ? p.squares : 0.0F;
         }
-#pragma unroll
-        for (int i = 0; i + 1 < kAhead; ++i)
-#pragma unroll
-          for (int j = 0; j < kOwn; ++j) {
-            x[i][j][0] = x[i + 1][j][0];
-            x[i][j][1] = x[i + 1][j][1];
-          }
-        load(x[kAhead - 1], token + kAhead);
         squares = warp_sum(squares);
-        if (lane == 0) shared->squares[warp][token] = squares;
+        if (lane == 0) shared->squares[warp][t] = squares;
         __syncwarp();
-        if (group != token % kTileTokens) continue;
+        if (group != t) continue;
 #pragma unroll
-        for (int u = 0; u < kMostHeld * kStageUnits; ++u) {
+        for (int u = 0; u < kUnits; ++u) {
           const uint4 mine = staging[u * 4 + quarter];
-          unsigned(&to)[4] = b[u / kStageUnits][u % kStageUnits][tile];
+          unsigned(&to)[4] = b[u / kStageUnits][u % kStageUnits][0];
           to[0] = mine.x;
           to[1] = mine.y;
           to[2] = mine.z;
           to[3] = mine.w;
         }
       }
+    } else {
+      // A lane makes what it multiplies itself; the norm's weights are the same for all tokens.
+      float4* const weights = shared->staging[warp];
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) weights[((group + i * 8) * 4 + quarter) * 2 + j] = norm[i][j];
+      __syncwarp();
+      grid_wait();
+      constexpr int kChunk = kTokenTiles == 1 ? 8 : 4, kChunks = kTokenTiles * kUnits / kChunk;
+      float4 x[2][kChunk][2];
+      const auto load = [&](int chunk) {
+        const int tile = chunk * kChunk / kUnits;
+        const float* const row = before.x.row(min(tile * kTileTokens + group, tokens - 1));
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) {
+          const int u = (chunk * kChunk + i) % kUnits;
+          const int from = place(u / kStageUnits, u % kStageUnits);
+          const float* const source =
+              row + (u / kStageUnits < slice.count && from < width ? from : 0);
+          x[chunk % 2][i][0] = *reinterpret_cast<const float4*>(source);
+          x[chunk % 2][i][1] = *reinterpret_cast<const float4*>(source + 4);
+        }
+      };
+      load(0);
+      fill(kFirst, kStages);
+      float squares[8];  // as the lanes of one token have them above: the sum has one order
+#pragma unroll
+      for (int chunk = 0; chunk < kChunks; ++chunk) {
+        if (chunk + 1 < kChunks) load(chunk + 1);
+        const int tile = chunk * kChunk / kUnits, token = tile * kTileTokens + group;
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) {
+          const int u = (chunk * kChunk + i) % kUnits, s = u / kStageUnits;
+          const bool lives = token < tokens && s < slice.count && place(s, u % kStageUnits) < width;
+          const Products p(x[chunk % 2][i][0], x[chunk % 2][i][1], weights[(u * 4 + quarter) * 2],
+                           weights[(u * 4 + quarter) * 2 + 1]);
+          unsigned(&to)[4] = b[s][u % kStageUnits][tile];
+          to[0] = lives ? p.packed.x : 0;
+          to[1] = lives ? p.packed.y : 0;
+          to[2] = lives ? p.packed.z : 0;
+          to[3] = lives ? p.packed.w : 0;
+          const float square = lives ? p.squares : 0.0F;
+          squares[u % 8] = u < 8 ? square : squares[u % 8] + square;
+        }
+        if ((chunk + 1) * kChunk % kUnits != 0) continue;
+        float sum = ((squares[0] + squares[4]) + (squares[2] + squares[6])) +
+                    ((squares[1] + squares[5]) + (squares[3] + squares[7]));
+        sum += __shfl_xor_sync(~0U, sum, 2);
+        sum += __shfl_xor_sync(~0U, sum, 1);
+        if (quarter == 0) shared->squares[warp][token] = sum;
+      }
+      __syncwarp();
+    }
   }
   grid_trigger();
 
@@ -406,38 +469,48 @@ __global__ void __launch_bounds__(kFewThreads, 1)
         if (lives(i)) old[i] = after.before(token, output(i));
     }
 
-    float acc[kTilesAtOnce][kTokenTiles][4] = {};
-    const auto take = [&](int s, unsigned(&tokens_b)[kStageUnits][kTokenTiles][4]) {
+    // Two sums, or each product would wait for the one before.
+    float acc[kTilesAtOnce][kTokenTiles][2][4] = {};
+    const auto take = [&](const unsigned(&tokens_b)[kStageUnits][kTokenTiles][4]) {
 #pragma unroll
       for (int i = 0; i < kTilesAtOnce; ++i) {
         wait_for_copies<kStages - 1>();
         __syncwarp();
         const unsigned char* const at =
             shared->ring[warp][stage] + stage_offset(group) + quarter * 16;
-        const int depth = width - (slice.begin + s) * kStageDepth;
+        // What lies beyond the width is zero. The place is filled again before the last products.
 #pragma unroll
-        for (int u = 0; u < kStageUnits; ++u) {
-          if (u * kUnit >= depth) break;
-          const uint4 low = *reinterpret_cast<const uint4*>(at + u * kUnit * 2);
-          const uint4 high =
-              *reinterpret_cast<const uint4*>(at + u * kUnit * 2 + 4 * kStageDepth * 2);
-          const unsigned a0[4] = {low.x, high.x, low.y, high.y};
-          const unsigned a1[4] = {low.z, high.z, low.w, high.w};
+        for (int first = 0; first < kStageUnits; first += kUnitsAtOnce) {
+          uint4 low[kUnitsAtOnce], high[kUnitsAtOnce];
 #pragma unroll
-          for (int c = 0; c < kTokenTiles; ++c) {
-            mma_bf16(acc[i][c], a0, {tokens_b[u][c][0], tokens_b[u][c][1]});
-            mma_bf16(acc[i][c], a1, {tokens_b[u][c][2], tokens_b[u][c][3]});
+          for (int u = 0; u < kUnitsAtOnce; ++u) {
+            const unsigned char* const unit = at + (first + u) * kUnit * 2;
+            low[u] = *reinterpret_cast<const uint4*>(unit);
+            high[u] = *reinterpret_cast<const uint4*>(unit + 4 * kStageDepth * 2);
+          }
+          if (first + kUnitsAtOnce == kStageUnits) {
+            __syncwarp();
+            feed.copy(ring + stage * kStageBytes);
+          }
+#pragma unroll
+          for (int u = 0; u < kUnitsAtOnce; ++u) {
+            const unsigned a0[4] = {low[u].x, high[u].x, low[u].y, high[u].y};
+            const unsigned a1[4] = {low[u].z, high[u].z, low[u].w, high[u].w};
+            const unsigned(&tokens_u)[kTokenTiles][4] = tokens_b[first + u];
+#pragma unroll
+            for (int c = 0; c < kTokenTiles; ++c) {
+              mma_bf16(acc[i][c][0], a0, {tokens_u[c][0], tokens_u[c][1]});
+              mma_bf16(acc[i][c][1], a1, {tokens_u[c][2], tokens_u[c][3]});
+            }
           }
         }
-        __syncwarp();
-        feed.copy(ring + stage * kStageBytes);
         if (++stage == kStages) stage = 0;
       }
     };
     if constexpr (Before::kHeld) {
 #pragma unroll 1
       for (int s = 0; s < kMostHeld; ++s) {
-        if (s < slice.count) take(s, b[0]);
+        if (s < slice.count) take(b[0]);
           // Round they go: registers have no index at run time, and unrolled code is read from
           // memory for every kernel.
 #pragma unroll
@@ -476,7 +549,7 @@ __global__ void __launch_bounds__(kFewThreads, 1)
 #pragma unroll
             for (int j = 0; j < 4; ++j) b[0][u][i][j] = next[u][i][j];
         if (s + 1 < slice.count) load(s + 1);
-        take(s, b[0]);
+        take(b[0]);
       }
     }
 
@@ -487,7 +560,7 @@ __global__ void __launch_bounds__(kFewThreads, 1)
 #pragma unroll
         for (int j = 0; j < 4; ++j)
           shared->sums[buffer ^ i][warp][c * kTileTokens + quarter * 2 + j % 2][group + j / 2 * 8] =
-              acc[i][c][j];
+              acc[i][c][0][j] + acc[i][c][1][j];
     __syncthreads();
     if (token < tokens) {
       float scale = 1;

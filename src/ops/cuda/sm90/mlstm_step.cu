@@ -7,21 +7,33 @@
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/device/row.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 #include "ops/cuda/sm90/async_copy.cuh"
 
 namespace xlstm::ops::cuda::sm90 {
 namespace {
 
-// A cluster has a sequence and head, each of its blocks kColumns columns of C in shared memory: a
-// thread four columns and every 16th row. C comes from memory before the kernels before are done,
-// because the last that wrote it is one token ago; all that depends on them is some KB. A block
-// fits beside one of the kernels before and after it (sm90/few_rows.cuh).
-constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-constexpr int kColumns = 64;
-constexpr int kGroups = kThreads / (kColumns / 4);  // of threads: rows at a time
-constexpr int kRows = 16;                           // of a thread
-constexpr int kMostRows = kGroups * kRows;          // of C
-constexpr int kMostSlices = 8;                      // a cluster's most blocks on any card
+// A cluster has a sequence and head, each of its blocks kColumns columns of C, a thread four
+// columns and every 16th row: the first kHeld rows in registers, the others in shared memory. C
+// comes from memory before the kernels before are done, because the last that wrote it is one token
+// ago; all that depends on them is some KB. Few blocks hold all of C in registers, so that each
+// fits beside a block of the kernel after it (sm90/few_rows.cuh); many are large, one on a
+// multiprocessor: clusters of two find room on all of them, those of eight do not.
+constexpr int kGroups = 16;                 // of threads: rows at a time
+constexpr int kRows = 16;                   // of a thread
+constexpr int kMostRows = kGroups * kRows;  // of C
+constexpr int kMostWidth = 512;             // of C
+constexpr int kFewColumns = 64, kManyColumns = 256;
+
+template <int kColumns, int kHeld>
+struct Shared {
+  static constexpr int kThreads = kColumns / 4 * kGroups;
+  double new_m;
+  float q[kMostRows], k[kMostRows], factors[3], partial[kThreads / kWarp];
+  float h[kMostWidth];
+  // A thread reads what it copied, and then leaves its sums in the first of its places.
+  float4 state[kHeld < kRows ? kRows - kHeld : 1][kThreads];
+};
 
 struct Step {
   Matrix<const float> q, k, v, i, log_f, o;
@@ -50,10 +62,13 @@ __device__ __forceinline__ void store_remote(float* to, int block, float value) 
 /// The larger one; NaN if one is.
 __device__ double larger(double a, double b) { return a != a || a > b ? a : b; }
 
-__global__ void __launch_bounds__(kThreads, 5) mlstm_step_kernel(Step step) {
-  __shared__ float q[kMostRows], k[kMostRows], factors[3], partial[kWarps];
-  __shared__ float sums[kWarps][kColumns], h[kMostSlices * kColumns];
-  __shared__ double new_m;
+template <int kColumns, int kHeld, int kBlocks>
+__global__ void __launch_bounds__(Shared<kColumns, kHeld>::kThreads, kBlocks)
+    mlstm_step_kernel(Step step) {
+  using BlockShared = Shared<kColumns, kHeld>;
+  constexpr int kCopied = kRows - kHeld;
+  XLSTM_DYNAMIC_SHARED(BlockShared, shared);
+  float *const q = shared->q, *const k = shared->k, *const h = shared->h;
   const int slice = static_cast<int>(blockIdx.x) % step.slices;
   const int head = static_cast<int>(blockIdx.x) / step.slices % step.heads;
   const int s = static_cast<int>(blockIdx.x) / step.slices / step.heads;
@@ -74,12 +89,18 @@ __global__ void __launch_bounds__(kThreads, 5) mlstm_step_kernel(Step step) {
       record(step.offsets.c, (static_cast<std::int64_t>(head) * step.dqk + group) * step.dv +
                                  slice * kColumns + column);
   const std::int64_t stride = static_cast<std::int64_t>(kGroups) * step.dv;
-  XLSTM_DYNAMIC_SHARED(float4, state);  // [kRows, kThreads]: a thread reads what it copied
   const std::uint64_t policy = evict_first_policy();
+  float4 held[kHeld];
 #pragma unroll
-  for (int r = 0; r < kRows; ++r)
-    async_copy(shared_address(state + r * kThreads + thread), c + r * stride,
-               slot != nullptr && group + r * kGroups < step.dqk, policy);
+  for (int r = 0; r < kHeld; ++r) {
+    held[r] = {0, 0, 0, 0};
+    if (slot != nullptr && group + r * kGroups < step.dqk)
+      held[r] = __ldcs(reinterpret_cast<const float4*>(c + r * stride));
+  }
+#pragma unroll
+  for (int r = 0; r < kCopied; ++r)
+    async_copy(shared_address(&shared->state[r][thread]), c + (kHeld + r) * stride,
+               slot != nullptr && group + (kHeld + r) * kGroups < step.dqk, policy);
   commit_copies();
   const bool has_row = thread < step.dqk;
   float* const n = record(step.offsets.n, static_cast<std::int64_t>(head) * step.dqk + thread);
@@ -103,8 +124,10 @@ __global__ void __launch_bounds__(kThreads, 5) mlstm_step_kernel(Step step) {
     own_q = step.q.row(t)[head * step.dqk + thread];
     own_k = step.k.row(t)[head * step.dqk + thread];
   }
-  q[thread] = own_q;
-  k[thread] = own_k;
+  if (thread < kMostRows) {
+    q[thread] = own_q;
+    k[thread] = own_k;
+  }
   if (warp == 0) {
     // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
     // collects no rounding errors.
@@ -112,14 +135,14 @@ __global__ void __launch_bounds__(kThreads, 5) mlstm_step_kernel(Step step) {
     const double decayed = (f < -1e4 ? -1e4 : f) + old_m;
     const double now = step.has_stabiliser ? larger(decayed, i) : 0.0;
     const double exponent = lane == 0 ? decayed - now : lane == 1 ? i - now : -now;
-    if (lane < 3) factors[lane] = static_cast<float>(exp(exponent));
-    if (lane == 0) new_m = now;
+    if (lane < 3) shared->factors[lane] = static_cast<float>(exp(exponent));
+    if (lane == 0) shared->new_m = now;
   }
   __syncthreads();
-  const float forget = factors[0], input = factors[1], floor = factors[2];
+  const float forget = shared->factors[0], input = shared->factors[1], floor = shared->factors[2];
 
   const float new_n = fmaf(input, own_k, forget * old_n);
-  const float l = step.scale * block_sum(has_row ? new_n * own_q : 0.0F, partial);
+  const float l = step.scale * block_sum(has_row ? new_n * own_q : 0.0F, shared->partial);
   float out = step.scale;
   if (step.normalise) {
     const float magnitude = fabsf(l);  // the comparison keeps a NaN
@@ -127,13 +150,10 @@ __global__ void __launch_bounds__(kThreads, 5) mlstm_step_kernel(Step step) {
   }
 
   float sum[4] = {};
-  wait_for_copies<0>();
-#pragma unroll 4
-  for (int r = 0; r < kRows; ++r) {
+  const auto update = [&](int r, float4 x) {
     const int row = group + r * kGroups;
-    if (row >= step.dqk) continue;
+    if (row >= step.dqk) return;
     const float from_k = input * k[row], from_q = q[row];
-    float4 x = state[r * kThreads + thread];
     x = {fmaf(from_k, v[0], forget * x.x), fmaf(from_k, v[1], forget * x.y),
          fmaf(from_k, v[2], forget * x.z), fmaf(from_k, v[3], forget * x.w)};
     sum[0] = fmaf(from_q, x.x, sum[0]);
@@ -141,17 +161,19 @@ __global__ void __launch_bounds__(kThreads, 5) mlstm_step_kernel(Step step) {
     sum[2] = fmaf(from_q, x.z, sum[2]);
     sum[3] = fmaf(from_q, x.w, sum[3]);
     if (slot != nullptr) __stcs(reinterpret_cast<float4*>(c + r * stride), x);
-  }
+  };
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    sum[j] += __shfl_xor_sync(~0U, sum[j], kColumns / 4);
-    if (lane < kColumns / 4) sums[warp][column + j] = sum[j];
-  }
+  for (int r = 0; r < kHeld; ++r) update(r, held[r]);
+  wait_for_copies<0>();
+#pragma unroll 4
+  for (int r = 0; r < kCopied; ++r) update(kHeld + r, shared->state[r][thread]);
+  shared->state[0][thread] = {sum[0], sum[1], sum[2], sum[3]};
   __syncthreads();
   cluster_wait();  // all blocks have begun
   if (thread < kColumns) {
     float total = 0;
-    for (int w = 0; w < kWarps; ++w) total += sums[w][thread];
+    const float* const sums = &shared->state[0][0].x;  // [kGroups, kColumns]
+    for (int g = 0; g < kGroups; ++g) total += sums[g * kColumns + thread];
     for (int b = 0; b < step.slices; ++b)
       store_remote(&h[slice * kColumns + thread], b, out * total);
   }
@@ -159,7 +181,7 @@ __global__ void __launch_bounds__(kThreads, 5) mlstm_step_kernel(Step step) {
   cluster_wait();
   if (slice == 0 && slot != nullptr) {  // all blocks have read n and m
     if (has_row) *n = new_n;
-    if (thread == 0) *m = static_cast<float>(new_m);
+    if (thread == 0) *m = static_cast<float>(shared->new_m);
   }
   if (thread >= kColumns) return;
   const auto count = static_cast<float>(step.dv);
@@ -178,7 +200,7 @@ bool serves_mlstm_step(const MlstmHeadNormLinearArgs& a) {
   const MlstmArgs& cell = a.cell;
   const std::int64_t heads = cell.i.dim(1), dqk = cell.q.dim(1) / heads, dv = cell.v.dim(1) / heads;
   if (a.norm.activation != DType::bf16 || a.norm.heads != heads || dqk > kMostRows ||
-      dv % kColumns != 0 || dv > kMostSlices * kColumns || cell.state.c % 16 != 0)
+      dv % kFewColumns != 0 || dv > kMostWidth || cell.state.c % 16 != 0)
     return false;
   for (const std::byte* slot : cell.batch.slots)
     if (reinterpret_cast<std::uintptr_t>(slot) % 16 != 0) return false;
@@ -190,7 +212,10 @@ void mlstm_step(Context& context, const MlstmHeadNormLinearArgs& a, const Tensor
   const auto heads = static_cast<int>(cell.i.dim(1));
   const auto dqk = static_cast<int>(cell.q.dim(1)) / heads;
   const auto dv = static_cast<int>(cell.v.dim(1)) / heads;
-  const int slices = dv / kColumns;
+  const std::int64_t items = cell.batch.sequences() * heads;
+  const bool many =
+      dv % kManyColumns == 0 && items * (dv / kFewColumns) > 2 * multiprocessors(context.device());
+  const int slices = dv / (many ? kManyColumns : kFewColumns);
   const Step step{.q = Matrix<const float>(cell.q),
                   .k = Matrix<const float>(cell.k),
                   .v = Matrix<const float>(cell.v),
@@ -211,13 +236,19 @@ void mlstm_step(Context& context, const MlstmHeadNormLinearArgs& a, const Tensor
                   .norm_eps = a.norm.eps,
                   .has_stabiliser = cell.gate == MlstmGate::exponential,
                   .normalise = cell.normalise};
-  launch(context, "mlstm_step",
-         {.x = cell.batch.sequences() * heads * slices,
-          .threads = kThreads,
-          .shared = sizeof(float4) * kRows * kThreads,
-          .cluster = slices,
-          .overlap = true},
-         mlstm_step_kernel, step);
+  const auto run = [&]<int kColumns, int kHeld, int kBlocks>() {
+    launch(context, "mlstm_step",
+           {.x = items * slices,
+            .threads = Shared<kColumns, kHeld>::kThreads,
+            .shared = sizeof(Shared<kColumns, kHeld>),
+            .cluster = slices,
+            .overlap = true},
+           mlstm_step_kernel<kColumns, kHeld, kBlocks>, step);
+  };
+  if (many)
+    run.template operator()<kManyColumns, 3, 1>();
+  else
+    run.template operator()<kFewColumns, kRows, 2>();
 }
 
 }  // namespace xlstm::ops::cuda::sm90
