@@ -108,11 +108,10 @@ struct FourWeights {
   }
 };
 
-/// Whether rows begin on 16 bytes.
+/// Whether rows begin on 16 bytes; how many there are does not count.
 inline bool on_16_bytes(const Tensor& t) {
   return reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0 &&
-         (t.rank < 2 || t.dim(0) <= 1 ||
-          static_cast<std::size_t>(t.row_stride()) * size_of(t.dtype) % 16 == 0);
+         (t.rank < 2 || static_cast<std::size_t>(t.row_stride()) * size_of(t.dtype) % 16 == 0);
 }
 
 }  // namespace xlstm::ops::cuda

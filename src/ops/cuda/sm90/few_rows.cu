@@ -6,11 +6,6 @@
 namespace xlstm::ops::cuda::sm90 {
 namespace {
 
-bool on_16_bytes(const Tensor& t) {
-  return reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0 &&
-         static_cast<std::size_t>(t.row_stride()) * size_of(t.dtype) % 16 == 0;
-}
-
 /// Whether the kernel takes these weights, and rows of so many numbers.
 bool serves(std::span<const Tensor> w) {
   if (w.size() > kMostWeights || w[0].dim(1) % 8 != 0 || w[0].dim(1) == 0) return false;

@@ -64,34 +64,6 @@ struct Slice {
   }
 };
 
-__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
-  unsigned packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-
-/// Four weights from a multiple of 4 on, where all begin on 16 bytes. No branch, or each of several
-/// would wait for its own memory.
-struct FourWeights {
-  uint2 first, second;
-  DType dtype;
-
-  __device__ FourWeights(const Weights& w, std::int64_t i) : dtype(w.dtype) {
-    const bool wide = dtype == DType::f32;
-    const auto* at = static_cast<const std::byte*>(w.data) + i * (wide ? 4 : 2);
-    first = *reinterpret_cast<const uint2*>(at);
-    second = *reinterpret_cast<const uint2*>(at + (wide ? 8 : 0));
-  }
-  __device__ float number(unsigned half, unsigned whole) const {
-    const auto bits = static_cast<std::uint16_t>(half);
-    const float narrow = dtype == DType::bf16 ? to_float(Bf16{bits}) : to_float(F16{bits});
-    return dtype == DType::f32 ? __uint_as_float(whole) : narrow;
-  }
-  __device__ float4 floats() const {
-    return {number(first.x, first.x), number(first.x >> 16, first.y), number(first.y, second.x),
-            number(first.y >> 16, second.y)};
-  }
-};
 __device__ __forceinline__ float4 four_of(const Weights& w, std::int64_t i) {
   return FourWeights(w, i).floats();
 }
