@@ -218,10 +218,10 @@ std::vector<MatmulPlan> plans(std::int64_t rows, bool swiglu) {
   const int held = rows <= 64 ? 64 : rows <= 128 ? 128 : 256;
   for (const int columns : {32, 64, 96, 128, 176}) {
     const int most = swiglu ? columns / 2 : columns;
-    for (const int less : {0, 3})
+    for (const int less : {0, 4})
       for (const int split : {1, 2})
         if (split == 1 || (!swiglu && columns <= 128))
-          all.push_back({MatmulKernel::streamed, held, columns, most - less, split, 3 + less, 0});
+          all.push_back({MatmulKernel::streamed, held, columns, most - less, split, less == 0 ? 0 : 3, 0});
   }
   return all;
 }
