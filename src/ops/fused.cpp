@@ -1,5 +1,7 @@
 #include "ops/fused.hpp"
 
+#include <algorithm>
+
 #include "core/check.hpp"
 #include "ops/activation.hpp"
 #include "ops/check_args.hpp"
@@ -88,7 +90,7 @@ void check_mlstm_head_norm(const MlstmHeadNormArgs& a) {
 }
 
 std::size_t mlstm_head_norm_workspace(const Context& context, const MlstmHeadNormArgs& a) {
-  return mlstm_workspace(context, a.cell);
+  return std::max(mlstm_workspace(context, a.cell), head_norm_workspace(context, a.norm));
 }
 
 void check_norm_linear_swiglu(const NormLinearSwigluArgs& a) {

@@ -57,7 +57,8 @@ struct MlstmHeadNormLinearArgs {
 };
 XLSTM_OP(mlstm_head_norm_linear, MlstmHeadNormLinearArgs)
 
-/// mlstm() and head_norm() of its h, for any number of tokens.
+/// mlstm() and head_norm() of its h, for any number of tokens. Between two calls with one state
+/// lies another op: a CUDA device reads C before the op before this one is done.
 struct MlstmHeadNormArgs {
   MlstmArgs cell;     ///< what h holds afterwards is undefined, unless it is norm.y
   HeadNormArgs norm;  ///< of cell.h

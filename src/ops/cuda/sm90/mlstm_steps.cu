@@ -16,8 +16,9 @@ namespace {
 // Each block of a cluster has some rows of C of one sequence and head, which lie together in
 // memory. C streams: a thread has four columns, copies its own part of a few rows ahead into shared
 // memory, and meets the others only when all rows are done. Several blocks share a multiprocessor,
-// so that copies and stores are under way at any time, also before the kernels before this one are
-// done: the last that wrote C is one token ago.
+// so that copies and stores are under way at any time; with the norm, also before the kernels
+// before this one are done. Then the last that wrote C is one token ago, because the products of a
+// layer lie between; calls of the cell alone may follow each other.
 constexpr int kThreads = 128;
 constexpr int kMostColumns = 4 * kThreads;
 
@@ -110,6 +111,7 @@ __global__ void __launch_bounds__(kThreads) mlstm_steps_kernel(Steps step) {
   }
   __syncwarp();
   cluster_arrive_relaxed();
+  if (!step.has_norm) grid_wait();
   std::byte* const slot = step.batch.slots[s];
   const auto record = [&](std::size_t offset, std::int64_t floats) {
     return reinterpret_cast<float*>(slot + offset) + floats;
