@@ -336,6 +336,42 @@ void blocks(Bench& bench) {
   }
 }
 
+/// One token each of many sequences, with the norm of the heads.
+void steps(Bench& bench) {
+  Memory& memory = bench.memory;
+  constexpr std::int64_t kV = kD, kDqk = kQk / kHeads, kDv = kV / kHeads;
+  for (const std::int64_t count : {17, 32, 64, 128, 256}) {
+    const auto c = static_cast<std::size_t>(kHeads * kDqk * kDv) * 4;
+    const auto n = static_cast<std::size_t>(kQk) * 4;
+    bench.run(fmt::format("mlstm_head_norm {}x1", count),
+              2 * static_cast<double>(count) * static_cast<double>(c + n), 0, [&] {
+                const Tensor all = memory.numbers(DType::bf16, {count, 2 * kQk + 2 * kV});
+                const Tensor h = memory.numbers(DType::bf16, {count, kV});
+                const Tensor w = memory.numbers(DType::bf16, {kV});
+                const Tensor i = memory.numbers(DType::f32, {count, kHeads});
+                const Tensor log_f = memory.numbers(DType::f32, {count, kHeads}, 1e-3F);
+                const Sequences sequences(memory, count, 1, c + n + 256);
+                return [=](Context& context) {
+                  const ops::Batch batch = sequences.batch();
+                  ops::mlstm_head_norm(context, {.cell = {.q = all.cols(0, kQk),
+                                                          .k = all.cols(kQk, kQk),
+                                                          .v = all.cols(2 * kQk, kV),
+                                                          .i = i,
+                                                          .log_f = log_f,
+                                                          .batch = batch,
+                                                          .state = {.c = 0, .n = c, .m = c + n},
+                                                          .h = h},
+                                                 .norm = {.h = h,
+                                                          .o = all.cols(2 * kQk + kV, kV),
+                                                          .w = w,
+                                                          .b = {},
+                                                          .heads = kHeads,
+                                                          .y = h}});
+                };
+              });
+  }
+}
+
 void slstms(Bench& bench) {
   struct Shape {
     std::int64_t heads, dh, sequences, length;
@@ -474,6 +510,7 @@ int main(int argc, char** argv) {
   linears(bench);
   blocks(bench);
   mlstms(bench);
+  steps(bench);
   slstms(bench);
   mixings(bench);
   rows(bench);

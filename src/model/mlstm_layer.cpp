@@ -115,14 +115,19 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                                              .b = present(b_out),
                                              .y = x}});
   } else {
-    ops::mlstm(c, cell);
-    ops::head_norm(c, {.h = h,
-                       .o = o,
-                       .w = head_norm,
-                       .b = head_norm_bias,
-                       .heads = hp.heads,
-                       .eps = hp.norm_eps,
-                       .y = y});
+    const ops::HeadNormArgs normed{.h = h,
+                                   .o = o,
+                                   .w = head_norm,
+                                   .b = head_norm_bias,
+                                   .heads = hp.heads,
+                                   .eps = hp.norm_eps,
+                                   .y = y};
+    if (saved == nullptr) {
+      ops::mlstm_head_norm(c, {.cell = cell, .norm = normed});
+    } else {  // h is kept
+      ops::mlstm(c, cell);
+      ops::head_norm(c, normed);
+    }
     add_branch(c, y, w_out, b_out, x, dropout);
   }
 }

@@ -1,5 +1,7 @@
 #include "ops/fused.hpp"
 
+#include <algorithm>
+
 #include "core/check.hpp"
 #include "ops/activation.hpp"
 #include "ops/check_args.hpp"
@@ -77,6 +79,20 @@ std::size_t mlstm_head_norm_linear_workspace(const Context& context,
   return measured(context, composed::mlstm_head_norm_linear, a);
 }
 
+void check_mlstm_head_norm(const MlstmHeadNormArgs& a) {
+  check_mlstm(a.cell);
+  check_head_norm(a.norm);
+  XLSTM_CHECK(a.cell.h.data == a.norm.h.data && a.cell.h.row_stride() == a.norm.h.row_stride(),
+              invalid_argument, "mlstm_head_norm: the norm is not that of the cell's h");
+  XLSTM_CHECK(a.norm.heads == a.cell.i.dim(1), invalid_argument,
+              "mlstm_head_norm: expected the cell's {} heads, found {}", a.cell.i.dim(1),
+              a.norm.heads);
+}
+
+std::size_t mlstm_head_norm_workspace(const Context& context, const MlstmHeadNormArgs& a) {
+  return std::max(mlstm_workspace(context, a.cell), head_norm_workspace(context, a.norm));
+}
+
 void check_norm_linear_swiglu(const NormLinearSwigluArgs& a) {
   constexpr const char* kOp = "norm_linear_swiglu";
   const std::int64_t tokens = a.x.dim(0), width = a.x.dim(1), f = a.y.dim(1);
@@ -138,6 +154,11 @@ void mlstm_head_norm_linear(Context& c, const MlstmHeadNormLinearArgs& a) {
   linear(c, {.x = u, .w = n.w, .b = n.b, .y = n.y, .accumulate = true});
 }
 
+void mlstm_head_norm(Context& c, const MlstmHeadNormArgs& a) {
+  mlstm(c, a.cell);
+  head_norm(c, a.norm);
+}
+
 void norm_linear_swiglu(Context& c, const NormLinearSwigluArgs& a) {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = a.x.dim(0), f = a.y.dim(1);
@@ -157,6 +178,7 @@ void head_norm_linear(Context& c, const HeadNormLinearArgs& a) { composed::head_
 void mlstm_head_norm_linear(Context& c, const MlstmHeadNormLinearArgs& a) {
   composed::mlstm_head_norm_linear(c, a);
 }
+void mlstm_head_norm(Context& c, const MlstmHeadNormArgs& a) { composed::mlstm_head_norm(c, a); }
 void norm_linear_swiglu(Context& c, const NormLinearSwigluArgs& a) {
   composed::norm_linear_swiglu(c, a);
 }

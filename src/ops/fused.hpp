@@ -6,6 +6,7 @@
 #include <span>
 
 #include "ops/mlstm.hpp"
+#include "ops/norm.hpp"
 #include "ops/op.hpp"
 
 namespace xlstm::ops {
@@ -56,6 +57,14 @@ struct MlstmHeadNormLinearArgs {
 };
 XLSTM_OP(mlstm_head_norm_linear, MlstmHeadNormLinearArgs)
 
+/// mlstm() and head_norm() of its h, for any number of tokens. Between two calls with one state
+/// lies another op: a CUDA device reads C before the op before this one is done.
+struct MlstmHeadNormArgs {
+  MlstmArgs cell;     ///< what h holds afterwards is undefined, unless it is norm.y
+  HeadNormArgs norm;  ///< of cell.h
+};
+XLSTM_OP(mlstm_head_norm, MlstmHeadNormArgs)
+
 /// rms_norm(), linear() and swiglu().
 struct NormLinearSwigluArgs {
   Tensor x;               ///< [T, D] f32, T <= kFusedTokens
@@ -73,6 +82,7 @@ namespace composed {
 void norm_linear(Context& context, const NormLinearArgs& a);
 void head_norm_linear(Context& context, const HeadNormLinearArgs& a);
 void mlstm_head_norm_linear(Context& context, const MlstmHeadNormLinearArgs& a);
+void mlstm_head_norm(Context& context, const MlstmHeadNormArgs& a);
 void norm_linear_swiglu(Context& context, const NormLinearSwigluArgs& a);
 }  // namespace composed
 

@@ -3,6 +3,7 @@
 #include "ops/cuda/sm90/few_rows.hpp"
 #include "ops/cuda/sm90/matmul.hpp"
 #include "ops/cuda/sm90/mlstm_step.hpp"
+#include "ops/cuda/sm90/mlstm_steps.hpp"
 #include "ops/cuda/sm90/slstm.hpp"
 
 namespace xlstm::ops::cuda {
@@ -16,6 +17,8 @@ bool norm_linear(Context&, const NormLinearArgs&) { return false; }
 bool norm_linear_swiglu(Context&, const NormLinearSwigluArgs&) { return false; }
 bool serves_mlstm_step(const MlstmHeadNormLinearArgs&) { return false; }
 void mlstm_step(Context&, const MlstmHeadNormLinearArgs&, const Tensor&) {}
+bool serves_mlstm_steps(const MlstmArgs&) { return false; }
+void mlstm_steps(Context&, const MlstmArgs&, const HeadNormArgs*) {}
 bool slstm(Context&, const SlstmArgs&) { return false; }
 
 }  // namespace sm90

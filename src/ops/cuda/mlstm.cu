@@ -3,9 +3,12 @@
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/tile.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 #include "ops/cuda/mlstm_cell.cuh"
 #include "ops/cuda/mlstm_plan.hpp"
 #include "ops/cuda/mlstm_tensor.cuh"
+#include "ops/cuda/sm90/mlstm_steps.hpp"
+#include "ops/fused.hpp"
 
 namespace xlstm::ops::cuda {
 namespace {
@@ -535,8 +538,30 @@ void mlstm_within(Context& context, const MlstmArgs& a, std::size_t state_bytes,
   });
 }
 
-void mlstm(Context& context, const MlstmArgs& a) {
-  mlstm_within(context, a, MlstmPlan::kStateBytes);
+namespace {
+
+/// @param norm  null: h is wanted
+void with_steps(Context& context, const MlstmArgs& a, const HeadNormArgs* norm) {
+  std::int64_t singles = 0;
+  for (std::size_t s = 1; s < a.batch.offsets.size(); ++s)
+    singles += a.batch.offsets[s] - a.batch.offsets[s - 1] == 1;
+  const bool steps =
+      singles > 0 && level(context.device()) == Level::sm90 && sm90::serves_mlstm_steps(a);
+  if (!steps || singles < a.batch.sequences()) {
+    mlstm_within(context, a, MlstmPlan::kStateBytes,
+                 steps ? MlstmSequences::longer : MlstmSequences::all);
+    // The norm's kernel takes all tokens; what it makes of the others is replaced.
+    if (norm != nullptr) cuda::head_norm(context, *norm);
+  }
+  if (steps) sm90::mlstm_steps(context, a, norm);
+}
+
+}  // namespace
+
+void mlstm(Context& context, const MlstmArgs& a) { with_steps(context, a, nullptr); }
+
+void mlstm_head_norm(Context& context, const MlstmHeadNormArgs& a) {
+  with_steps(context, a.cell, &a.norm);
 }
 
 }  // namespace xlstm::ops::cuda

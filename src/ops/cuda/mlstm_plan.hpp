@@ -100,7 +100,7 @@ struct MlstmOutputTile {
   std::int64_t splits;  ///< blocks among which the columns of a chunk and head are divided
   std::size_t shared;   ///< bytes
 
-  static constexpr int kRows = 128, kDepth = 32, kStages = 4;
+  static constexpr int kRows = 128, kDepth = 32;
   static constexpr std::size_t kQueries = kRows * (kDepth + 8) * 2;  ///< bytes of a tile of q or k
   static constexpr std::size_t kScores = kRows * (kRows + 8) * 2;    ///< of the scores
   static constexpr std::size_t kFloats = kRows * 12 * 4;             ///< of numbers per token
@@ -124,9 +124,9 @@ struct MlstmOutputTile {
       }
     }
     const std::int64_t depths = (dqk + kDepth - 1) / kDepth;
-    for (int choice = 0; choice < 3; ++choice) {
-      resident = choice == 0;
-      stages = choice == 2 ? 2 : kStages;
+    for (int choice = 0; choice < 5; ++choice) {
+      resident = choice < 2;
+      stages = choice == 4 ? 2 : choice % 2 == 0 ? 6 : 4;
       shared = (resident ? static_cast<std::size_t>(depths) * kQueries : 0) + kScores + kFloats +
                static_cast<std::size_t>(depths * kDepth) * 4 +
                static_cast<std::size_t>(stages) * slot(width, resident);

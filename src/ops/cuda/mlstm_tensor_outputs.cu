@@ -16,7 +16,6 @@ constexpr int kColumns = 64;  // of h, of a warp
 // Of the scores, four warps beside each other have all keys.
 constexpr int kKeys = kSpan / 4, kScoreRows = kSpan / (kWarps / 4);
 constexpr int kParts = kThreads / kSpan;  // of a tile's depth, for q.n
-constexpr int kStages = MlstmOutputTile::kStages;
 static_assert(MlstmOutputTile::kRows == kSpan);
 
 /// Numbers per token of a block.
@@ -60,7 +59,7 @@ struct Outputs {
   const int stages, slot_bytes, ring, ring_end;
   // Where the next tiles go and come from, and where the next ones are taken.
   int to, taken, pass_to, part_to = 0;
-  bool scores_to = true;
+  bool scores_to = true, second_of_two = false;
   const Bf16* v_from = nullptr;
   const unsigned* c_from = nullptr;
 
@@ -167,13 +166,19 @@ struct Outputs {
     }
     end_copy_group();
   }
-  /// Waits for the next tiles and returns where they are. Then load() has those after them fetched.
+  /// Waits for the next tiles, has later ones fetched, and returns where they are. Two slots of a
+  /// longer ring come and go together: half the barriers.
   __device__ int next() {
-    if (stages == 2)
-      wait_copies<0>();
-    else
-      wait_copies<kStages - 2>();
-    __syncthreads();
+    if (stages == 2 || !second_of_two) {
+      if (stages == 6)
+        wait_copies<2>();
+      else
+        wait_copies<0>();
+      __syncthreads();
+      load();
+      if (stages > 2) load();
+    }
+    second_of_two = !second_of_two;
     const int at = taken;
     taken += slot_bytes;
     if (taken == ring_end) taken = ring;
@@ -184,7 +189,7 @@ struct Outputs {
   }
 
   __device__ void begin() {
-    for (int stage = 0; stage < stages - 1; ++stage) load();
+    for (int stage = 0; stage < max(1, stages - 2); ++stage) load();
     const int t = thread();
     for (int a = t; a < depths * kDepth; a += kThreads)
       n()[a] = a < dqk ? cell.state_n(state(), head())[a] : 0.0F;
@@ -232,7 +237,6 @@ struct Outputs {
           }
         }
       }
-      load();
       // n q_t of a part of the depth.
       const int part = thread / kSpan * (kDepth / kParts);
       const auto* row = reinterpret_cast<const Pack<Bf16>*>(q + thread % kSpan * kPitch + part);
@@ -260,10 +264,9 @@ struct Outputs {
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
           const int j = j0 + tile_j * 8 + lane % 4 * 2 + u;
-          weights[u] = 0;
-          if (j > t || t >= chunk.length) continue;
           const float exponent = (tokens.beta_high[j] - mu_high) + (tokens.beta_low[j] - mu_low);
-          weights[u] = cell.scale * sum[i / 2][tile_j][i % 2 * 2 + u] * __expf(exponent);
+          const float weight = cell.scale * sum[i / 2][tile_j][i % 2 * 2 + u] * __expf(exponent);
+          weights[u] = j <= t && t < chunk.length ? weight : 0.0F;
           l += weights[u];
         }
         *reinterpret_cast<unsigned*>(scores + t * kScorePitch + j0 + tile_j * 8 + lane % 4 * 2) =
@@ -300,10 +303,7 @@ struct Outputs {
     };
     for (int depth = 0; depth < depths; ++depth) {
       const int at = next();
-      if (!any) {
-        load();
-        continue;
-      }
+      if (!any) continue;
       const auto* q = shared_at<std::uint16_t>(query_tile(at, depth));
       const auto* fragments = shared_at<Pack<unsigned>>(at);
 #pragma unroll
@@ -320,7 +320,6 @@ struct Outputs {
           multiply(a, b.words, j);
         }
       }
-      load();
     }
     each_row(t0, [&](int t, int i, int r) {
       const float by = tokens.carried[t];
@@ -332,10 +331,7 @@ struct Outputs {
     });
     for (int part = 0; part < values; ++part) {
       const int at = next();
-      if (!any || part * kDepth >= t0 + kRows) {  // after all of the warp's tokens
-        load();
-        continue;
-      }
+      if (!any || part * kDepth >= t0 + kRows) continue;  // after all of the warp's tokens
       const auto* v = shared_at<std::uint16_t>(at);
 #pragma unroll
       for (int from = 0; from < kDepth; from += 16) {
@@ -353,7 +349,6 @@ struct Outputs {
           multiply(a, b, j);
         }
       }
-      load();
     }
     if (!any) return;
     each_row(t0, [&](int t, int i, int r) {

@@ -42,6 +42,14 @@ struct Target {
   __device__ __forceinline__ float bias(std::int64_t n) const {
     return bias_of(a.bias[weight], a.bias_dtype, n, a.outputs[weight]);
   }
+  /// Columns n to n + 3, n a multiple of 4, where y is f32; and whether it has them.
+  __device__ __forceinline__ float4* four(int t, std::int64_t n) const {
+    return reinterpret_cast<float4*>(static_cast<float*>(a.y) + t * a.y_stride + a.first[weight] +
+                                     n);
+  }
+  __device__ __forceinline__ bool has_four(int t, std::int64_t n) const {
+    return t < a.rows && n + 3 < a.outputs[weight];
+  }
   __device__ __forceinline__ void one(int t, std::int64_t n, float value) const {
     if (n >= a.outputs[weight]) return;
     const std::int64_t at = t * a.y_stride + a.first[weight] + n;

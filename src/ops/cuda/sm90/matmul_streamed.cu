@@ -18,6 +18,7 @@ constexpr int kGroup = 128;      // threads of a warp group
 constexpr int kMostStages = 12;  // barriers that there is room for
 constexpr int kBefore = 1024;    // barriers, up to where a box may begin
 constexpr std::size_t kMostShared = 227 << 10;
+constexpr std::size_t kMostRing = 208 << 10;  // a block of a norm fits beside: W begins meanwhile
 
 template <int kRows, int kColumns>
 struct Tile {
@@ -30,6 +31,13 @@ struct Tile {
   // Of a row of sums in shared memory, in floats: pairs of 4 rows lie in different banks.
   static constexpr int kPitch = kColumns + 8;
   static constexpr int kSums = kRows * kPitch * 4;
+  // Four sums each of a thread, where two blocks share the depth.
+  static constexpr int kUnits = kColumns / 4, kShare = kRows / 2 * kUnits / (kGroups * kGroup);
+};
+
+/// Four columns of a row of a tile.
+struct Share {
+  int t, n;
 };
 
 struct Place {
@@ -122,6 +130,23 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
     if constexpr (T::kManySums) more_registers<232>();
     grid_wait();
     const int group = warp / (kGroup / kWarp);
+    const Target target{args, place.weight};
+    // What is added to, before it is needed; where there are registers for it.
+    constexpr bool kHolds = T::kShare <= 8;
+    float4 held[kHolds ? T::kShare : 1];
+    const bool holds = kHolds && args.split > 1 && args.accumulate;
+    const auto share = [&](int i) {  // of a tile's rows and columns
+      const int at = threadIdx.x + i * (kWarps * kWarp);
+      return Share{piece * (kRows / 2) + at / T::kUnits, at % T::kUnits * 4};
+    };
+    if (holds)
+#pragma unroll
+      for (int i = 0; i < (kHolds ? T::kShare : 1); ++i) {
+        const Share at = share(i);
+        held[i] = {};
+        if (target.has_four(at.t, place.row + at.n) && at.n < args.height)
+          held[i] = *target.four(at.t, place.row + at.n);
+      }
     float sums[T::kHigh][kColumns / 2];
     SharedAddress before = 0;
     for (int k = begin; k < end; ++k, advance()) {
@@ -145,7 +170,6 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
     // The last stages are not used again: nobody waits for their arrivals.
 
     const int row = group * T::kHigh * 64 + warp % 4 * 16 + lane / 4, column = lane % 4 * 2;
-    const Target target{args, place.weight};
     if (args.split > 1) {
       named_barrier(1, T::kGroups * kGroup);  // all stages have been read
 #pragma unroll
@@ -197,33 +221,39 @@ __global__ void __launch_bounds__(Tile<kRows, kColumns>::kThreads, 1)
     }
     if (args.split > 1) {
       cluster_sync();
-      constexpr int kUnits = kColumns / 4;
-      const int rows = kRows / args.split;
-      for (int i = threadIdx.x; i < rows * kUnits; i += kWarps * kWarp) {
-        const int t = piece * rows + i / kUnits, n = i % kUnits * 4;
+#pragma unroll
+      for (int i = 0; i < T::kShare; ++i) {
+        const auto [t, n] = share(i);
         if (t >= args.rows || n >= args.height) continue;
         const SharedAddress at = base + (t * T::kPitch + n) * 4;
-        float4 sum = load_cluster(cluster_address(at, 0));
-        for (int s = 1; s < args.split; ++s) {
-          const float4 more = load_cluster(cluster_address(at, s));
-          sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
-        }
+        const float4 one = load_cluster(cluster_address(at, 0)),
+                     two = load_cluster(cluster_address(at, 1));
         const std::int64_t to = place.row + n;
+        const float4 sum = {one.x + two.x + target.bias(to), one.y + two.y + target.bias(to + 1),
+                            one.z + two.z + target.bias(to + 2),
+                            one.w + two.w + target.bias(to + 3)};
+        if (holds && target.has_four(t, to)) {
+          const float4 old = held[kHolds ? i : 0];
+          *target.four(t, to) = {old.x + sum.x, old.y + sum.y, old.z + sum.z, old.w + sum.w};
+          continue;
+        }
         if (to >= args.outputs[place.weight]) continue;
-        target.two(t, to, sum.x + target.bias(to), sum.y + target.bias(to + 1));
-        if (to + 2 < args.outputs[place.weight])
-          target.two(t, to + 2, sum.z + target.bias(to + 2), sum.w + target.bias(to + 3));
+        target.two(t, to, sum.x, sum.y);
+        if (to + 2 < args.outputs[place.weight]) target.two(t, to + 2, sum.z, sum.w);
       }
     }
   }
-  if (args.split > 1) cluster_sync();  // nobody ends while others need its memory
+  if (args.split > 1) {  // nobody ends while others read its memory; what is stored need not wait
+    cluster_arrive_relaxed();
+    cluster_wait();
+  }
 }
 
 template <int kRows, int kColumns>
 void run(Context& context, const MatmulPlan& plan, const MatmulMaps& maps, MatmulArgs args) {
   using T = Tile<kRows, kColumns>;
   static_assert(kColumns > 128 || kBefore + T::kSums <= kMostShared);
-  constexpr int kFit = static_cast<int>((kMostShared - kBefore) / T::kStage);
+  constexpr int kFit = static_cast<int>(kMostRing / T::kStage);
   const int most = plan.stages > 0 && plan.stages < kFit ? plan.stages : kFit;
   args.ring = most < kMostStages ? most : kMostStages;
   std::size_t bytes = static_cast<std::size_t>(args.ring) * T::kStage;
