@@ -71,7 +71,8 @@ struct MlstmCall {
     Context context(test_device(), 1);
     const cuda::MlstmPlan plan(args);
     on_tensor_cores = plan.tensor;
-    context.arena().reserve(plan.bytes() + cuda::MlstmPlan(args, state_bytes).bytes());
+    context.arena().reserve(mlstm_workspace(context, args) +
+                            cuda::MlstmPlan(args, state_bytes).bytes());
     poison_scratch(context);
     if (state_bytes == 0)
       mlstm(context, args);

@@ -3,9 +3,12 @@
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/tile.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 #include "ops/cuda/mlstm_cell.cuh"
 #include "ops/cuda/mlstm_plan.hpp"
 #include "ops/cuda/mlstm_tensor.cuh"
+#include "ops/cuda/sm90/mlstm_fused.hpp"
+#include "ops/cuda/sm90/mlstm_fused_plan.hpp"
 
 namespace xlstm::ops::cuda {
 namespace {
@@ -215,7 +218,7 @@ __global__ void __launch_bounds__(kMostGateThreads, 1) gates_kernel(Cell cell) {
     if (cell.steps) advance<In>(cell, s, head, begin);
     return;
   }
-  scan<kOwn>(cell, s, head, begin, length);
+  if (cell.longer) scan<kOwn>(cell, s, head, begin, length);
 }
 
 // --- sequences of one token ---
@@ -474,6 +477,7 @@ Cell cell_of(const MlstmArgs& a, const MlstmPlan& plan, std::byte* scratch) {
           .has_stabiliser = a.gate == MlstmGate::exponential,
           .normalise = a.normalise,
           .steps = true,
+          .longer = true,
           .gates = floats(plan.gates),
           .firsts = ints(plan.firsts),
           .longs = ints(plan.long_sequences),
@@ -501,7 +505,7 @@ void run(Context& context, const Cell& cell, const MlstmPlan& plan) {
     const std::int64_t slices = blocks_for(plan.dv, kWarp);
     launch(context, kName, grid(plan.sequences * slices), step_kernel<In, Out>, cell, slices);
   }
-  if (plan.tensor) return;
+  if (plan.tensor || !cell.longer) return;
   const std::int64_t row_tiles = blocks_for(plan.dqk, kTile);
   const std::int64_t column_tiles = blocks_for(plan.dv, kTile);
   for_each_window(plan, [&](const Window& window) {
@@ -522,13 +526,14 @@ void mlstm_within(Context& context, const MlstmArgs& a, std::size_t state_bytes,
   if (plan.sequences == 0) return;
   ArenaScope scope(context.arena());
   Cell cell = cell_of(a, plan, context.arena().take(plan.bytes()));
-  cell.steps = which == MlstmSequences::all;
+  cell.steps = which != MlstmSequences::longer;
+  cell.longer = which != MlstmSequences::steps;
   const bool bf16 = a.h.dtype == DType::bf16;
   if (a.q.dtype == DType::bf16)
     bf16 ? run<Bf16, Bf16>(context, cell, plan) : run<Bf16, float>(context, cell, plan);
   else
     bf16 ? run<float, Bf16>(context, cell, plan) : run<float, float>(context, cell, plan);
-  if (!plan.tensor) return;
+  if (!plan.tensor || !cell.longer) return;
   for_each_window(plan, [&](const Window& window) {
     mlstm_tensor_states(context, cell, plan, window);
     mlstm_tensor_outputs(context, cell, plan, window, a.h.dtype);
@@ -536,6 +541,11 @@ void mlstm_within(Context& context, const MlstmArgs& a, std::size_t state_bytes,
 }
 
 void mlstm(Context& context, const MlstmArgs& a) {
+  if (level(context.device()) == Level::sm90 && sm90::mlstm_fused(context, a)) {
+    if (sm90::MlstmFusedPlan(a).has_steps)
+      mlstm_within(context, a, MlstmPlan::kStateBytes, MlstmSequences::steps);
+    return;
+  }
   mlstm_within(context, a, MlstmPlan::kStateBytes);
 }
 
