@@ -4,8 +4,8 @@
 // A block has 128 columns of C of one sequence and head. Warpgroups 1 and 2 hold 64 of them each,
 // transposed, as the sums of a matrix product: there they turn into the left side of the product
 // with q without ever leaving their thread. Warpgroup 0 runs a chunk ahead: it orders the copies,
-// goes over the gates, makes the scores q k and has n. The blocks of a cluster are columns of one
-// head and share the copies of q and k.
+// makes the scores q k and has n. The blocks of a cluster are columns of one head: they share the
+// copies of q and k, and of two each makes the scores of every other chunk for both.
 //
 // With b the sums of log f from the chunk's first token on, beta_j = i_j - b_j, m the stabiliser
 // before the chunk and mu_t = max(m, beta_j for j <= t), the stabiliser of token t is b_t + mu_t
@@ -38,7 +38,9 @@ constexpr double kKeep = 20.0, kAbove = 16.0, kGuard = 60.0;
 /// What the products of a chunk and head need of its gates. Beyond the end of the sequence weights
 /// are 0.
 struct __align__(16) ChunkGates {
-  std::uint16_t parts[3][kChunk];  // the weights as the sum of three bf16
+  /// The weights as the sum of three bf16: rows of a tile of wgmma. What lies behind them counts as
+  /// further rows, whose results nobody reads.
+  std::uint16_t parts[3][kChunk];
   float weight[kChunk], floor[kChunk], eps[kChunk];
   // With `guard` only.
   float carried[kChunk], beta_high[kChunk], beta_low[kChunk], mu_high[kChunk], mu_low[kChunk];
@@ -100,7 +102,8 @@ enum FusedBarrier {
   kFullV = kEmptyK + 4,
   kEmptyV = kFullV + 4,
   kFullScores = kEmptyV + 4,  // stages as of V
-  kFullGates = kFullScores + 4,
+  kEmptyScores = kFullScores + 4,
+  kFullGates = kEmptyScores + 2,
   kFusedBarriers = kFullGates + kGateSlots
 };
 
@@ -110,8 +113,10 @@ struct FusedShared {
   static constexpr int kStagesQ = kOutputs ? 2 : 0;
   static constexpr int kStagesK = kOutputs ? 3 : 4;
   static constexpr int kStagesV = kOutputs ? 2 : 4;
-  static constexpr int kGatesAhead = kOutputs ? 2 : 3;  // chunks
-  static constexpr int kBoxes = kDqk / 64;              // of 64 columns and kChunk rows
+  // A stage is filled again so many chunks after its own.
+  static constexpr int kLag = kOutputs ? 1 : 2;
+  static constexpr int kGatesAhead = 2;
+  static constexpr int kBoxes = kDqk / 64;  // of 64 columns and kChunk rows
   static constexpr int kBox = kChunk * 128;
   static constexpr int kTile = kBoxes * kBox;  // of q or k
   static constexpr int kTileV = 2 * kBox;
@@ -121,12 +126,12 @@ struct FusedShared {
   static constexpr int kV = kK + kStagesK * kTile;
   static constexpr int kScores = kV + kStagesV * kTileV;
   static constexpr int kGates = kScores + kStagesQ * kBox;
-  static constexpr int kFactors = kGates + kGateSlots * static_cast<int>(sizeof(ChunkGates));
+  static constexpr int kGateSlot = 3072;  // whole 1024 bytes for the tile of weights
+  static constexpr int kTileN = kGates + kGateSlots * kGateSlot;
+  static constexpr int kFactors = kTileN + (kOutputs ? kBoxes * 1024 : 0);
   static constexpr int kOutputPlaces = kFactors + 2 * kChunk * 4;
   static constexpr int kN = kOutputPlaces + 3 * 16;
-  static constexpr int kPitchN = kDqk + 16;  // no two parts in the same banks
-  static constexpr int kPartsN = kN + 2 * kDqk * 4;
-  static constexpr int kBarriers = kPartsN + 2 * 3 * kPitchN * 2;
+  static constexpr int kBarriers = kN + kDqk * 4;
   static constexpr int kBytes = kBarriers + kFusedBarriers * 8;
   static_assert(kBytes <= 227 << 10);
 };

@@ -95,7 +95,10 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   };
   const auto wait_for_v = [&](int chunk) {
     at.wait_v(kFullV, chunk);
-    at.wait_v(kFullScores, chunk);
+    if (kOutputs)
+      at.wait_v(kFullScores, chunk);
+    else if (at.output(0).length < (chunk + 1) * kChunk)  // its end is cleared
+      barrier_wait(at.barrier(kFullScores), 0);
   };
   const auto release_v = [&](int chunk) {
     if (chunk + Shared::kStagesV >= chunks) return;
@@ -207,19 +210,26 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       }
       update(v, chunk);
 
-      wgmma_wait<1>();
       const int thread = thread_index(), lane = thread % 32, warp = thread / 32 % 4;
       const int group = thread / kGroup - 1;
+      float2 factors[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        factors[j] = *reinterpret_cast<const float2*>(at.factors(chunk) + 8 * j + 2 * (lane % 4));
+      wgmma_wait<1>();
+      if (cell.cluster == 2) {  // for the block that makes them
+        __syncwarp();
+        if (chunk + 2 < chunks && lane == 0)
+          barrier_arrive_at(at.barrier(kEmptyScores + chunk % 2), chunk % 2);
+      }
       // h takes the place of v: a warp's columns are its own.
-      const float* factors = at.factors(chunk);
       const std::uint32_t out = at.v(chunk) + group * Shared::kBox;
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {
         std::uint32_t packed[4];
 #pragma unroll
         for (int x = 0; x < 2; ++x) {
-          const float2 factor =
-              *reinterpret_cast<const float2*>(factors + 8 * (j + x) + 2 * (lane % 4));
+          const float2 factor = factors[j + x];
 #pragma unroll
           for (int r = 0; r < 2; ++r)
             packed[2 * x + r] = pack_bf16(num[4 * (j + x) + 2 * r] * factor.x,

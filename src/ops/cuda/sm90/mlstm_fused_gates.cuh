@@ -195,9 +195,10 @@ __global__ void __launch_bounds__(kGateWarps * 32)
   reinterpret_cast<float2*>(to.eps)[lane] = make_float2(eps[0], eps[1]);
   float rest[2] = {weight[0], weight[1]};
 #pragma unroll
-  for (auto& part : to.parts) {
+  for (int part = 0; part < 3; ++part) {
     const unsigned packed = pack_bf16(rest[0], rest[1]);
-    reinterpret_cast<unsigned*>(part)[lane] = packed;
+    // The 16-byte units of a row are swizzled.
+    reinterpret_cast<unsigned*>(to.parts[part])[((lane / 4) ^ part) * 4 + lane % 4] = packed;
     rest[0] -= first_of(packed);
     rest[1] -= second_of(packed);
   }

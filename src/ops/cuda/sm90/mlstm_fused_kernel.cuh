@@ -59,6 +59,8 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
       barrier_init(at.barrier(kEmptyV + stage), 8);
       barrier_init(at.barrier(kFullScores + stage), kGroup);
     }
+    // Warps of two warpgroups and two blocks.
+    for (int stage = 0; stage < 2; ++stage) barrier_init(at.barrier(kEmptyScores + stage), 16);
     for (int slot = 0; slot < kGateSlots; ++slot) barrier_init(at.barrier(kFullGates + slot), 1);
     barrier_fence_init();
   }
@@ -72,6 +74,10 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
   } else {
     more_registers<kConsumerRegisters<kDqk>>();
     run_consumer<kDqk, kOutputs>(cell, at);
+  }
+  if (kOutputs) {  // what the other block still reads
+    __syncwarp();
+    cluster_sync();
   }
 }
 

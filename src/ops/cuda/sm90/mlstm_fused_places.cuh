@@ -56,30 +56,10 @@ struct FusedPlaces {
     barrier_wait(barrier(kFullGates + chunk % kGateSlots), chunk / kGateSlots % 2);
   }
   __device__ const ChunkGates& gates(int chunk) const {
-    return reinterpret_cast<const ChunkGates*>(bytes + Shared::kGates)[chunk % kGateSlots];
+    return *reinterpret_cast<const ChunkGates*>(bytes + Shared::kGates +
+                                                chunk % kGateSlots * Shared::kGateSlot);
   }
-  /// Before the chunk.
-  __device__ float* n(int chunk) const {
-    return reinterpret_cast<float*>(bytes + Shared::kN) + chunk % 2 * kDqk;
-  }
-  /// The same as the sum of three bf16, in three rows: pairs of keys in the order in which lanes
-  /// want them for products of 16 keys (device/mma.cuh).
-  __device__ std::uint16_t* parts_of_n(int chunk) const {
-    return reinterpret_cast<std::uint16_t*>(bytes + Shared::kPartsN) +
-           chunk % 2 * (3 * Shared::kPitchN);
-  }
-  __device__ void set_n(int chunk, int key, float value) const {
-    n(chunk)[key] = value;
-    if (!kOutputs) return;
-    const int pair = key % 16 / 2;
-    std::uint16_t* to = parts_of_n(chunk) + key / 16 * 16 + (pair % 4 * 2 + pair / 4) * 2 + key % 2;
-#pragma unroll
-    for (int part = 0; part < 3; ++part) {
-      const unsigned packed = pack_bf16(value, 0);
-      to[part * Shared::kPitchN] = static_cast<std::uint16_t>(packed);
-      value -= first_of(packed);
-    }
-  }
+  __device__ float* n() const { return reinterpret_cast<float*>(bytes + Shared::kN); }
   __device__ FusedTiles& tiles() const {
     return *reinterpret_cast<FusedTiles*>(bytes + Shared::kOutputPlaces + 2 * sizeof(FusedOutput));
   }
@@ -140,7 +120,7 @@ struct FusedCopies {
     const std::uint32_t barrier = at.barrier(kFullGates + slot);
     barrier_expect(barrier, sizeof(ChunkGates));
     const FusedTiles tiles = at.tiles();
-    load_bytes(at.base + Shared::kGates + slot * static_cast<int>(sizeof(ChunkGates)),
+    load_bytes(at.base + Shared::kGates + slot * Shared::kGateSlot,
                cell.gates + tiles.head * cell.all_chunks + tiles.first_chunk + chunk,
                sizeof(ChunkGates), barrier);
   }

@@ -83,6 +83,17 @@ __device__ __forceinline__ void load_bytes(SharedAddress to, const void* from, u
       : "memory");
 }
 
+/// Copies `bytes` of this block's shared memory to another block's; both addresses there are
+/// cluster_address()es. The barrier counts the bytes.
+__device__ __forceinline__ void send_bytes(SharedAddress to, SharedAddress from, unsigned bytes,
+                                           SharedAddress barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(to),
+      "r"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 /// Stores a box that fence_async() has published, or adds it to what is there.
 __device__ __forceinline__ void store_box(SharedAddress from, const CUtensorMap* map, int row,
                                           int column) {
