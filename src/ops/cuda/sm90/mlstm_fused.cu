@@ -26,7 +26,8 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, const
   constexpr const char* kName = "mlstm";
   const CUtensorMap q = head_box_map(a.q, plan.heads, kChunk),
                     k = head_box_map(a.k, plan.heads, kChunk),
-                    v = head_box_map(a.v, plan.heads, kChunk);
+                    v = head_box_map(a.v, plan.heads, kChunk),
+                    h = head_box_map(a.h, plan.heads, kChunk);
   const Grid gates{.x = plan.all_chunks,
                    .y = blocks_for(plan.heads, kGateWarps),
                    .threads = kGateWarps * 32,
@@ -39,10 +40,10 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, const
             .cluster = cell.cluster,
             .overlap = true};
   if (plan.segments > 1)
-    launch(context, kName, grid, mlstm_fused_kernel<kDqk, false>, q, k, v, cell);
+    launch(context, kName, grid, mlstm_fused_kernel<kDqk, false>, q, k, v, h, cell);
   grid.x = plan.blocks();
   grid.shared = FusedShared<kDqk, true>::kBytes;
-  launch(context, kName, grid, mlstm_fused_kernel<kDqk, true>, q, k, v, cell);
+  launch(context, kName, grid, mlstm_fused_kernel<kDqk, true>, q, k, v, h, cell);
 }
 
 }  // namespace

@@ -7,7 +7,8 @@ namespace xlstm::ops::cuda::sm90 {
 namespace {
 
 template <int kDqk, bool kOutputs>
-__device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs>& at) {
+__device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs>& at,
+                             const CUtensorMap& h_map) {
   using Shared = FusedShared<kDqk, kOutputs>;
   constexpr int kSums = kDqk / 2;
   const FusedWork work(cell);
@@ -238,28 +239,43 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
         store_matrices_transposed(
             out + box_offset(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2), packed);
       }
-      __syncwarp();
       const FusedOutput& to = at.output(group);
-      // Each warp writes its own 16 columns: 32 bytes of a row.
-      const int sixteen = 2 * warp + lane % 2;  // of 8 columns
-      const bool has_columns = 8 * sixteen < to.columns;
-      std::uint16_t* h = to.h + 8 * sixteen;
-      uint4 values[4];
+      const bool full = (chunk + 1) * kChunk <= to.length;
+      if (full) {
+        fence_async();
+        named_barrier(2 + group, kGroup);
+        if (thread % kGroup == 0) {
+          const FusedTiles tiles = at.tiles();
+          store_head_box(out, &h_map, tiles.begin + chunk * kChunk, tiles.head,
+                         tiles.column + group * 64);
+          commit_stores();
+        }
+      } else {  // the last chunk: behind its end lies another sequence
+        __syncwarp();
+        // Each warp writes its own 16 columns: 32 bytes of a row.
+        const int sixteen = 2 * warp + lane % 2;  // of 8 columns
+        const bool has_columns = 8 * sixteen < to.columns;
+        std::uint16_t* h = to.h + 8 * sixteen;
+        uint4 values[4];
 #pragma unroll
-      for (int x = 0; x < 4; ++x)
-        values[x] = *reinterpret_cast<const uint4*>(at.bytes + (out - at.base) +
-                                                    box_offset(lane / 2 + 16 * x, sixteen));
-      h += (chunk * kChunk + lane / 2) * cell.h_stride;
+        for (int x = 0; x < 4; ++x)
+          values[x] = *reinterpret_cast<const uint4*>(at.bytes + (out - at.base) +
+                                                      box_offset(lane / 2 + 16 * x, sixteen));
+        h += (chunk * kChunk + lane / 2) * cell.h_stride;
 #pragma unroll
-      for (int x = 0; x < 4; ++x) {
-        if (has_columns && chunk * kChunk + lane / 2 + 16 * x < to.length)
-          *reinterpret_cast<uint4*>(h) = values[x];
-        h += 16 * cell.h_stride;
+        for (int x = 0; x < 4; ++x) {
+          if (has_columns && chunk * kChunk + lane / 2 + 16 * x < to.length)
+            *reinterpret_cast<uint4*>(h) = values[x];
+          h += 16 * cell.h_stride;
+        }
       }
-      fence_async();
-      release_v(chunk);
       wgmma_wait<0>();
       release_k(chunk);
+      if (thread_index() % kGroup == 0) {
+        wait_stores_read<0>();
+        if (chunk + Shared::kStagesV < chunks) barrier_arrive(at.barrier_v(kEmptyV, chunk));
+      }
+      __syncwarp();
     }
 
     const FusedWork done(cell);

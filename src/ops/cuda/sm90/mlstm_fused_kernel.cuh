@@ -19,6 +19,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     mlstm_fused_kernel(const __grid_constant__ CUtensorMap q_map,
                        const __grid_constant__ CUtensorMap k_map,
                        const __grid_constant__ CUtensorMap v_map,
+                       const __grid_constant__ CUtensorMap h_map,
                        const __grid_constant__ FusedCell cell) {
   // A base that the compiler knows saves registers.
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
@@ -43,6 +44,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     prefetch_map(&q_map);
     prefetch_map(&k_map);
     prefetch_map(&v_map);
+    prefetch_map(&h_map);
     const auto blocks = static_cast<std::uint32_t>(cell.cluster);
     using Shared = FusedShared<kDqk, kOutputs>;
     // The empty ones of q and k: warps of all blocks, two warpgroups' and the producer's.
@@ -56,7 +58,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     }
     for (int stage = 0; stage < Shared::kStagesV; ++stage) {
       barrier_init(at.barrier(kFullV + stage), 1);
-      barrier_init(at.barrier(kEmptyV + stage), 8);
+      barrier_init(at.barrier(kEmptyV + stage), kOutputs ? 2 : 8);  // warpgroups or warps
       barrier_init(at.barrier(kFullScores + stage), kGroup);
     }
     // Warps of two warpgroups and two blocks.
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     run_producer<kDqk, kOutputs>(cell, at, q_map, k_map, v_map);
   } else {
     more_registers<kConsumerRegisters<kDqk>>();
-    run_consumer<kDqk, kOutputs>(cell, at);
+    run_consumer<kDqk, kOutputs>(cell, at, h_map);
   }
   if (kOutputs) {  // what the other block still reads
     __syncwarp();

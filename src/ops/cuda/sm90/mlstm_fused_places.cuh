@@ -60,6 +60,17 @@ struct FusedPlaces {
                                                 chunk % kGateSlots * Shared::kGateSlot);
   }
   __device__ float* n() const { return reinterpret_cast<float*>(bytes + Shared::kN); }
+  /// n as the sum of three bf16 in three rows of a tile of wgmma.
+  __device__ void set_parts_of_n(int key, float value) const {
+    unsigned char* to = bytes + Shared::kTileN + key / 64 * 1024;
+#pragma unroll
+    for (int part = 0; part < 3; ++part) {
+      const unsigned packed = pack_bf16(value, 0);
+      *reinterpret_cast<std::uint16_t*>(to + part * 128 + ((key % 64 * 2) ^ part << 4)) =
+          static_cast<std::uint16_t>(packed);
+      value -= first_of(packed);
+    }
+  }
   __device__ FusedTiles& tiles() const {
     return *reinterpret_cast<FusedTiles*>(bytes + Shared::kOutputPlaces + 2 * sizeof(FusedOutput));
   }

@@ -11,6 +11,53 @@ __device__ __forceinline__ float sum_of_parts(float first, float second, int lan
   return lane % 4 == 0 ? first + second : (lane % 4 == 1 ? first : 0.0F);
 }
 
+/// Adds up what the lanes have of kCount numbers each: halves of them go to the lane kWidth away,
+/// then quarters, ... down to the lane 1 away. Returns the first of this lane's numbers, which then
+/// are the next kCount / (lanes that took part), but at least one.
+template <int kCount, int kWidth>
+__device__ __forceinline__ int share_sums(float* sums, int lane) {
+  if constexpr (kWidth == 0) {
+    return 0;
+  } else if constexpr (kCount == 1) {
+    sums[0] += __shfl_xor_sync(~0U, sums[0], kWidth);
+    return share_sums<1, kWidth / 2>(sums, lane);
+  } else {
+    constexpr int kHalf = kCount / 2;
+    const bool upper = (lane & kWidth) != 0;
+#pragma unroll
+    for (int x = 0; x < kHalf; ++x) {
+      const float given = upper ? sums[x] : sums[x + kHalf];
+      const float kept = upper ? sums[x + kHalf] : sums[x];
+      sums[x] = kept + __shfl_xor_sync(~0U, given, kWidth);
+    }
+    return (upper ? kHalf : 0) + share_sums<kHalf, kWidth / 2>(sums, lane);
+  }
+}
+
+/// Adds the products of kTiles tiles of keys with the three parts of the weights to n.
+/// @param parts  whether the next chunk's scores, which want them, are made here
+template <int kTiles, int kDqk, bool kOutputs>
+__device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs>& at, float decay,
+                                         const float (&sums)[kTiles][4], int first_tile,
+                                         bool parts) {
+  const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
+  float all[2 * kTiles];
+#pragma unroll
+  for (int x = 0; x < 2 * kTiles; ++x)
+    all[x] = sum_of_parts(sums[x / 2][x % 2 * 2], sums[x / 2][x % 2 * 2 + 1], lane);
+  const int which = share_sums<2 * kTiles, 2>(all, lane);
+  constexpr int kLeft = kTiles < 2 ? 1 : kTiles / 2;
+#pragma unroll
+  for (int x = 0; x < kLeft; ++x) {
+    const int key =
+        64 * (first_tile + (which + x) / 2) + 16 * warp + lane / 4 + (which + x) % 2 * 8;
+    const float n = fmaf(decay, at.n()[key], all[x]);
+    __syncwarp();  // two lanes may have the same one
+    at.n()[key] = n;
+    if (parts) at.set_parts_of_n(key, n);
+  }
+}
+
 /// Masked scores of a warp's 16 tokens for the products with v, and s / N of the tokens.
 /// @param q_n  what products with the three parts of n gave
 __device__ __forceinline__ void finish_scores(const FusedCell& cell, const ChunkGates& gates,
@@ -110,44 +157,26 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     each_key([&](float& n, int key) { n = from[key] + factor * n; });
   };
   begin_state(cell, work, !kOutputs, load_n, add_n);
-  const auto keep = [&](const FusedWork& work, int slot) {  // in scratch memory
+  const auto keep = [&](const FusedWork& work, int slot) {  // this slice's, in scratch memory
     float* to = cell.n + work.state(cell, slot) * kDqk;
-    if (work.slice == 0) each_key([&](float n, int key) { to[key] = n; });
+    each_key([&](float n, int key) {
+      if (key / 64 % cell.slices == work.slice) to[key] = n;
+    });
   };
   if (!kOutputs && work.segment == 0) keep(work, 0);
-  // Calls body(tile, r, key) for the keys of this thread as a row of products with k: tile t has
-  // keys 64 t on.
-  constexpr int kTiles = kDqk / 64;
-  const auto each_row = [&](auto&& body) {
-    const int row = 16 * (thread_index() / 32) + thread_index() % 32 / 4;
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-      for (int r = 0; r < 2; ++r) body(tile, r, 64 * tile + row + 8 * r);
+  if (kOutputs) {
+    each_key([&](float n, int key) { at.set_parts_of_n(key, n); });
+    fence_async();
+  }
+  constexpr int kTiles = kDqk / 64;  // of keys
+  // Whether this block makes the scores of a chunk.
+  const auto makes_scores = [&](int chunk) {
+    return kOutputs && (cell.cluster != 2 || chunk % 2 == static_cast<int>(cluster_rank()));
   };
-  named_barrier(1, kGroup);
-
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int rows = min(kChunk, at.output(0).length - chunk * kChunk);
     const ChunkGates& gates = at.gates(chunk);
-    const bool scores_here =
-        kOutputs && (cell.cluster != 2 || chunk % 2 == static_cast<int>(cluster_rank()));
-    if (scores_here) {
-      const int part = thread_index() % 4;
-      unsigned char* to = at.bytes + Shared::kTileN + part * 128;
-      each_row([&](int tile, int r, int key) {
-        float value = at.n()[key];
-        // What is left after the parts before this one.
-#pragma unroll
-        for (int x = 0; x < 2; ++x)
-          if (x < part) value -= first_of(pack_bf16(value, 0));
-        if (part < 3)
-          *reinterpret_cast<std::uint16_t*>(to + tile * 1024 + (key % 64 * 2 ^ part << 4)) =
-              static_cast<std::uint16_t>(pack_bf16(value, 0));
-      });
-      fence_async();
-    }
-    named_barrier(1, kGroup);  // and what the copies of the last turn overwrite has been read
+    named_barrier(1, kGroup);  // n is there, and what the last turn's copies overwrite was read
     at.wait_k(kFullK, chunk);
     if (kOutputs) at.wait_q(kFullQ, chunk);
     if (rows < kChunk) {
@@ -171,7 +200,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       if (chunk + 2 < chunks && lane < cell.cluster)
         barrier_arrive_at(at.barrier_q(kEmptyQ, chunk), lane);
     };
-    if (scores_here) {
+    if (makes_scores(chunk)) {
       at.wait_gates(chunk);
       if (cell.cluster == 2 && chunk >= 2)
         barrier_wait(at.barrier(kEmptyScores + chunk % 2), (chunk / 2 - 1) % 2);
@@ -219,27 +248,42 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       at.wait_gates(chunk);
     }
     // Columns 0 to 2 are the products with the three parts of the weights.
-    float sums[kTiles][4];
     const std::uint64_t weights =
         wgmma_matrix(at.base + Shared::kGates + chunk % kGateSlots * Shared::kGateSlot);
-    wgmma_fence();
+    const auto release_k = [&] {
+      const int lane = thread_index() % 32;
+      if (chunk + Shared::kStagesK < chunks && lane < cell.cluster)
+        barrier_arrive_at(at.barrier_k(kEmptyK, chunk), lane);
+    };
+    if constexpr (kOutputs) {
+      float sums[kTiles][4];
+      wgmma_fence();
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile)
+      for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
-      for (int step = 0; step < kChunk / 16; ++step)
-        wgmma<8, 1>(sums[tile], moved(k_tile, tile * Shared::kBox + step * 2048),
-                    moved(weights, step * 32), step > 0);
-    wgmma_commit();
-    wgmma_wait<0>();
-    const int lane = thread_index() % 32;
-    if (chunk + Shared::kStagesK < chunks && lane < cell.cluster)
-      barrier_arrive_at(at.barrier_k(kEmptyK, chunk), lane);
-    each_row([&](int tile, int r, int key) {
-      float sum = sum_of_parts(sums[tile][2 * r], sums[tile][2 * r + 1], lane);
-      sum += __shfl_xor_sync(~0U, sum, 1);
-      sum += __shfl_xor_sync(~0U, sum, 2);
-      if (lane % 4 == 0) at.n()[key] = fmaf(gates.decay, at.n()[key], sum);
-    });
+        for (int step = 0; step < kChunk / 16; ++step)
+          wgmma<8, 1>(sums[tile], moved(k_tile, tile * Shared::kBox + step * 2048),
+                      moved(weights, step * 32), step > 0);
+      wgmma_commit();
+      wgmma_wait<0>();
+      release_k();
+      add_to_n(at, gates.decay, sums, 0, makes_scores(chunk + 1));
+      fence_async();
+    } else {  // nobody reads n meanwhile: each slice has some of it
+#pragma unroll 1
+      for (int tile = at.tiles().column / kColumns; tile < kTiles; tile += cell.slices) {
+        float sums[1][4];
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < kChunk / 16; ++step)
+          wgmma<8, 1>(sums[0], moved(k_tile + tile * (Shared::kBox >> 4), step * 2048),
+                      moved(weights, step * 32), step > 0);
+        wgmma_commit();
+        wgmma_wait<0>();
+        add_to_n(at, gates.decay, sums, tile, false);
+      }
+      release_k();
+    }
     // Scores and gates whose place is taken from here on were read when v was given back.
     constexpr int kLag = Shared::kLag;
     if (thread_index() == 64) {

@@ -102,6 +102,13 @@ __device__ __forceinline__ void store_box(SharedAddress from, const CUtensorMap*
       "r"(column), "r"(row), "r"(from)
       : "memory");
 }
+__device__ __forceinline__ void store_head_box(SharedAddress from, const CUtensorMap* map, int row,
+                                               int head, int column) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(map),
+      "r"(column), "r"(head), "r"(row), "r"(from)
+      : "memory");
+}
 __device__ __forceinline__ void add_box(SharedAddress from, const CUtensorMap* map, int row,
                                         int column) {
   asm volatile(
