@@ -51,7 +51,8 @@ struct MlstmCall {
   }
 
   /// @param state_bytes  0: what an engine takes
-  void run(std::size_t state_bytes = 0) {
+  /// @param which  with state_bytes alone
+  void run(std::size_t state_bytes = 0, cuda::MlstmSequences which = cuda::MlstmSequences::all) {
     records = initial;
     h_out.poison();
     std::vector<std::byte*> slots;
@@ -77,7 +78,7 @@ struct MlstmCall {
     if (state_bytes == 0)
       mlstm(context, args);
     else
-      cuda::mlstm_within(context, args, state_bytes);
+      cuda::mlstm_within(context, args, state_bytes, which);
     context.synchronize();
     EXPECT_TRUE(h_out.gaps_untouched());
   }

@@ -66,6 +66,20 @@ TEST(MlstmFusedPlan, SegmentsCoverTheLongest) {
     }
 }
 
+TEST(MlstmFusedPlan, ScratchMemoryIsBounded) {
+  EXPECT_LT(plan_of(8, 256, 512, {16384}).bytes() >> 20, 28U);  // four segments
+  EXPECT_LT(plan_of(8, 256, 512, {8192, 8192}).bytes() >> 20, 28U);
+  EXPECT_LT(plan_of(8, 256, 512, std::vector<std::int32_t>(64, 256)).bytes() >> 20, 8U);
+  // Sequences of one token have no chunks, and no segments are made for them.
+  std::vector<std::int32_t> lengths(200, 1);
+  EXPECT_EQ(plan_of(8, 256, 512, lengths).all_chunks, 0);
+  lengths.push_back(100);
+  const Plan mixed = plan_of(8, 256, 512, lengths);
+  EXPECT_EQ(mixed.all_chunks, 2);
+  EXPECT_TRUE(mixed.has_steps);
+  EXPECT_LT(mixed.bytes() >> 20, 4U);
+}
+
 TEST(MlstmFusedPlan, ServesWhatTheKernelHas) {
   const auto serves = [](int dqk, int dv, std::int32_t length, DType type = DType::bf16) {
     Shapes shapes(2, dqk, dv, {length}, type);

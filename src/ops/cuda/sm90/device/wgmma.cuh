@@ -127,14 +127,6 @@ __device__ __forceinline__ void wgmma(float (&d)[kN / 2], std::uint64_t a, std::
             XLSTM_WGMMA_NAMES_32 "}, %32, %33, p, 1, 1, %35, %36;\n}"
         : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32
         : "l"(a), "l"(b), "r"(add), "n"(kTransposedA), "n"(kTransposedB));
-  else if constexpr (kN == 72)
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %38, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n72k16.f32.bf16.bf16 {" XLSTM_WGMMA_NAMES_16
-            XLSTM_WGMMA_NAMES_32 ", %32, %33, %34, %35}, %36, %37, p, 1, 1, %39, %40;\n}"
-        : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
-          "+f"(d[35])
-        : "l"(a), "l"(b), "r"(add), "n"(kTransposedA), "n"(kTransposedB));
   else if constexpr (kN == 96)
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %50, 0;\n"
