@@ -11,8 +11,9 @@
 // before the chunk and mu_t = max(m, beta_j for j <= t), the stabiliser of token t is b_t + mu_t
 // (specification A.4 (3)). C and n before the chunk are relative to e^frame. Everything in it is
 // relative to one e^M, which is an exponential a token and not one a score:
-//   C' = e^(frame - M) C, weight_j = e^(beta_j - M), num_t = C' q_t + sum_{j<=t} (q_t k_j) weight_j
-//   v_j h_t = s num_t / (max(|s l_t|, e^-(b_t + M)) + eps e^(mu_t - M))
+//   C' = e^(frame - M) C, weight_j = e^(beta_j - M)
+//   num_t = C' q_t + sum_{j<=t} (q_t k_j) weight_j v_j
+//   h_t = s num_t / (max(|s l_t|, e^-(b_t + M)) + eps e^(mu_t - M))
 // M is the frame while no mu_t is far above it, so that C stays as it is, and else somewhat below
 // the last mu_t. That would lose tokens of small mu_t where M is very far above m: there (`guard`)
 // the scores get e^(beta_j - mu_t) one by one, and num starts at e^(frame - mu_t) C q_t.
@@ -31,8 +32,8 @@ constexpr int kColumns = 128;  // of C in a block, half of them in each of two w
 constexpr int kGroup = 128;    // threads of a warpgroup
 constexpr int kFusedThreads = 3 * kGroup;
 constexpr int kGateSlots = 4;
-// The frame moves in steps of kKeep, and then weights are up to e^kAbove. e^60 is far from the ends
-// of float, and e^(kAbove + kKeep) leaves them room for e^-m.
+// The frame moves in steps of kKeep: the largest weight of a chunk is below e^(kAbove + kKeep), and
+// not below e^kAbove once the frame has moved. That and e^kGuard leave room for e^-m in float.
 constexpr double kKeep = 20.0, kAbove = 16.0, kGuard = 60.0;
 
 /// What the products of a chunk and head need of its gates. Beyond the end of the sequence weights
