@@ -1,10 +1,13 @@
 #include "ops/mlstm.hpp"
 
+#include <algorithm>
+
 #include "core/check.hpp"
 #include "ops/check_args.hpp"
 #include "ops/cpu/mlstm_backward_plan.hpp"
 #include "ops/cpu/mlstm_plan.hpp"
 #include "ops/cuda/mlstm_plan.hpp"
+#include "ops/cuda/sm90/mlstm_fused_plan.hpp"
 
 namespace xlstm::ops {
 void check_mlstm(const MlstmArgs& a) {
@@ -36,8 +39,11 @@ void check_mlstm(const MlstmArgs& a) {
 }
 
 std::size_t mlstm_workspace(const Context& context, const MlstmArgs& a) {
-  return context.device().is_cpu() ? cpu::MlstmPlan(a, context.threads()).bytes()
-                                   : cuda::MlstmPlan(a).bytes();
+  if (context.device().is_cpu()) return cpu::MlstmPlan(a, context.threads()).bytes();
+  // Which of the two runs depends on the device.
+  const std::size_t base = cuda::MlstmPlan(a).bytes();
+  using Fused = cuda::sm90::MlstmFusedPlan;
+  return Fused::serves(a) ? std::max(base, Fused(a).bytes()) : base;
 }
 
 void check_mlstm_backward(const MlstmBackwardArgs& a) {

@@ -21,7 +21,8 @@ enum class MlstmGate : std::uint8_t { exponential, sigmoid };
 
 /// h = mLSTM(q, k, v, i, log f) for every sequence of a ragged batch, from and into its state.
 /// Sequences of one token take the recurrent form, longer ones the chunkwise form; there is no rule
-/// about lengths. A sequence's result depends on its own tokens and state only.
+/// about lengths. A sequence's result depends on its own tokens and state only; with bf16 inputs on
+/// a CUDA device how its sums are grouped, and so their last bits, also on the number of sequences.
 struct MlstmArgs {
   Tensor q, k;   ///< [T, H dqk] f32, or bf16 on a CUDA device
   Tensor v;      ///< [T, H dv] as q and k

@@ -51,7 +51,8 @@ struct MlstmCall {
   }
 
   /// @param state_bytes  0: what an engine takes
-  void run(std::size_t state_bytes = 0) {
+  /// @param which  with state_bytes alone
+  void run(std::size_t state_bytes = 0, cuda::MlstmSequences which = cuda::MlstmSequences::all) {
     records = initial;
     h_out.poison();
     std::vector<std::byte*> slots;
@@ -71,12 +72,13 @@ struct MlstmCall {
     Context context(test_device(), 1);
     const cuda::MlstmPlan plan(args);
     on_tensor_cores = plan.tensor;
-    context.arena().reserve(plan.bytes() + cuda::MlstmPlan(args, state_bytes).bytes());
+    context.arena().reserve(mlstm_workspace(context, args) +
+                            cuda::MlstmPlan(args, state_bytes).bytes());
     poison_scratch(context);
     if (state_bytes == 0)
       mlstm(context, args);
     else
-      cuda::mlstm_within(context, args, state_bytes);
+      cuda::mlstm_within(context, args, state_bytes, which);
     context.synchronize();
     EXPECT_TRUE(h_out.gaps_untouched());
   }

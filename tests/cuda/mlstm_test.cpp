@@ -133,6 +133,30 @@ TEST(CudaMlstm, NanStaysInItsSequenceAndHeadOverManyChunks) {
   }
 }
 
+TEST(CudaMlstm, SequencesOfOneTokenAloneOrTheOthers) {
+  for (DType type : {DType::f32, DType::bf16}) {
+    MlstmCall call({2, 32, 48}, {1, 70, 1, 130, 2}, MlstmGate::exponential, 9, type,
+                   Regime::typical, true);
+    call.run(cuda::MlstmPlan::kStateBytes);
+    const auto records = call.records;
+    std::vector<std::vector<double>> h;
+    for (std::size_t s = 0; s < records.size(); ++s) h.push_back(call.h(s));
+    for (const auto which : {cuda::MlstmSequences::steps, cuda::MlstmSequences::longer}) {
+      call.run(cuda::MlstmPlan::kStateBytes, which);
+      for (std::size_t s = 0; s < records.size(); ++s) {
+        const bool step = call.offsets[s + 1] - call.offsets[s] == 1;
+        if (step == (which == cuda::MlstmSequences::steps)) {
+          EXPECT_EQ(call.h(s), h[s]) << s;
+          EXPECT_EQ(call.records[s], records[s]) << s;
+        } else {
+          for (double x : call.h(s)) EXPECT_TRUE(std::isnan(x)) << s;
+          EXPECT_EQ(call.records[s], call.initial[s]) << s;
+        }
+      }
+    }
+  }
+}
+
 TEST(CudaMlstm, ScratchMemoryIsBounded) {
   // One layer of the 7B model: 8 heads of 256 x 512. Tensors of shapes alone.
   const auto bytes = [](std::vector<std::int32_t> offsets) {

@@ -2,6 +2,7 @@
 
 #include "ops/cuda/sm90/few_rows.hpp"
 #include "ops/cuda/sm90/matmul.hpp"
+#include "ops/cuda/sm90/mlstm_fused.hpp"
 #include "ops/cuda/sm90/mlstm_step.hpp"
 #include "ops/cuda/sm90/mlstm_steps.hpp"
 #include "ops/cuda/sm90/slstm.hpp"
@@ -15,6 +16,7 @@ namespace sm90 {
 bool linear_of_few_tokens(Context&, const LinearArgs&) { return false; }
 bool norm_linear(Context&, const NormLinearArgs&) { return false; }
 bool norm_linear_swiglu(Context&, const NormLinearSwigluArgs&) { return false; }
+bool mlstm_fused(Context&, const MlstmArgs&) { return false; }
 bool serves_mlstm_step(const MlstmHeadNormLinearArgs&) { return false; }
 void mlstm_step(Context&, const MlstmHeadNormLinearArgs&, const Tensor&) {}
 bool serves_mlstm_steps(const MlstmArgs&) { return false; }

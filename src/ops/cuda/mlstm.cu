@@ -7,6 +7,7 @@
 #include "ops/cuda/mlstm_cell.cuh"
 #include "ops/cuda/mlstm_plan.hpp"
 #include "ops/cuda/mlstm_tensor.cuh"
+#include "ops/cuda/sm90/mlstm_fused.hpp"
 #include "ops/cuda/sm90/mlstm_steps.hpp"
 #include "ops/fused.hpp"
 
@@ -218,7 +219,7 @@ __global__ void __launch_bounds__(kMostGateThreads, 1) gates_kernel(Cell cell) {
     if (cell.steps) advance<In>(cell, s, head, begin);
     return;
   }
-  scan<kOwn>(cell, s, head, begin, length);
+  if (cell.longer) scan<kOwn>(cell, s, head, begin, length);
 }
 
 // --- sequences of one token ---
@@ -477,6 +478,7 @@ Cell cell_of(const MlstmArgs& a, const MlstmPlan& plan, std::byte* scratch) {
           .has_stabiliser = a.gate == MlstmGate::exponential,
           .normalise = a.normalise,
           .steps = true,
+          .longer = true,
           .gates = floats(plan.gates),
           .firsts = ints(plan.firsts),
           .longs = ints(plan.long_sequences),
@@ -504,7 +506,7 @@ void run(Context& context, const Cell& cell, const MlstmPlan& plan) {
     const std::int64_t slices = blocks_for(plan.dv, kWarp);
     launch(context, kName, grid(plan.sequences * slices), step_kernel<In, Out>, cell, slices);
   }
-  if (plan.tensor) return;
+  if (plan.tensor || !cell.longer) return;
   const std::int64_t row_tiles = blocks_for(plan.dqk, kTile);
   const std::int64_t column_tiles = blocks_for(plan.dv, kTile);
   for_each_window(plan, [&](const Window& window) {
@@ -525,13 +527,14 @@ void mlstm_within(Context& context, const MlstmArgs& a, std::size_t state_bytes,
   if (plan.sequences == 0) return;
   ArenaScope scope(context.arena());
   Cell cell = cell_of(a, plan, context.arena().take(plan.bytes()));
-  cell.steps = which == MlstmSequences::all;
+  cell.steps = which != MlstmSequences::longer;
+  cell.longer = which != MlstmSequences::steps;
   const bool bf16 = a.h.dtype == DType::bf16;
   if (a.q.dtype == DType::bf16)
     bf16 ? run<Bf16, Bf16>(context, cell, plan) : run<Bf16, float>(context, cell, plan);
   else
     bf16 ? run<float, Bf16>(context, cell, plan) : run<float, float>(context, cell, plan);
-  if (!plan.tensor) return;
+  if (!plan.tensor || !cell.longer) return;
   for_each_window(plan, [&](const Window& window) {
     mlstm_tensor_states(context, cell, plan, window);
     mlstm_tensor_outputs(context, cell, plan, window, a.h.dtype);
@@ -545,11 +548,14 @@ void with_steps(Context& context, const MlstmArgs& a, const HeadNormArgs* norm) 
   std::int64_t singles = 0;
   for (std::size_t s = 1; s < a.batch.offsets.size(); ++s)
     singles += a.batch.offsets[s] - a.batch.offsets[s - 1] == 1;
-  const bool steps =
-      singles > 0 && level(context.device()) == Level::sm90 && sm90::serves_mlstm_steps(a);
+  const bool has_sm90 = level(context.device()) == Level::sm90;
+  const bool steps = singles > 0 && has_sm90 && sm90::serves_mlstm_steps(a);
   if (!steps || singles < a.batch.sequences()) {
-    mlstm_within(context, a, MlstmPlan::kStateBytes,
-                 steps ? MlstmSequences::longer : MlstmSequences::all);
+    if (!has_sm90 || !sm90::mlstm_fused(context, a))
+      mlstm_within(context, a, MlstmPlan::kStateBytes,
+                   steps ? MlstmSequences::longer : MlstmSequences::all);
+    else if (singles > 0 && !steps)
+      mlstm_within(context, a, MlstmPlan::kStateBytes, MlstmSequences::steps);
     // The norm's kernel takes all tokens; what it makes of the others is replaced.
     if (norm != nullptr) cuda::head_norm(context, *norm);
   }

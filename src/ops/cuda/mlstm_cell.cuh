@@ -55,7 +55,7 @@ struct Cell {
   std::int64_t tokens, heads, dqk, dv;
   float scale, eps;
   bool has_stabiliser, normalise;
-  bool steps;  ///< whether sequences of one token are wanted
+  bool steps, longer;  ///< whether sequences of one token, and of more, are wanted
   // Scratch memory.
   float* gates;                           // [kGateRows, heads, tokens]
   std::int32_t* firsts;                   // [sequences], the first chunk of each

@@ -135,7 +135,8 @@ struct MlstmOutputTile {
   }
 };
 
-enum class MlstmSequences { all, longer /**< than one token; the others are left alone */ };
+/// Of one token, or longer; the others are left alone.
+enum class MlstmSequences { all, longer, steps };
 
 /// The body of mlstm with another bound on the memory for states.
 void mlstm_within(Context& context, const MlstmArgs& args, std::size_t state_bytes,

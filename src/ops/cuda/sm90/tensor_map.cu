@@ -21,6 +21,24 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
 }
 
+CUtensorMap encode(const Tensor& matrix, int rank, const cuuint64_t* sizes,
+                   const cuuint64_t* pitches, const cuuint32_t* box) {
+  static const PFN_cuTensorMapEncodeTiled_v12000 encode = encoder();
+  constexpr cuuint32_t kSteps[3] = {1, 1, 1};
+  CUtensorMap map;
+  const CUresult result =
+      encode(&map,
+             matrix.dtype == DType::f32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+                                        : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+             static_cast<cuuint32_t>(rank), matrix.data, sizes, pitches, box, kSteps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS)
+    throw Error(ErrorCode::internal,
+                "cuTensorMapEncodeTiled: error " + std::to_string(static_cast<int>(result)));
+  return map;
+}
+
 }  // namespace
 
 bool has_boxes(const Tensor& matrix) {
@@ -33,7 +51,6 @@ bool has_boxes(const Tensor& matrix) {
 }
 
 CUtensorMap box_map(const Tensor& matrix, std::int64_t rows) {
-  static const PFN_cuTensorMapEncodeTiled_v12000 encode = encoder();
   const auto size = static_cast<std::int64_t>(size_of(matrix.dtype));
   std::int64_t pitch = matrix.row_stride() * size;
   if (matrix.dim(0) == 1) pitch = (matrix.dim(1) * size + 15) / 16 * 16;
@@ -42,19 +59,16 @@ CUtensorMap box_map(const Tensor& matrix, std::int64_t rows) {
   const cuuint64_t pitches[1] = {static_cast<cuuint64_t>(pitch)};
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(kBoxRowBytes / size),
                              static_cast<cuuint32_t>(rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  CUtensorMap map;
-  const CUresult result =
-      encode(&map,
-             matrix.dtype == DType::f32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
-                                        : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-             2, matrix.data, sizes, pitches, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS)
-    throw Error(ErrorCode::internal,
-                "cuTensorMapEncodeTiled: error " + std::to_string(static_cast<int>(result)));
-  return map;
+  return encode(matrix, 2, sizes, pitches, box);
+}
+
+CUtensorMap head_box_map(const Tensor& matrix, std::int64_t heads, std::int64_t rows) {
+  const auto columns = static_cast<cuuint64_t>(matrix.dim(1) / heads);
+  const cuuint64_t sizes[3] = {columns, static_cast<cuuint64_t>(heads),
+                               static_cast<cuuint64_t>(matrix.dim(0))};
+  const cuuint64_t pitches[2] = {columns * 2, static_cast<cuuint64_t>(matrix.row_stride()) * 2};
+  const cuuint32_t box[3] = {kBoxRowBytes / 2, 1, static_cast<cuuint32_t>(rows)};
+  return encode(matrix, 3, sizes, pitches, box);
 }
 
 }  // namespace xlstm::ops::cuda

@@ -19,4 +19,7 @@ bool has_boxes(const Tensor& matrix);
 /// It goes into a kernel by value, as `const __grid_constant__`. @throws Error(internal)
 CUtensorMap box_map(const Tensor& matrix, std::int64_t rows);
 
+/// The same of a matrix [R, heads x C] of bf16 in boxes of `rows` rows of one head (load_head_box).
+CUtensorMap head_box_map(const Tensor& matrix, std::int64_t heads, std::int64_t rows);
+
 }  // namespace xlstm::ops::cuda

@@ -52,12 +52,61 @@ __device__ __forceinline__ void load_box_to(unsigned ranks, SharedAddress to,
       : "memory");
 }
 
+/// Boxes of one head of a matrix [rows, heads, columns of a head] (head_box_map): columns outside
+/// the head are zeros too.
+__device__ __forceinline__ void load_head_box(SharedAddress to, const CUtensorMap* map, int row,
+                                              int head, int column, SharedAddress barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+      "l"(map), "r"(column), "r"(head), "r"(row), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void load_head_box_to(unsigned ranks, SharedAddress to,
+                                                 const CUtensorMap* map, int row, int head,
+                                                 int column, SharedAddress barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(map), "r"(column), "r"(head), "r"(row), "r"(barrier),
+      "h"(static_cast<std::uint16_t>(ranks))
+      : "memory");
+}
+
+/// Loads `bytes` that lie together, whole units of 16 bytes at both ends.
+__device__ __forceinline__ void load_bytes(SharedAddress to, const void* from, unsigned bytes,
+                                           SharedAddress barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+/// Copies `bytes` of this block's shared memory to another block's; both addresses there are
+/// cluster_address()es. The barrier counts the bytes.
+__device__ __forceinline__ void send_bytes(SharedAddress to, SharedAddress from, unsigned bytes,
+                                           SharedAddress barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(to),
+      "r"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 /// Stores a box that fence_async() has published, or adds it to what is there.
 __device__ __forceinline__ void store_box(SharedAddress from, const CUtensorMap* map, int row,
                                           int column) {
   asm volatile(
       "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
       "r"(column), "r"(row), "r"(from)
+      : "memory");
+}
+__device__ __forceinline__ void store_head_box(SharedAddress from, const CUtensorMap* map, int row,
+                                               int head, int column) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(map),
+      "r"(column), "r"(head), "r"(row), "r"(from)
       : "memory");
 }
 __device__ __forceinline__ void add_box(SharedAddress from, const CUtensorMap* map, int row,

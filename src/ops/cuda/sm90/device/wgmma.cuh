@@ -40,6 +40,11 @@ __device__ __forceinline__ std::uint64_t wgmma_matrix(SharedAddress at) {
 }
 constexpr std::uint64_t kWgmmaDepth = 32 >> 4;
 
+/// The same of a matrix that begins `bytes` further on.
+__device__ __forceinline__ std::uint64_t moved(std::uint64_t matrix, int bytes) {
+  return matrix + static_cast<std::uint64_t>(bytes >> 4);
+}
+
 /// The same for a matrix stored the other way: 128 bytes are 64 rows of A (or columns of B) at one
 /// depth (kTransposed below). The next 16 depths are 16 * 128 bytes further.
 /// @param next  bytes from one such box to that of the next 64 rows or columns
@@ -100,7 +105,14 @@ __device__ __forceinline__ std::uint64_t wgmma_transposed_matrix(SharedAddress a
 template <int kN, int kTransposedA = 0, int kTransposedB = 0>
 __device__ __forceinline__ void wgmma(float (&d)[kN / 2], std::uint64_t a, std::uint64_t b,
                                       int add) {
-  if constexpr (kN == 32)
+  if constexpr (kN == 8)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, "
+        "%4, %5, p, 1, 1, %7, %8;\n}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "l"(a), "l"(b), "r"(add), "n"(kTransposedA), "n"(kTransposedB));
+  else if constexpr (kN == 32)
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" XLSTM_WGMMA_NAMES_16

@@ -1,0 +1,27 @@
+#pragma once
+// Moves of four matrices of 8 x 8 numbers of 2 bytes between registers and shared memory, as
+// load_matrices() of device/mma.cuh, by shared addresses.
+
+#include "ops/cuda/sm90/device/barrier.cuh"
+
+namespace xlstm::ops::cuda {
+
+__device__ __forceinline__ void load_matrices_transposed(unsigned (&to)[4], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(row)
+               : "memory");
+}
+__device__ __forceinline__ void store_matrices(SharedAddress row, const unsigned (&from)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+}
+__device__ __forceinline__ void store_matrices_transposed(SharedAddress row,
+                                                          const unsigned (&from)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+}
+
+}  // namespace xlstm::ops::cuda

@@ -1,0 +1,95 @@
+#include "ops/cuda/sm90/mlstm_fused.hpp"
+
+#include <cmath>
+#include <string>
+
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/sm90/mlstm_fused_gates.cuh"
+#include "ops/cuda/sm90/mlstm_fused_kernel.cuh"
+#include "ops/cuda/sm90/mlstm_fused_plan.hpp"
+#include "ops/cuda/sm90/tensor_map.cuh"
+
+namespace xlstm::ops::cuda::sm90 {
+namespace {
+
+static_assert(kChunk == MlstmFusedPlan::kChunk && kColumns == MlstmFusedPlan::kColumns);
+static_assert(sizeof(ChunkGates) == MlstmFusedPlan::kGateBytes && sizeof(FusedFrame) == 24);
+
+/// Whether 16 bytes of a row can be copied at a time.
+bool has_units(const Tensor& matrix) {
+  return matrix.dtype == DType::bf16 && reinterpret_cast<std::uintptr_t>(matrix.data) % 16 == 0 &&
+         matrix.row_stride() % 8 == 0;
+}
+
+template <int kDqk>
+void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, const FusedCell& cell) {
+  constexpr const char* kName = "mlstm";
+  const CUtensorMap q = head_box_map(a.q, plan.heads, kChunk),
+                    k = head_box_map(a.k, plan.heads, kChunk),
+                    v = head_box_map(a.v, plan.heads, kChunk),
+                    h = head_box_map(a.h, plan.heads, kChunk);
+  const Grid gates{.x = plan.all_chunks,
+                   .y = blocks_for(plan.heads, kGateWarps),
+                   .threads = kGateWarps * 32,
+                   .overlap = true};
+  launch(context, kName, gates, mlstm_fused_totals_kernel, cell, kDqk);
+  launch(context, kName, gates, mlstm_fused_gates_kernel, cell);
+  Grid grid{.x = plan.blocks() / plan.segments * (plan.segments - 1),
+            .threads = kFusedThreads,
+            .shared = FusedShared<kDqk, false>::kBytes,
+            .cluster = cell.cluster,
+            .overlap = true};
+  if (plan.segments > 1)
+    launch(context, kName, grid, mlstm_fused_kernel<kDqk, false>, q, k, v, h, cell);
+  grid.x = plan.blocks();
+  grid.shared = FusedShared<kDqk, true>::kBytes;
+  launch(context, kName, grid, mlstm_fused_kernel<kDqk, true>, q, k, v, h, cell);
+}
+
+}  // namespace
+
+bool mlstm_fused(Context& context, const MlstmArgs& a) {
+  if (!MlstmFusedPlan::serves(a) || !has_units(a.q) || !has_units(a.k) || !has_units(a.v) ||
+      !has_units(a.h))
+    return false;
+  const MlstmFusedPlan plan(a);
+  ArenaScope scope(context.arena());
+  std::byte* scratch = context.arena().take(plan.bytes());
+  const FusedCell cell{.i = static_cast<const float*>(a.i.data),
+                       .log_f = static_cast<const float*>(a.log_f.data),
+                       .i_stride = a.i.row_stride(),
+                       .log_f_stride = a.log_f.row_stride(),
+                       .h = static_cast<std::uint16_t*>(a.h.data),
+                       .h_stride = a.h.row_stride(),
+                       .batch = DeviceBatch(a.batch),
+                       .offsets = a.state,
+                       .heads = static_cast<int>(plan.heads),
+                       .dqk = static_cast<int>(plan.dqk),
+                       .dv = static_cast<int>(plan.dv),
+                       .slices = static_cast<int>(plan.slices),
+                       .segments = static_cast<int>(plan.segments),
+                       .segment_chunks = static_cast<int>(plan.segment_chunks),
+                       .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk)),
+                       .eps = a.eps,
+                       .exponential = a.gate == MlstmGate::exponential,
+                       .normalise = a.normalise,
+                       .all_chunks = plan.all_chunks,
+                       .cluster = static_cast<int>(plan.cluster),
+                       .gates = reinterpret_cast<ChunkGates*>(scratch + plan.gates),
+                       .totals = reinterpret_cast<double2*>(scratch + plan.totals),
+                       .frames = reinterpret_cast<FusedFrame*>(scratch + plan.frames),
+                       .chunks_at = reinterpret_cast<int4*>(scratch + plan.chunks_at),
+                       .first_chunks = reinterpret_cast<std::int32_t*>(scratch + plan.first_chunks),
+                       .first_n = reinterpret_cast<float*>(scratch + plan.first_n),
+                       .c = reinterpret_cast<float*>(scratch + plan.c),
+                       .n = reinterpret_cast<float*>(scratch + plan.n)};
+  if (plan.padded_dqk == 64)
+    run<64>(context, a, plan, cell);
+  else if (plan.padded_dqk == 128)
+    run<128>(context, a, plan, cell);
+  else
+    run<256>(context, a, plan, cell);
+  return true;
+}
+
+}  // namespace xlstm::ops::cuda::sm90

@@ -1,0 +1,216 @@
+#pragma once
+// The fused mLSTM kernel: chunks of 64 tokens one after the other, with the state on chip.
+//
+// A block has 128 columns of C of one sequence and head. Warpgroups 1 and 2 hold 64 of them each,
+// transposed, as the sums of a matrix product: there they turn into the left side of the product
+// with q without ever leaving their thread. Warpgroup 0 runs a chunk ahead: it orders the copies,
+// makes the scores q k and has n. The blocks of a cluster are columns of one head: they share the
+// copies of q and k, and of two each makes the scores of every other chunk for both.
+//
+// With b the sums of log f from the chunk's first token on, beta_j = i_j - b_j, m the stabiliser
+// before the chunk and mu_t = max(m, beta_j for j <= t), the stabiliser of token t is b_t + mu_t
+// (specification A.4 (3)). C and n before the chunk are relative to e^frame. Everything in it is
+// relative to one e^M, which is an exponential a token and not one a score:
+//   C' = e^(frame - M) C, weight_j = e^(beta_j - M)
+//   num_t = C' q_t + sum_{j<=t} (q_t k_j) weight_j v_j
+//   h_t = s num_t / (max(|s l_t|, e^-(b_t + M)) + eps e^(mu_t - M))
+// M is the frame while no mu_t is far above it, so that C stays as it is, and else somewhat below
+// the last mu_t. That would lose tokens of small mu_t where M is very far above m: there (`guard`)
+// the scores get e^(beta_j - mu_t) one by one, and num starts at e^(frame - mu_t) C q_t.
+// C, n, l and the stabiliser are float or better; C, scores and weighted v are rounded to bf16 for
+// the products that make num.
+
+#include <cstdint>
+
+#include "ops/cuda/device/batch.cuh"
+#include "ops/cuda/device/overlap.cuh"
+
+namespace xlstm::ops::cuda::sm90 {
+
+constexpr int kChunk = 64;
+constexpr int kColumns = 128;  // of C in a block, half of them in each of two warpgroups
+constexpr int kGroup = 128;    // threads of a warpgroup
+constexpr int kFusedThreads = 3 * kGroup;
+constexpr int kGateSlots = 4;
+// The frame moves in steps of kKeep: the largest weight of a chunk is below e^(kAbove + kKeep), and
+// not below e^kAbove once the frame has moved. That and e^kGuard leave room for e^-m in float.
+constexpr double kKeep = 20.0, kAbove = 16.0, kGuard = 60.0;
+
+/// What the products of a chunk and head need of its gates. Beyond the end of the sequence weights
+/// are 0.
+struct __align__(16) ChunkGates {
+  /// The weights as the sum of three bf16: rows of a tile of wgmma. What lies behind them counts as
+  /// further rows, whose results nobody reads.
+  std::uint16_t parts[3][kChunk];
+  float weight[kChunk], floor[kChunk], eps[kChunk];
+  // With `guard` only.
+  float carried[kChunk], beta_high[kChunk], beta_low[kChunk], mu_high[kChunk], mu_low[kChunk];
+  float decay;  // e^(frame - M)
+  int guard;
+  int padding[2];
+};
+
+/// Before a chunk.
+struct FusedFrame {
+  double m;      // the stabiliser
+  double frame;  // C and n are relative to e^frame; not above m
+  double decay;  // the sum of all frame - M so far
+};
+
+struct FusedCell {
+  const float *i, *log_f;
+  std::int64_t i_stride, log_f_stride;
+  std::uint16_t* h;
+  std::int64_t h_stride;
+  DeviceBatch batch;
+  MlstmStateOffsets offsets;
+  int heads, dqk, dv, slices;
+  int segments, segment_chunks;
+  float scale, eps;
+  bool exponential, normalise;
+  std::int64_t all_chunks;
+  int cluster;
+  // Scratch memory (MlstmFusedPlan).
+  ChunkGates* gates;           // [heads, all chunks]
+  double2* totals;             // of the same: the sum of log f and the largest beta
+  FusedFrame* frames;          // [heads, all chunks + sequences], one more for each sequence
+  int4* chunks_at;             // of all chunks: sequence, first token, tokens, number in it
+  std::int32_t* first_chunks;  // of each sequence, in the list of all
+  float* first_n;              // [sequences, heads, padded dqk], zeros where there is no record
+  float* c;                    // of segments
+  float* n;
+
+  /// Of sequence s, if it has more than one token: others are not for these kernels.
+  __device__ int length(int s) const {
+    const int tokens = batch.offsets[s + 1] - batch.offsets[s];
+    return tokens > 1 ? tokens : 0;
+  }
+  __device__ FusedFrame* frame(int s, int head) const {
+    return frames + head * (all_chunks + batch.sequences) + first_chunks[s] + s;
+  }
+  __device__ float* record(std::int64_t s, std::size_t offset, std::int64_t floats) const {
+    std::byte* slot = batch.slots[s];
+    return slot == nullptr ? nullptr : reinterpret_cast<float*>(slot + offset) + floats;
+  }
+};
+
+/// The first barrier of each kind, which has one for each stage.
+enum FusedBarrier {
+  kFullQ = 0,
+  kEmptyQ = kFullQ + 2,
+  kFullK = kEmptyQ + 2,
+  kEmptyK = kFullK + 4,
+  kFullV = kEmptyK + 4,
+  kEmptyV = kFullV + 4,
+  kFullScores = kEmptyV + 4,  // stages as of V
+  kEmptyScores = kFullScores + 4,
+  kFullGates = kEmptyScores + 2,
+  kFusedBarriers = kFullGates + kGateSlots
+};
+
+/// @tparam kOutputs  false: of the pass that has no q, scores and h
+template <int kDqk, bool kOutputs>
+struct FusedShared {
+  static constexpr int kStagesQ = kOutputs ? 2 : 0;
+  static constexpr int kStagesK = kOutputs ? 3 : 4;
+  static constexpr int kStagesV = kOutputs ? 2 : 4;
+  // A stage is filled again so many chunks after its own.
+  static constexpr int kLag = kOutputs ? 1 : 2;
+  static constexpr int kGatesAhead = 2;
+  static constexpr int kBoxes = kDqk / 64;  // of 64 columns and kChunk rows
+  static constexpr int kBox = kChunk * 128;
+  static constexpr int kTile = kBoxes * kBox;  // of q or k
+  static constexpr int kTileV = 2 * kBox;
+  // From the beginning, on 1024 bytes.
+  static constexpr int kQ = 0;
+  static constexpr int kK = kQ + kStagesQ * kTile;
+  static constexpr int kV = kK + kStagesK * kTile;
+  static constexpr int kScores = kV + kStagesV * kTileV;
+  static constexpr int kGates = kScores + kStagesQ * kBox;
+  static constexpr int kGateSlot = 3072;  // whole 1024 bytes for the tile of weights
+  static constexpr int kTileN = kGates + kGateSlots * kGateSlot;
+  static constexpr int kFactors = kTileN + (kOutputs ? kBoxes * 1024 : 0);
+  static constexpr int kOutputPlaces = kFactors + 2 * kChunk * 4;
+  static constexpr int kN = kOutputPlaces + 3 * 16;
+  static constexpr int kBarriers = kN + kDqk * 4;
+  static constexpr int kBytes = kBarriers + kFusedBarriers * 8;
+  static_assert(kBytes <= 227 << 10);
+};
+
+/// Where a warpgroup writes h; in shared memory, not in registers.
+struct FusedOutput {
+  std::uint16_t* h;  // its first column in the block's first token
+  int columns;       // from there to the end of the head
+  int length;        // tokens of the block
+};
+/// Where its tiles and gates are.
+struct __align__(16) FusedTiles {
+  int begin, head, column, first_chunk;
+};
+static_assert(sizeof(FusedOutput) == 16 && sizeof(FusedTiles) == 16);
+
+/// A block's work: chunks [0, chunks) from token `begin` on. It is worked out again where it is
+/// needed: no register holds it meanwhile.
+struct FusedWork {
+  int s, segment, head, slice;
+  int begin, length, chunks;
+  int first_chunk;  // in the list of all
+  bool whole;       // the only segment of its sequence
+  bool last;
+
+  __device__ explicit FusedWork(const FusedCell& cell) {
+    int block;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+    slice = block % cell.slices;
+    block /= cell.slices;
+    head = block % cell.heads;
+    block /= cell.heads;
+    const int sequences = static_cast<int>(cell.batch.sequences);
+    s = block % sequences;
+    segment = block / sequences;
+    const int first = cell.batch.offsets[s], tokens = cell.length(s);
+    const int per_segment = cell.segment_chunks * kChunk;
+    const int skipped = min(tokens, segment * per_segment);
+    begin = first + skipped;
+    length = min(tokens - skipped, per_segment);
+    chunks = (length + kChunk - 1) / kChunk;
+    first_chunk = cell.first_chunks[s] + segment * cell.segment_chunks;
+    last = skipped + length == tokens;
+    whole = last && segment == 0;
+  }
+  /// In scratch memory, with `slot` as MlstmFusedPlan numbers them.
+  __device__ std::int64_t state(const FusedCell& cell, int slot) const {
+    return (static_cast<std::int64_t>(s) * cell.segments + slot) * cell.heads + head;
+  }
+};
+
+/// Where the state before a block's first chunk lies.
+enum class FusedSource { none, record, scratch };
+
+/// Gets the part of that state that a thread has: load(source, slot), and then for further slots of
+/// the scratch memory state = factor state + that by add(slot, factor).
+template <class Load, class Add>
+__device__ __forceinline__ void begin_state(const FusedCell& cell, const FusedWork& work,
+                                            bool adds_only, Load&& load, Add&& add) {
+  FusedSource source = adds_only ? FusedSource::none : FusedSource::scratch;
+  if (work.whole || (adds_only && work.segment == 0))
+    source = cell.batch.slots[work.s] != nullptr ? FusedSource::record : FusedSource::none;
+  // The result of the first segment, in slot 1, has the initial state in it.
+  const int slot = min(work.segment, 1);
+  load(source, slot);
+  if (source != FusedSource::scratch) return;
+  const FusedFrame* frames = cell.frame(work.s, work.head);
+  for (int next = 2; next <= work.segment; ++next)
+    add(next, expf(static_cast<float>(frames[next * cell.segment_chunks].decay -
+                                      frames[(next - 1) * cell.segment_chunks].decay)));
+}
+
+/// What makes the state after the last chunk that of the record.
+__device__ __forceinline__ float last_factor(const FusedCell& cell, const FusedWork& work) {
+  const int chunks =
+      (cell.batch.offsets[work.s + 1] - cell.batch.offsets[work.s] + kChunk - 1) / kChunk;
+  const FusedFrame last = cell.frame(work.s, work.head)[chunks];
+  return expf(static_cast<float>(cell.exponential ? last.frame - last.m : last.frame));
+}
+
+}  // namespace xlstm::ops::cuda::sm90

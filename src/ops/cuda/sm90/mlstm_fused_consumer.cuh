@@ -1,0 +1,290 @@
+#pragma once
+// Warpgroups 1 and 2 of the fused mLSTM kernel (mlstm_fused.cuh).
+
+#include "ops/cuda/sm90/mlstm_fused_places.cuh"
+
+namespace xlstm::ops::cuda::sm90 {
+namespace {
+
+template <int kDqk, bool kOutputs>
+__device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs>& at,
+                             const CUtensorMap& h_map) {
+  using Shared = FusedShared<kDqk, kOutputs>;
+  constexpr int kSums = kDqk / 2;
+  const FusedWork work(cell);
+  const int chunks = work.chunks;
+
+  // C transposed: rows are columns of C.
+  float c[kSums];
+  // Calls body(c[x], its place) for a state in the record or in scratch memory.
+  const auto each = [&](const FusedWork& work, FusedSource source, int slot, auto&& body) {
+    const bool in_record = source == FusedSource::record;
+    const int thread = thread_index() % kGroup, lane = thread % 32, warp = thread / 32;
+    const int group = thread_index() / kGroup - 1;
+    const int row = work.slice * kColumns + group * 64 + 16 * warp + lane / 4;
+    const int column = 2 * (lane % 4);
+    float* base;
+    int step1 = kGroup, step2 = 2 * kGroup, step4 = 4 * kGroup;
+    if (in_record) {
+      base = cell.record(work.s, cell.offsets.c, std::int64_t{work.head} * cell.dqk * cell.dv) +
+             std::int64_t{column} * cell.dv + row;
+      step1 = cell.dv;
+      step2 = 8;
+      step4 = 8 * cell.dv;
+    } else {
+      base = cell.c + thread +
+             ((work.state(cell, slot) * cell.slices + work.slice) * 2 + group) * (kSums * kGroup);
+    }
+    const int keys = source == FusedSource::none ? 0 : (in_record ? cell.dqk : kDqk);
+#pragma unroll
+    for (int x = 0; x < kSums; ++x) {
+      const bool live = x / 4 * 8 < keys && (!in_record || row + x / 2 % 2 * 8 < cell.dv);
+      body(c[x], base + (x / 4 * step4 + x / 2 % 2 * step2 + x % 2 * step1), live);
+    }
+  };
+  const auto load_c = [&](FusedSource source, int slot) {
+    each(work, source, slot, [](float& value, const float* from, bool live) {
+      value = 0;
+      if (live) value = *from;
+    });
+  };
+  const auto add_c = [&](int slot, float factor) {
+    each(work, FusedSource::scratch, slot,
+         [&](float& value, const float* from, bool live) { value = *from + factor * value; });
+  };
+  const auto store_c = [&](const FusedWork& work, FusedSource source, int slot) {
+    each(work, source, slot, [](float& value, float* to, bool live) {
+      if (live) *to = value;
+    });
+  };
+  begin_state(cell, work, !kOutputs, load_c, add_c);
+  if (!kOutputs && work.segment == 0) store_c(work, FusedSource::scratch, 0);
+
+  const auto release = [&](std::uint32_t barrier, int chunk, int stages) {
+    __syncwarp();
+    const int lane = thread_index() % 32;
+    if (chunk + stages < chunks && lane < cell.cluster) barrier_arrive_at(barrier, lane);
+  };
+
+  const auto scale = [&](float factor) {
+#pragma unroll
+    for (float& value : c) value *= factor;
+  };
+
+  const auto load_v = [&](std::uint32_t(&v)[4][4], int chunk, bool weighted) {
+    const ChunkGates& gates = at.gates(chunk);
+    const int thread = thread_index(), lane = thread % 32, warp = thread / 32 % 4;
+    const int group = thread / kGroup - 1;
+    // Of four 8x8 matrices: tokens 16 step + 0-7, 8-15 by columns 0-7, 8-15.
+    const std::uint32_t from = at.v(chunk) + group * Shared::kBox +
+                               box_offset(lane / 16 * 8 + lane % 8, 2 * warp + lane / 8 % 2);
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      load_matrices_transposed(v[step], from + step * 2048);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float2 weight =
+            *reinterpret_cast<const float2*>(gates.weight + 16 * step + 8 * half + 2 * (lane % 4));
+        if (!weighted) weight = make_float2(1, 1);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          std::uint32_t& pair = v[step][2 * half + r];
+          pair = pack_bf16(first_of(pair) * weight.x, second_of(pair) * weight.y);
+        }
+      }
+    }
+  };
+  const auto wait_for_v = [&](int chunk) {
+    at.wait_v(kFullV, chunk);
+    if (kOutputs)
+      at.wait_v(kFullScores, chunk);
+    else if (at.output(0).length < (chunk + 1) * kChunk)  // its end is cleared
+      barrier_wait(at.barrier(kFullScores), 0);
+  };
+  const auto release_v = [&](int chunk) {
+    if (chunk + Shared::kStagesV >= chunks) return;
+    __syncwarp();
+    if (thread_index() % 32 == 0) barrier_arrive(at.barrier_v(kEmptyV, chunk));
+  };
+  const auto release_k = [&](int chunk) {
+    release(at.barrier_k(kEmptyK, chunk), chunk, Shared::kStagesK);
+  };
+  const auto update = [&](const std::uint32_t(&v)[4][4], int chunk) {
+    at.wait_k(kFullK, chunk);
+    const std::uint64_t k_tile = wgmma_transposed_matrix(at.k(chunk), Shared::kBox);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < 4; ++step) wgmma<kDqk, 1>(c, v[step], moved(k_tile, step * 2048), 1);
+    wgmma_commit();
+  };
+
+  if constexpr (!kOutputs) {
+    // The next v is loaded beside the product with this one.
+    const auto step = [&](const std::uint32_t(&v)[4][4], std::uint32_t(&next)[4][4], int chunk) {
+      const float decay = at.gates(chunk).decay;
+      if (decay != 1.0F) scale(decay);
+      update(v, chunk);
+      if (chunk + 1 < chunks) {
+        at.wait_gates(chunk + 1);
+        wait_for_v(chunk + 1);
+        load_v(next, chunk + 1, true);
+        release_v(chunk + 1);
+      }
+      wgmma_wait<0>();
+      release_k(chunk);
+    };
+    std::uint32_t even[4][4], odd[4][4];
+    at.wait_gates(0);
+    wait_for_v(0);
+    load_v(even, 0, true);
+    release_v(0);
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; chunk += 2) {
+      step(even, odd, chunk);
+      if (chunk + 1 < chunks) step(odd, even, chunk + 1);
+    }
+    const FusedWork done(cell);
+    store_c(done, FusedSource::scratch, done.segment + 1);
+  } else {
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const ChunkGates& gates = at.gates(chunk);
+      at.wait_gates(chunk);
+      const float decay = gates.decay;
+      const bool guard = gates.guard != 0;
+
+      float num[32];
+      if (!guard && decay != 1.0F) scale(decay);
+      at.wait_q(kFullQ, chunk);
+      const std::uint64_t q_tile = wgmma_matrix(at.q(chunk));
+      std::uint32_t fragments[2][2][4];
+      const auto convert = [&](int pair) {
+#pragma unroll
+        for (int x = 0; x < 8; ++x)
+          fragments[pair % 2][x / 4][x % 4] =
+              pack_bf16(c[16 * pair + 2 * x], c[16 * pair + 2 * x + 1]);
+      };
+      convert(0);
+      convert(1);
+#pragma unroll
+      for (int pair = 0; pair < kDqk / 32; ++pair) {
+        const std::uint32_t(&a)[2][4] = fragments[pair % 2];
+        if (pair >= 2) {
+          wgmma_wait<1>();
+          convert(pair);
+        }
+        wgmma_fence();
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int step = 2 * pair + half;
+          wgmma<64>(num, a[half], moved(q_tile, step / 4 * Shared::kBox + step % 4 * 32), step > 0);
+        }
+        wgmma_commit();
+      }
+      wgmma_wait<0>();
+      release(at.barrier_q(kEmptyQ, chunk), chunk, 2);
+      if (guard) {
+        const int lane = thread_index() % 32;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const float2 carried =
+              *reinterpret_cast<const float2*>(gates.carried + 8 * j + 2 * (lane % 4));
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            num[4 * j + 2 * r] *= carried.x;
+            num[4 * j + 2 * r + 1] *= carried.y;
+          }
+        }
+        scale(decay);
+      }
+
+      wait_for_v(chunk);
+      std::uint32_t v[4][4];
+      const std::uint64_t score_tile = wgmma_matrix(at.scores(chunk));
+      load_v(v, chunk, !guard);
+      wgmma_fence();
+#pragma unroll
+      for (int step = 0; step < 4; ++step) wgmma<64>(num, v[step], moved(score_tile, step * 32), 1);
+      wgmma_commit();
+      if (guard) {
+        wgmma_wait<0>();
+        load_v(v, chunk, true);
+      }
+      update(v, chunk);
+
+      const int thread = thread_index(), lane = thread % 32, warp = thread / 32 % 4;
+      const int group = thread / kGroup - 1;
+      float2 factors[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        factors[j] = *reinterpret_cast<const float2*>(at.factors(chunk) + 8 * j + 2 * (lane % 4));
+      wgmma_wait<1>();
+      if (cell.cluster == 2) {  // for the block that makes them
+        __syncwarp();
+        if (chunk + 2 < chunks && lane == 0)
+          barrier_arrive_at(at.barrier(kEmptyScores + chunk % 2), chunk % 2);
+      }
+      // h takes the place of v: a warp's columns are its own.
+      const std::uint32_t out = at.v(chunk) + group * Shared::kBox;
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        std::uint32_t packed[4];
+#pragma unroll
+        for (int x = 0; x < 2; ++x) {
+          const float2 factor = factors[j + x];
+#pragma unroll
+          for (int r = 0; r < 2; ++r)
+            packed[2 * x + r] = pack_bf16(num[4 * (j + x) + 2 * r] * factor.x,
+                                          num[4 * (j + x) + 2 * r + 1] * factor.y);
+        }
+        store_matrices_transposed(
+            out + box_offset(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2), packed);
+      }
+      const FusedOutput& to = at.output(group);
+      const bool full = (chunk + 1) * kChunk <= to.length;
+      if (full) {
+        fence_async();
+        named_barrier(2 + group, kGroup);
+        if (thread % kGroup == 0) {
+          const FusedTiles tiles = at.tiles();
+          store_head_box(out, &h_map, tiles.begin + chunk * kChunk, tiles.head,
+                         tiles.column + group * 64);
+          commit_stores();
+        }
+      } else {  // the last chunk: behind its end lies another sequence
+        __syncwarp();
+        // Each warp writes its own 16 columns: 32 bytes of a row.
+        const int sixteen = 2 * warp + lane % 2;  // of 8 columns
+        const bool has_columns = 8 * sixteen < to.columns;
+        std::uint16_t* h = to.h + 8 * sixteen;
+        uint4 values[4];
+#pragma unroll
+        for (int x = 0; x < 4; ++x)
+          values[x] = *reinterpret_cast<const uint4*>(at.bytes + (out - at.base) +
+                                                      box_offset(lane / 2 + 16 * x, sixteen));
+        h += (chunk * kChunk + lane / 2) * cell.h_stride;
+#pragma unroll
+        for (int x = 0; x < 4; ++x) {
+          if (has_columns && chunk * kChunk + lane / 2 + 16 * x < to.length)
+            *reinterpret_cast<uint4*>(h) = values[x];
+          h += 16 * cell.h_stride;
+        }
+      }
+      wgmma_wait<0>();
+      release_k(chunk);
+      if (thread_index() % kGroup == 0) {
+        wait_stores_read<0>();
+        if (chunk + Shared::kStagesV < chunks) barrier_arrive(at.barrier_v(kEmptyV, chunk));
+      }
+      __syncwarp();
+    }
+
+    const FusedWork done(cell);
+    if (done.last && cell.batch.slots[done.s] != nullptr) {
+      scale(last_factor(cell, done));
+      store_c(done, FusedSource::record, 0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace xlstm::ops::cuda::sm90

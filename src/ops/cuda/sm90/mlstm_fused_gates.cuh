@@ -1,0 +1,212 @@
+#pragma once
+// What the fused mLSTM kernel needs of the gates, in two small kernels: sums over each chunk, then
+// the stabiliser and the frame before it, and the exponentials. Include it once.
+//
+// With A the sum of log f over all chunks before this one, m - A is the largest of the first m and
+// all beta_j - A so far: it never falls, and every chunk finds it in the sums of those before it.
+// So is the frame - A, which is that number less kAbove to kAbove + kKeep, in steps of kKeep from
+// the first m on.
+
+#include "ops/cuda/device/mma.cuh"
+#include "ops/cuda/sm90/mlstm_fused.cuh"
+
+namespace xlstm::ops::cuda::sm90 {
+namespace {
+
+constexpr int kGateWarps = 8;
+
+__device__ __forceinline__ double larger_or_nan(double a, double b) {
+  return a != a || a > b ? a : b;
+}
+
+/// Of two tokens of a lane, whose warp has a chunk: the sum of log f from the chunk's first token
+/// on, i minus that, and the largest such number so far.
+struct LaneScan {
+  double b[2], beta[2], high[2];
+
+  /// `at` as in FusedCell::chunks_at.
+  __device__ LaneScan(const FusedCell& cell, int4 at, int head, int lane) {
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      // Beyond the end: nothing forgotten, nothing added.
+      const bool live = 2 * lane + u < at.z;
+      const std::int64_t t = at.y + 2 * lane + u;
+      beta[u] = live ? cell.i[t * cell.i_stride + head] : -INFINITY;
+      // log f is cut where e^log f is 0 in any format: sums of it stay exact and finite.
+      const float log_f = live ? cell.log_f[t * cell.log_f_stride + head] : 0.0F;
+      b[u] = log_f < -1e4F ? -1e4 : double{log_f};
+    }
+    b[1] += b[0];
+    double sum = b[1];
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const double other = __shfl_up_sync(~0U, sum, step);
+      if (lane >= step) sum += other;
+    }
+    const double before = __shfl_up_sync(~0U, sum, 1);
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      if (lane > 0) b[u] += before;
+      beta[u] -= b[u];
+    }
+    double top = larger_or_nan(beta[0], beta[1]);
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const double other = __shfl_up_sync(~0U, top, step);
+      if (lane >= step) top = larger_or_nan(top, other);
+    }
+    top = __shfl_up_sync(~0U, top, 1);
+    high[0] = lane > 0 ? larger_or_nan(top, beta[0]) : beta[0];
+    high[1] = larger_or_nan(high[0], beta[1]);
+  }
+};
+
+/// A block has one chunk of the list of all and the heads of its warps. That of a sequence's first
+/// chunk copies n out of the record.
+__global__ void __launch_bounds__(kGateWarps * 32)
+    mlstm_fused_totals_kernel(const __grid_constant__ FusedCell cell, int padded_dqk) {
+  grid_wait();
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int head = static_cast<int>(blockIdx.y) * kGateWarps + warp;
+  const int sequences = static_cast<int>(cell.batch.sequences);
+  // The sequence of this chunk, 32 at a time.
+  int4 at = make_int4(-1, 0, 0, static_cast<int>(blockIdx.x));
+  for (int first = 0; first < sequences && at.x < 0; first += 32) {
+    const int s = first + lane;
+    const int begin = s < sequences ? cell.batch.offsets[s] : 0;
+    const int tokens = s < sequences ? cell.length(s) : 0;
+    const int chunks = (tokens + kChunk - 1) / kChunk;
+    int before = chunks;
+    for (int step = 1; step < 32; step *= 2) {
+      const int other = __shfl_up_sync(~0U, before, step);
+      if (lane >= step) before += other;
+    }
+    const int all = __shfl_sync(~0U, before, 31);
+    before -= chunks;
+    const unsigned owner = __ballot_sync(~0U, at.w >= before && at.w < before + chunks);
+    if (owner == 0) {
+      at.w -= all;
+      continue;
+    }
+    const int source = __ffs(static_cast<int>(owner)) - 1;
+    at.x = first + source;
+    at.w -= __shfl_sync(~0U, before, source);
+    at.y = __shfl_sync(~0U, begin, source) + at.w * kChunk;
+    at.z = min(kChunk, __shfl_sync(~0U, tokens, source) - at.w * kChunk);
+  }
+  if (at.x < 0 || head >= cell.heads) return;
+  if (head == 0 && lane == 0) {
+    cell.chunks_at[blockIdx.x] = at;
+    if (at.w == 0) cell.first_chunks[at.x] = static_cast<std::int32_t>(blockIdx.x);
+  }
+  const LaneScan scan(cell, at, head, lane);
+  if (lane == 31)
+    cell.totals[head * cell.all_chunks + blockIdx.x] = make_double2(scan.b[1], scan.high[1]);
+
+  if (at.w > 0) return;
+  const std::int64_t state = std::int64_t{at.x} * cell.heads + head;
+  const bool has_record = cell.batch.slots[at.x] != nullptr;
+  const float* n = cell.record(at.x, cell.offsets.n, std::int64_t{head} * cell.dqk);
+  for (int a = lane; a < padded_dqk; a += 32)
+    cell.first_n[state * padded_dqk + a] = has_record && a < cell.dqk ? n[a] : 0.0F;
+}
+
+/// Where the stabiliser and the frame of a sequence stand, less the sum of all log f so far.
+struct FusedTop {
+  double highest;
+  double frame;
+
+  __device__ FusedTop(double first_m, double highest_so_far) : highest(highest_so_far) {
+    const double steps = floor((highest - kAbove - first_m) / kKeep);
+    frame = first_m + kKeep * larger_or_nan(steps, 0.0);
+  }
+};
+
+/// A warp has a chunk and head.
+__global__ void __launch_bounds__(kGateWarps * 32)
+    mlstm_fused_gates_kernel(const __grid_constant__ FusedCell cell) {
+  grid_wait();
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int head = static_cast<int>(blockIdx.y) * kGateWarps + warp;
+  if (head >= cell.heads) return;
+  const int4 at = cell.chunks_at[blockIdx.x];
+  const float* record = cell.record(at.x, cell.offsets.m, head);
+  const double first_m = record != nullptr && cell.exponential ? double{*record} : 0.0;
+
+  // Sums have one order for each chunk, whoever asks.
+  const double2* totals = cell.totals + head * cell.all_chunks + (blockIdx.x - at.w);
+  double sum_before = 0, highest = first_m;
+  for (int base = 0; base < at.w; base += 32) {
+    const bool counts = base + lane < at.w;
+    const double2 mine = counts ? totals[base + lane] : make_double2(0, -INFINITY);
+    double sum = mine.x;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const double other = __shfl_up_sync(~0U, sum, step);
+      if (lane >= step) sum += other;
+    }
+    const double before = __shfl_up_sync(~0U, sum, 1);
+    highest = larger_or_nan(highest, mine.y - (lane > 0 ? sum_before + before : sum_before));
+    sum_before += __shfl_sync(~0U, sum, 31);
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2)
+    highest = larger_or_nan(highest, __shfl_xor_sync(~0U, highest, step));
+
+  const LaneScan scan(cell, at, head, lane);
+  const double chunk_high = __shfl_sync(~0U, scan.high[1], 31);
+  const FusedTop before(first_m, highest),
+      after(first_m, larger_or_nan(highest, chunk_high - sum_before));
+  const double m = before.highest + sum_before, top = after.frame + sum_before;
+  const bool guard = !(after.frame - before.highest <= kGuard);
+  if (lane == 0) {
+    FusedFrame* frames = cell.frame(at.x, head) + at.w;
+    frames[0] = {m, before.frame + sum_before, first_m - before.frame};
+    const int length = cell.batch.offsets[at.x + 1] - cell.batch.offsets[at.x];
+    if ((at.w + 1) * kChunk >= length) {
+      const double sum = sum_before + cell.totals[head * cell.all_chunks + blockIdx.x].x;
+      frames[1] = {after.highest + sum, after.frame + sum, first_m - after.frame};
+    }
+  }
+
+  ChunkGates& to = cell.gates[head * cell.all_chunks + blockIdx.x];
+  float weight[2], floor[2], eps[2];
+#pragma unroll
+  for (int u = 0; u < 2; ++u) {
+    const double mu = larger_or_nan(m, scan.high[u]);
+    weight[u] = expf(static_cast<float>(scan.beta[u] - top));
+    floor[u] = expf(static_cast<float>(-(scan.b[u] + (guard ? mu : top))));
+    eps[u] = cell.eps * (!cell.exponential ? floor[u]
+                         : guard           ? 1.0F
+                                           : expf(static_cast<float>(mu - top)));
+    if (guard) {
+      const int t = 2 * lane + u;
+      const auto beta_high = static_cast<float>(scan.beta[u]), mu_high = static_cast<float>(mu);
+      to.carried[t] = expf(static_cast<float>(before.frame + sum_before - mu));
+      to.beta_high[t] = beta_high;
+      to.beta_low[t] =
+          fabsf(beta_high) == INFINITY ? 0.0F : static_cast<float>(scan.beta[u] - beta_high);
+      to.mu_high[t] = mu_high;
+      to.mu_low[t] = static_cast<float>(mu - mu_high);
+    }
+  }
+  reinterpret_cast<float2*>(to.weight)[lane] = make_float2(weight[0], weight[1]);
+  reinterpret_cast<float2*>(to.floor)[lane] = make_float2(floor[0], floor[1]);
+  reinterpret_cast<float2*>(to.eps)[lane] = make_float2(eps[0], eps[1]);
+  float rest[2] = {weight[0], weight[1]};
+#pragma unroll
+  for (int part = 0; part < 3; ++part) {
+    const unsigned packed = pack_bf16(rest[0], rest[1]);
+    // The 16-byte units of a row are swizzled.
+    reinterpret_cast<unsigned*>(to.parts[part])[((lane / 4) ^ part) * 4 + lane % 4] = packed;
+    rest[0] -= first_of(packed);
+    rest[1] -= second_of(packed);
+  }
+  if (lane == 0) {
+    to.decay = expf(static_cast<float>(before.frame - after.frame));
+    to.guard = guard ? 1 : 0;
+  }
+}
+
+}  // namespace
+}  // namespace xlstm::ops::cuda::sm90

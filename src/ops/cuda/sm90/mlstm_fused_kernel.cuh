@@ -1,0 +1,87 @@
+#pragma once
+// The kernel of mlstm_fused.cuh. Include it once.
+
+#include "ops/cuda/sm90/mlstm_fused_consumer.cuh"
+#include "ops/cuda/sm90/mlstm_fused_producer.cuh"
+
+namespace xlstm::ops::cuda::sm90 {
+namespace {
+
+// Together what 384 threads of 168 registers give: one of the first and two of the second.
+template <int kDqk>
+constexpr int kProducerRegisters = kDqk == 64 ? 104 : (kDqk == 128 ? 88 : 72);
+template <int kDqk>
+constexpr int kConsumerRegisters = kDqk == 64 ? 200 : (kDqk == 128 ? 208 : 216);
+
+/// kOutputs false: the pass that makes the states between segments.
+template <int kDqk, bool kOutputs>
+__global__ void __launch_bounds__(kFusedThreads, 1)
+    mlstm_fused_kernel(const __grid_constant__ CUtensorMap q_map,
+                       const __grid_constant__ CUtensorMap k_map,
+                       const __grid_constant__ CUtensorMap v_map,
+                       const __grid_constant__ CUtensorMap h_map,
+                       const __grid_constant__ FusedCell cell) {
+  // A base that the compiler knows saves registers.
+  extern __shared__ __align__(1024) unsigned char shared_bytes[];
+  const FusedPlaces<kDqk, kOutputs> at{shared_bytes, shared_address(shared_bytes)};
+  grid_wait();
+  {
+    const FusedWork work(cell);
+    // The blocks of a cluster leave together.
+    if (work.chunks == 0 || (!kOutputs && work.last)) return;
+    if (threadIdx.x < 2) {
+      const int group = static_cast<int>(threadIdx.x), column = work.slice * kColumns + group * 64;
+      FusedOutput& to = at.output(group);
+      to.h = cell.h + std::int64_t{work.begin} * cell.h_stride + std::int64_t{work.head} * cell.dv +
+             column;
+      to.columns = cell.dv - column;
+      to.length = work.length;
+      if (group == 0) at.tiles() = {work.begin, work.head, work.slice * kColumns, work.first_chunk};
+    }
+  }
+
+  if (threadIdx.x == 0) {
+    prefetch_map(&q_map);
+    prefetch_map(&k_map);
+    prefetch_map(&v_map);
+    prefetch_map(&h_map);
+    const auto blocks = static_cast<std::uint32_t>(cell.cluster);
+    using Shared = FusedShared<kDqk, kOutputs>;
+    // The empty ones of q and k: warps of all blocks, two warpgroups' and the producer's.
+    for (int stage = 0; stage < Shared::kStagesQ; ++stage) {
+      barrier_init(at.barrier(kFullQ + stage), 1);
+      barrier_init(at.barrier(kEmptyQ + stage), 12 * blocks);
+    }
+    for (int stage = 0; stage < Shared::kStagesK; ++stage) {
+      barrier_init(at.barrier(kFullK + stage), 1);
+      barrier_init(at.barrier(kEmptyK + stage), 12 * blocks);
+    }
+    for (int stage = 0; stage < Shared::kStagesV; ++stage) {
+      barrier_init(at.barrier(kFullV + stage), 1);
+      barrier_init(at.barrier(kEmptyV + stage), kOutputs ? 2 : 8);  // warpgroups or warps
+      barrier_init(at.barrier(kFullScores + stage), kGroup);
+    }
+    // Warps of two warpgroups and two blocks.
+    for (int stage = 0; stage < 2; ++stage) barrier_init(at.barrier(kEmptyScores + stage), 16);
+    for (int slot = 0; slot < kGateSlots; ++slot) barrier_init(at.barrier(kFullGates + slot), 1);
+    barrier_fence_init();
+  }
+  __syncwarp();
+  __syncthreads();
+  cluster_sync();
+
+  if (threadIdx.x < kGroup) {
+    fewer_registers<kProducerRegisters<kDqk>>();
+    run_producer<kDqk, kOutputs>(cell, at, q_map, k_map, v_map);
+  } else {
+    more_registers<kConsumerRegisters<kDqk>>();
+    run_consumer<kDqk, kOutputs>(cell, at, h_map);
+  }
+  if (kOutputs) {  // what the other block still reads
+    __syncwarp();
+    cluster_sync();
+  }
+}
+
+}  // namespace
+}  // namespace xlstm::ops::cuda::sm90

@@ -1,0 +1,158 @@
+#pragma once
+// Where a block of the fused mLSTM kernel has its tiles, and the copies of them.
+
+#include "ops/cuda/device/mma.cuh"
+#include "ops/cuda/sm90/device/cluster.cuh"
+#include "ops/cuda/sm90/device/matrices.cuh"
+#include "ops/cuda/sm90/device/tile_copy.cuh"
+#include "ops/cuda/sm90/device/wgmma.cuh"
+#include "ops/cuda/sm90/mlstm_fused.cuh"
+
+namespace xlstm::ops::cuda::sm90 {
+namespace {
+
+/// Where a block's shared memory lies.
+template <int kDqk, bool kOutputs>
+struct FusedPlaces {
+  using Shared = FusedShared<kDqk, kOutputs>;
+  unsigned char* bytes;
+  std::uint32_t base;
+
+  __device__ std::uint32_t barrier(int number) const {
+    return base + Shared::kBarriers + 8 * number;
+  }
+  // Of the chunk's stage.
+  __device__ std::uint32_t q(int chunk) const {
+    return base + Shared::kQ + chunk % 2 * Shared::kTile;
+  }
+  __device__ std::uint32_t k(int chunk) const {
+    return base + Shared::kK + chunk % Shared::kStagesK * Shared::kTile;
+  }
+  __device__ std::uint32_t v(int chunk) const {
+    return base + Shared::kV + chunk % Shared::kStagesV * Shared::kTileV;
+  }
+  __device__ std::uint32_t scores(int chunk) const {
+    return base + Shared::kScores + chunk % 2 * Shared::kBox;
+  }
+  __device__ std::uint32_t barrier_q(int kind, int chunk) const {
+    return barrier(kind + chunk % 2);
+  }
+  __device__ std::uint32_t barrier_k(int kind, int chunk) const {
+    return barrier(kind + chunk % Shared::kStagesK);
+  }
+  __device__ std::uint32_t barrier_v(int kind, int chunk) const {
+    return barrier(kind + chunk % Shared::kStagesV);
+  }
+  __device__ void wait_q(int kind, int chunk) const {
+    barrier_wait(barrier_q(kind, chunk), chunk / 2 % 2);
+  }
+  __device__ void wait_k(int kind, int chunk) const {
+    barrier_wait(barrier_k(kind, chunk), chunk / Shared::kStagesK % 2);
+  }
+  __device__ void wait_v(int kind, int chunk) const {
+    barrier_wait(barrier_v(kind, chunk), chunk / Shared::kStagesV % 2);
+  }
+  __device__ void wait_gates(int chunk) const {
+    barrier_wait(barrier(kFullGates + chunk % kGateSlots), chunk / kGateSlots % 2);
+  }
+  __device__ const ChunkGates& gates(int chunk) const {
+    return *reinterpret_cast<const ChunkGates*>(bytes + Shared::kGates +
+                                                chunk % kGateSlots * Shared::kGateSlot);
+  }
+  __device__ float* n() const { return reinterpret_cast<float*>(bytes + Shared::kN); }
+  /// n as the sum of three bf16 in three rows of a tile of wgmma.
+  __device__ void set_parts_of_n(int key, float value) const {
+    unsigned char* to = bytes + Shared::kTileN + key / 64 * 1024;
+#pragma unroll
+    for (int part = 0; part < 3; ++part) {
+      const unsigned packed = pack_bf16(value, 0);
+      *reinterpret_cast<std::uint16_t*>(to + part * 128 + ((key % 64 * 2) ^ part << 4)) =
+          static_cast<std::uint16_t>(packed);
+      value -= first_of(packed);
+    }
+  }
+  __device__ FusedTiles& tiles() const {
+    return *reinterpret_cast<FusedTiles*>(bytes + Shared::kOutputPlaces + 2 * sizeof(FusedOutput));
+  }
+  __device__ FusedOutput& output(int group) const {
+    return reinterpret_cast<FusedOutput*>(bytes + Shared::kOutputPlaces)[group];
+  }
+  __device__ float* factors(int chunk) const {
+    return reinterpret_cast<float*>(bytes + Shared::kFactors) + chunk % 2 * kChunk;
+  }
+};
+
+/// threadIdx.x, asked for anew: what comes from it is not kept in registers over a loop.
+__device__ __forceinline__ int thread_index() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
+/// Orders the copies of tiles. The blocks of a cluster copy a part of q and k each, to all.
+template <int kDqk, bool kOutputs>
+struct FusedCopies {
+  using Shared = FusedShared<kDqk, kOutputs>;
+  const FusedPlaces<kDqk, kOutputs>& at;
+  const CUtensorMap &q_map, &k_map, &v_map;
+  const FusedCell& cell;
+
+  __device__ void share(std::uint32_t tile, const CUtensorMap& map, int chunk,
+                        std::uint32_t barrier) const {
+    barrier_expect(barrier, Shared::kTile);
+    const FusedTiles tiles = at.tiles();
+    const int token = tiles.begin + chunk * kChunk;
+#pragma unroll 1
+    for (int box = static_cast<int>(cluster_rank()); box < Shared::kBoxes; box += cell.cluster) {
+      if (cell.cluster == 1)
+        load_head_box(tile + box * Shared::kBox, &map, token, tiles.head, box * 64, barrier);
+      else
+        load_head_box_to((1U << cell.cluster) - 1, tile + box * Shared::kBox, &map, token,
+                         tiles.head, box * 64, barrier);
+    }
+  }
+  __device__ void q(int chunk) const {
+    share(at.q(chunk), q_map, chunk, at.barrier_q(kFullQ, chunk));
+  }
+  __device__ void k(int chunk) const {
+    share(at.k(chunk), k_map, chunk, at.barrier_k(kFullK, chunk));
+  }
+  __device__ void v(int chunk) const {
+    const std::uint32_t barrier = at.barrier_v(kFullV, chunk);
+    barrier_expect(barrier, Shared::kTileV);
+    const FusedTiles tiles = at.tiles();
+#pragma unroll
+    for (int box = 0; box < 2; ++box)
+      load_head_box(at.v(chunk) + box * Shared::kBox, &v_map, tiles.begin + chunk * kChunk,
+                    tiles.head, tiles.column + box * 64, barrier);
+  }
+  __device__ void gates(int chunk) const {
+    const int slot = chunk % kGateSlots;
+    const std::uint32_t barrier = at.barrier(kFullGates + slot);
+    barrier_expect(barrier, sizeof(ChunkGates));
+    const FusedTiles tiles = at.tiles();
+    load_bytes(at.base + Shared::kGates + slot * Shared::kGateSlot,
+               cell.gates + tiles.head * cell.all_chunks + tiles.first_chunk + chunk,
+               sizeof(ChunkGates), barrier);
+  }
+};
+
+/// Sets the rows from `row` on of the tiles of k and v to zero: there lies another sequence.
+template <int kDqk, bool kOutputs>
+__device__ void clear_rows(const FusedPlaces<kDqk, kOutputs>& at, int chunk, int row) {
+  using Shared = FusedShared<kDqk, kOutputs>;
+  const int count = (kChunk - row) * 8;
+  const auto clear = [&](std::uint32_t box) {
+#pragma unroll 1
+    for (int x = thread_index(); x < count; x += kGroup)
+      *reinterpret_cast<uint4*>(at.bytes + (box - at.base) + row * 128 + x * 16) =
+          make_uint4(0, 0, 0, 0);
+  };
+#pragma unroll 1
+  for (int box = 0; box < Shared::kBoxes; ++box) clear(at.k(chunk) + box * Shared::kBox);
+#pragma unroll 1
+  for (int box = 0; box < 2; ++box) clear(at.v(chunk) + box * Shared::kBox);
+}
+
+}  // namespace
+}  // namespace xlstm::ops::cuda::sm90

@@ -1,0 +1,323 @@
+#pragma once
+// Warpgroup 0 of the fused mLSTM kernel (mlstm_fused.cuh).
+
+#include "ops/cuda/sm90/mlstm_fused_places.cuh"
+
+namespace xlstm::ops::cuda::sm90 {
+namespace {
+
+/// Of the results in columns 2 (lane % 4) and the next, those of the three parts.
+__device__ __forceinline__ float sum_of_parts(float first, float second, int lane) {
+  return lane % 4 == 0 ? first + second : (lane % 4 == 1 ? first : 0.0F);
+}
+
+/// Adds up what the lanes have of kCount numbers each: halves of them go to the lane kWidth away,
+/// then quarters, ... down to the lane 1 away. Returns the first of this lane's numbers, which then
+/// are the next kCount / (lanes that took part), but at least one.
+template <int kCount, int kWidth>
+__device__ __forceinline__ int share_sums(float* sums, int lane) {
+  if constexpr (kWidth == 0) {
+    return 0;
+  } else if constexpr (kCount == 1) {
+    sums[0] += __shfl_xor_sync(~0U, sums[0], kWidth);
+    return share_sums<1, kWidth / 2>(sums, lane);
+  } else {
+    constexpr int kHalf = kCount / 2;
+    const bool upper = (lane & kWidth) != 0;
+#pragma unroll
+    for (int x = 0; x < kHalf; ++x) {
+      const float given = upper ? sums[x] : sums[x + kHalf];
+      const float kept = upper ? sums[x + kHalf] : sums[x];
+      sums[x] = kept + __shfl_xor_sync(~0U, given, kWidth);
+    }
+    return (upper ? kHalf : 0) + share_sums<kHalf, kWidth / 2>(sums, lane);
+  }
+}
+
+/// Adds the products of kTiles tiles of keys with the three parts of the weights to n.
+/// @param parts  whether the next chunk's scores, which want them, are made here
+template <int kTiles, int kDqk, bool kOutputs>
+__device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs>& at, float decay,
+                                         const float (&sums)[kTiles][4], int first_tile,
+                                         bool parts) {
+  const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
+  float all[2 * kTiles];
+#pragma unroll
+  for (int x = 0; x < 2 * kTiles; ++x)
+    all[x] = sum_of_parts(sums[x / 2][x % 2 * 2], sums[x / 2][x % 2 * 2 + 1], lane);
+  const int which = share_sums<2 * kTiles, 2>(all, lane);
+  constexpr int kLeft = kTiles < 2 ? 1 : kTiles / 2;
+#pragma unroll
+  for (int x = 0; x < kLeft; ++x) {
+    const int key =
+        64 * (first_tile + (which + x) / 2) + 16 * warp + lane / 4 + (which + x) % 2 * 8;
+    const float n = fmaf(decay, at.n()[key], all[x]);
+    __syncwarp();  // two lanes may have the same one
+    at.n()[key] = n;
+    if (parts) at.set_parts_of_n(key, n);
+  }
+}
+
+/// Masked scores of a warp's 16 tokens for the products with v, and s / N of the tokens.
+/// @param q_n  what products with the three parts of n gave
+__device__ __forceinline__ void finish_scores(const FusedCell& cell, const ChunkGates& gates,
+                                              float (&s)[32], const float (&q_n)[4],
+                                              std::uint32_t scores, float* factors) {
+  const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
+  const int row = 16 * warp + lane / 4, pair = 2 * (lane % 4);
+  const float carried[2] = {sum_of_parts(q_n[0], q_n[1], lane), sum_of_parts(q_n[2], q_n[3], lane)};
+  float l[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+    l[r] = carried[r] * (gates.guard != 0 ? gates.carried[row + 8 * r] : gates.decay);
+  if (gates.guard != 0) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int t = row + 8 * r;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+#pragma unroll
+        for (int x = 0; x < 2; ++x) {
+          const int from = 8 * j + pair + x;
+          float& score = s[4 * j + 2 * r + x];
+          const float exponent =
+              (gates.beta_high[from] - gates.mu_high[t]) + (gates.beta_low[from] - gates.mu_low[t]);
+          score = from <= t ? score * __expf(exponent) : 0.0F;
+          l[r] += score;
+          asm volatile("" ::: "memory");  // not all exponentials at once: registers
+        }
+      }
+    }
+  } else {
+    float odd[2] = {0, 0};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float2 weight = *reinterpret_cast<const float2*>(gates.weight + 8 * j + pair);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int before = row + 8 * r - 8 * j - pair;
+        float &first = s[4 * j + 2 * r], &second = s[4 * j + 2 * r + 1];
+        first = before >= 0 ? first : 0.0F;
+        second = before >= 1 ? second : 0.0F;
+        l[r] = fmaf(first, weight.x, l[r]);
+        odd[r] = fmaf(second, weight.y, odd[r]);
+      }
+    }
+    l[0] += odd[0];
+    l[1] += odd[1];
+  }
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    std::uint32_t packed[4];
+#pragma unroll
+    for (int x = 0; x < 4; ++x) packed[x] = pack_bf16(s[4 * j + 2 * x], s[4 * j + 2 * x + 1]);
+    const int t = 16 * warp + lane % 16;
+    store_matrices(scores + box_offset(t, j + lane / 16), packed);
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    l[r] += __shfl_xor_sync(~0U, l[r], 1);
+    l[r] += __shfl_xor_sync(~0U, l[r], 2);
+    const int t = row + 8 * r;
+    const float floor = gates.floor[t], magnitude = fabsf(cell.scale * l[r]);
+    const float denominator = (magnitude <= floor ? floor : magnitude) + gates.eps[t];
+    if (lane % 4 == 0) factors[t] = __fdividef(cell.scale, cell.normalise ? denominator : floor);
+  }
+}
+
+template <int kDqk, bool kOutputs>
+__device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs>& at,
+                             const CUtensorMap& q_map, const CUtensorMap& k_map,
+                             const CUtensorMap& v_map) {
+  using Shared = FusedShared<kDqk, kOutputs>;
+  const FusedWork work(cell);
+  const int chunks = work.chunks;
+  const FusedCopies<kDqk, kOutputs> copies{at, q_map, k_map, v_map, cell};
+  if (threadIdx.x == 32) {
+    for (int chunk = 0; chunk < min(Shared::kStagesK, chunks); ++chunk) {
+      if (chunk < Shared::kGatesAhead) copies.gates(chunk);
+      copies.k(chunk);
+      if (chunk < Shared::kStagesQ) copies.q(chunk);
+      if (chunk < Shared::kStagesV) copies.v(chunk);
+    }
+  }
+
+  // n lies in shared memory.
+  const auto each_key = [&](auto&& body) {
+    for (int key = thread_index(); key < kDqk; key += kGroup) body(at.n()[key], key);
+  };
+  const auto load_n = [&](FusedSource source, int slot) {
+    const float* from = source == FusedSource::record
+                            ? cell.first_n + (std::int64_t{work.s} * cell.heads + work.head) * kDqk
+                            : cell.n + work.state(cell, slot) * kDqk;
+    each_key([&](float& n, int key) { n = source != FusedSource::none ? from[key] : 0.0F; });
+  };
+  const auto add_n = [&](int slot, float factor) {
+    const float* from = cell.n + work.state(cell, slot) * kDqk;
+    each_key([&](float& n, int key) { n = from[key] + factor * n; });
+  };
+  begin_state(cell, work, !kOutputs, load_n, add_n);
+  const auto keep = [&](const FusedWork& work, int slot) {  // this slice's, in scratch memory
+    float* to = cell.n + work.state(cell, slot) * kDqk;
+    each_key([&](float n, int key) {
+      if (key / 64 % cell.slices == work.slice) to[key] = n;
+    });
+  };
+  if (!kOutputs && work.segment == 0) keep(work, 0);
+  if (kOutputs) {
+    each_key([&](float n, int key) { at.set_parts_of_n(key, n); });
+    fence_async();
+  }
+  constexpr int kTiles = kDqk / 64;  // of keys
+  // Whether this block makes the scores of a chunk.
+  const auto makes_scores = [&](int chunk) {
+    return kOutputs && (cell.cluster != 2 || chunk % 2 == static_cast<int>(cluster_rank()));
+  };
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const int rows = min(kChunk, at.output(0).length - chunk * kChunk);
+    const ChunkGates& gates = at.gates(chunk);
+    named_barrier(1, kGroup);  // n is there, and what the last turn's copies overwrite was read
+    at.wait_k(kFullK, chunk);
+    if (kOutputs) at.wait_q(kFullQ, chunk);
+    if (rows < kChunk) {
+      at.wait_v(kFullV, chunk);
+      clear_rows(at, chunk, rows);
+      fence_async();
+      named_barrier(1, kGroup);
+      if (!kOutputs) barrier_arrive(at.barrier(kFullScores));
+    }
+    const std::uint64_t k_tile = wgmma_matrix(at.k(chunk));
+
+    const auto refill_q = [&] {
+      if (thread_index() == 32 && chunk >= 1 && chunk + 1 < chunks) {
+        at.wait_q(kEmptyQ, chunk - 1);
+        copies.q(chunk + 1);
+      }
+      __syncwarp();
+    };
+    const auto release_q = [&] {
+      const int lane = thread_index() % 32;
+      if (chunk + 2 < chunks && lane < cell.cluster)
+        barrier_arrive_at(at.barrier_q(kEmptyQ, chunk), lane);
+    };
+    if (makes_scores(chunk)) {
+      at.wait_gates(chunk);
+      if (cell.cluster == 2 && chunk >= 2)
+        barrier_wait(at.barrier(kEmptyScores + chunk % 2), (chunk / 2 - 1) % 2);
+      float s[32], q_n[4];
+      wgmma_fence();
+      const std::uint64_t q_tile = wgmma_matrix(at.q(chunk));
+      const std::uint64_t n_tile = wgmma_matrix(at.base + Shared::kTileN);
+#pragma unroll
+      for (int step = 0; step < kDqk / 16; ++step)
+        wgmma<64>(s, moved(q_tile, step / 4 * Shared::kBox + step % 4 * 32),
+                  moved(k_tile, step / 4 * Shared::kBox + step % 4 * 32), step > 0);
+#pragma unroll
+      for (int step = 0; step < kDqk / 16; ++step)
+        wgmma<8>(q_n, moved(q_tile, step / 4 * Shared::kBox + step % 4 * 32),
+                 moved(n_tile, step / 4 * 1024 + step % 4 * 32), step > 0);
+      wgmma_commit();
+      wgmma_wait<0>();
+      release_q();
+      finish_scores(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk));
+      fence_async();
+      barrier_arrive(at.barrier_v(kFullScores, chunk));
+      if (cell.cluster == 2) {
+        named_barrier(1, kGroup);
+        if (thread_index() == 0) {
+          const unsigned peer = cluster_rank() ^ 1;
+          const SharedAddress barrier = cluster_address(at.barrier_v(kFullScores, chunk), peer);
+          const SharedAddress factors = at.base + Shared::kFactors + chunk % 2 * (kChunk * 4);
+          send_bytes(cluster_address(at.scores(chunk), peer), at.scores(chunk), Shared::kBox,
+                     barrier);
+          send_bytes(cluster_address(factors, peer), factors, kChunk * 4, barrier);
+        }
+        __syncwarp();
+      }
+      refill_q();
+    } else {
+      if (kOutputs) {
+        refill_q();
+        release_q();
+        const std::uint32_t barrier = at.barrier_v(kFullScores, chunk);
+        if (thread_index() == 0)
+          barrier_expect(barrier, Shared::kBox + kChunk * 4);
+        else
+          barrier_arrive(barrier);
+      }
+      at.wait_gates(chunk);
+    }
+    // Columns 0 to 2 are the products with the three parts of the weights.
+    const std::uint64_t weights =
+        wgmma_matrix(at.base + Shared::kGates + chunk % kGateSlots * Shared::kGateSlot);
+    const auto release_k = [&] {
+      const int lane = thread_index() % 32;
+      if (chunk + Shared::kStagesK < chunks && lane < cell.cluster)
+        barrier_arrive_at(at.barrier_k(kEmptyK, chunk), lane);
+    };
+    if constexpr (kOutputs) {
+      float sums[kTiles][4];
+      wgmma_fence();
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+        for (int step = 0; step < kChunk / 16; ++step)
+          wgmma<8, 1>(sums[tile], moved(k_tile, tile * Shared::kBox + step * 2048),
+                      moved(weights, step * 32), step > 0);
+      wgmma_commit();
+      wgmma_wait<0>();
+      release_k();
+      add_to_n(at, gates.decay, sums, 0, makes_scores(chunk + 1));
+      fence_async();
+    } else {  // nobody reads n meanwhile: each slice has some of it
+#pragma unroll 1
+      for (int tile = at.tiles().column / kColumns; tile < kTiles; tile += cell.slices) {
+        float sums[1][4];
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < kChunk / 16; ++step)
+          wgmma<8, 1>(sums[0], moved(k_tile + tile * (Shared::kBox >> 4), step * 2048),
+                      moved(weights, step * 32), step > 0);
+        wgmma_commit();
+        wgmma_wait<0>();
+        add_to_n(at, gates.decay, sums, tile, false);
+      }
+      release_k();
+    }
+    // Scores and gates whose place is taken from here on were read when v was given back.
+    constexpr int kLag = Shared::kLag;
+    if (thread_index() == 64) {
+      if (chunk >= kLag && chunk + Shared::kStagesV - kLag < chunks) {
+        at.wait_v(kEmptyV, chunk - kLag);
+        copies.v(chunk + Shared::kStagesV - kLag);
+      }
+      if (chunk + Shared::kGatesAhead < chunks) copies.gates(chunk + Shared::kGatesAhead);
+    }
+    if (thread_index() == 96 && chunk >= kLag && chunk + Shared::kStagesK - kLag < chunks) {
+      at.wait_k(kEmptyK, chunk - kLag);
+      copies.k(chunk + Shared::kStagesK - kLag);
+    }
+    __syncwarp();
+  }
+
+  named_barrier(1, kGroup);
+  const FusedWork done(cell);
+  if (!kOutputs) {
+    keep(done, done.segment + 1);
+  } else if (done.last && done.slice == 0 && cell.batch.slots[done.s] != nullptr) {
+    float* record = cell.record(done.s, cell.offsets.n, std::int64_t{done.head} * cell.dqk);
+    const float factor = last_factor(cell, done);
+    each_key([&](float n, int key) {
+      if (key < cell.dqk) record[key] = factor * n;
+    });
+    if (thread_index() == 0) {
+      const int all =
+          (cell.batch.offsets[done.s + 1] - cell.batch.offsets[done.s] + kChunk - 1) / kChunk;
+      *cell.record(done.s, cell.offsets.m, done.head) =
+          cell.exponential ? static_cast<float>(cell.frame(done.s, done.head)[all].m) : 0.0F;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace xlstm::ops::cuda::sm90

@@ -1,0 +1,153 @@
+// The fused mLSTM kernel: how it is cut, and on a card that has it the op beside the oracle where
+// sequences are cut into segments. mlstm_tensor_test.cpp has its widths and gate regimes.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "cuda/mlstm_call.hpp"
+#include "ops/cuda/level.hpp"
+#include "ops/cuda/sm90/mlstm_fused_plan.hpp"
+
+namespace xlstm::ops::test {
+namespace {
+
+using Plan = cuda::sm90::MlstmFusedPlan;
+
+/// Tensors of shapes alone.
+struct Shapes {
+  Shapes(int heads, int dqk, int dv, std::vector<std::int32_t> lengths, DType type = DType::bf16) {
+    for (std::int32_t length : lengths) offsets.push_back(offsets.back() + length);
+    slots.resize(lengths.size());
+    const auto shaped = [&](DType dtype, std::int64_t width) {
+      return Tensor::dense(nullptr, dtype, {offsets.back(), width});
+    };
+    q = shaped(type, heads * dqk);
+    v = shaped(type, heads * dv);
+    gates = shaped(DType::f32, heads);
+  }
+  MlstmArgs args() const {
+    return {
+        .q = q, .k = q, .v = v, .i = gates, .log_f = gates, .batch = batch, .state = {}, .h = v};
+  }
+
+  std::vector<std::int32_t> offsets{0};
+  std::vector<std::byte*> slots;
+  Tensor q, v, gates;
+  Batch batch{offsets, slots};
+};
+
+Plan plan_of(int heads, int dqk, int dv, std::vector<std::int32_t> lengths) {
+  Shapes shapes(heads, dqk, dv, std::move(lengths));
+  shapes.batch = {shapes.offsets, shapes.slots};
+  return Plan(shapes.args());
+}
+
+TEST(MlstmFusedPlan, CutsFewLongSequences) {
+  EXPECT_EQ(plan_of(8, 256, 512, {2048, 2048, 2048, 2048}).segments, 1);  // 128 blocks
+  const Plan one = plan_of(8, 256, 512, {8192});
+  EXPECT_EQ(one.segments, 4);
+  EXPECT_EQ(one.segment_chunks, 32);
+  EXPECT_EQ(one.blocks(), 128);
+  EXPECT_EQ(plan_of(8, 256, 512, {32768, 32768}).segments, 2);
+  EXPECT_EQ(plan_of(8, 256, 512, {256}).segments, 1);  // too short
+  EXPECT_EQ(plan_of(1, 64, 64, {100000}).segments, Plan::kMaxSegments);
+}
+
+// Every chunk of every sequence is in exactly one segment, and none begins behind the longest.
+TEST(MlstmFusedPlan, SegmentsCoverTheLongest) {
+  for (std::int32_t length : {1, 64, 65, 255, 256, 257, 1000, 5000, 65536})
+    for (int heads : {1, 3, 8, 32}) {
+      const Plan plan = plan_of(heads, 128, 256, {length, 17});
+      const std::int64_t chunks = (plan.longest + Plan::kChunk - 1) / Plan::kChunk;
+      EXPECT_GE(plan.segments * plan.segment_chunks, chunks);
+      EXPECT_LT((plan.segments - 1) * plan.segment_chunks, std::max<std::int64_t>(1, chunks));
+      EXPECT_EQ(plan.segments == 1, plan.c == 0);
+    }
+}
+
+TEST(MlstmFusedPlan, ScratchMemoryIsBounded) {
+  EXPECT_LT(plan_of(8, 256, 512, {16384}).bytes() >> 20, 28U);  // four segments
+  EXPECT_LT(plan_of(8, 256, 512, {8192, 8192}).bytes() >> 20, 28U);
+  EXPECT_LT(plan_of(8, 256, 512, std::vector<std::int32_t>(64, 256)).bytes() >> 20, 8U);
+  // Sequences of one token have no chunks, and no segments are made for them.
+  std::vector<std::int32_t> lengths(200, 1);
+  EXPECT_EQ(plan_of(8, 256, 512, lengths).all_chunks, 0);
+  lengths.push_back(100);
+  const Plan mixed = plan_of(8, 256, 512, lengths);
+  EXPECT_EQ(mixed.all_chunks, 2);
+  EXPECT_TRUE(mixed.has_steps);
+  EXPECT_LT(mixed.bytes() >> 20, 4U);
+}
+
+TEST(MlstmFusedPlan, ServesWhatTheKernelHas) {
+  const auto serves = [](int dqk, int dv, std::int32_t length, DType type = DType::bf16) {
+    Shapes shapes(2, dqk, dv, {length}, type);
+    shapes.batch = {shapes.offsets, shapes.slots};
+    return Plan::serves(shapes.args());
+  };
+  EXPECT_TRUE(serves(256, 512, 64));
+  EXPECT_TRUE(serves(24, 40, 64));
+  EXPECT_FALSE(serves(256, 520, 64));
+  EXPECT_FALSE(serves(264, 512, 64));
+  EXPECT_FALSE(serves(20, 40, 64));
+  EXPECT_FALSE(serves(256, 512, 1));
+  EXPECT_FALSE(serves(256, 512, 64, DType::f32));
+}
+
+TEST(CudaMlstmFused, SegmentsAndClustersMatchTheOracle) {
+  if (test_device().is_cpu() || cuda::level(test_device()) != cuda::Level::sm90)
+    GTEST_SKIP() << "no kernel of compute capability 9.0";
+  for (MlstmShape shape :
+       {MlstmShape{1, 256, 512}, MlstmShape{2, 128, 256}, MlstmShape{1, 64, 64}}) {
+    MlstmCall call(shape, {1100, 300, 65, 1}, MlstmGate::exponential, 7, DType::bf16,
+                   Regime::typical, true);
+    call.has_record[1] = false;
+    call.run();
+    for (std::size_t s = 0; s < call.initial.size(); ++s) {
+      auto state = call.state<double>(s);
+      const auto want = oracle::mlstm_recurrent(call.inputs<double>(s), state);
+      const auto got = call.h(s);
+      double error = 0, size = 0;
+      for (std::size_t x = 0; x < want.size(); ++x) {
+        error += (got[x] - want[x]) * (got[x] - want[x]);
+        size += want[x] * want[x];
+      }
+      EXPECT_LE(std::sqrt(error / size), 4e-3) << s;
+      if (!call.has_record[s]) EXPECT_EQ(call.records[s], call.initial[s]);
+    }
+    const auto h = call.h_out.bytes();
+    const auto records = call.records;
+    for (int turn = 0; turn < 3; ++turn) {
+      call.run();
+      EXPECT_EQ(call.h_out.bytes(), h);
+      EXPECT_EQ(call.records, records);
+    }
+  }
+}
+
+TEST(CudaMlstmFused, NanStaysInItsSequenceAndHead) {
+  if (test_device().is_cpu() || cuda::level(test_device()) != cuda::Level::sm90)
+    GTEST_SKIP() << "no kernel of compute capability 9.0";
+  const MlstmShape shape{2, 64, 128};
+  MlstmCall call(shape, {70, 200, 90}, MlstmGate::exponential, 8, DType::bf16, Regime::typical,
+                 true);
+  call.run();
+  const auto clean = call.h_out.values();
+  for (int row : {70, 150}) {  // also the first behind the tail of another sequence
+    call.v.set(row, shape.dv + 3, NAN);
+    call.k.set(row, shape.dqk + 3, NAN);
+    call.run();
+    const auto got = call.h_out.values();
+    for (int t = 0; t < 360; ++t)
+      for (int x = 0; x < 2 * shape.dv; ++x) {
+        const auto at = static_cast<std::size_t>(t * 2 * shape.dv + x);
+        if (t < 70 || t >= 270 || x < shape.dv) {
+          EXPECT_EQ(got[at], clean[at]) << t << " " << x;
+        }
+      }
+  }
+}
+
+}  // namespace
+}  // namespace xlstm::ops::test
