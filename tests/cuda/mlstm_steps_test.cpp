@@ -135,7 +135,10 @@ TEST(MlstmSteps, AreTheirPartsInAnyBatch) {
           for (std::size_t i = 0; i < lengths.size(); ++i) {
             EXPECT_EQ(all.records[i].bytes(), again.records[i].bytes());
             EXPECT_EQ(all.records[i].bytes(), alone.records[i].bytes());
-            EXPECT_LE(distance(all.records[i].values(), parts.records[i].values()), 1e-6);
+            // Of longer sequences in bf16 other kernels may make C, from rounded weights times v.
+            const bool other = type == DType::bf16 && lengths[i] > 1;
+            EXPECT_LE(distance(all.records[i].values(), parts.records[i].values()),
+                      other ? 5e-3 : 1e-6);
           }
         }
 }

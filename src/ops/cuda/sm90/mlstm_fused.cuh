@@ -205,12 +205,13 @@ __device__ __forceinline__ void begin_state(const FusedCell& cell, const FusedWo
                                       frames[(next - 1) * cell.segment_chunks].decay)));
 }
 
-/// What makes the state after the last chunk that of the record.
+/// What makes the state after the last chunk that of the record: times this, twice. Without a
+/// stabiliser states may be so small that the whole factor is no normal float.
 __device__ __forceinline__ float last_factor(const FusedCell& cell, const FusedWork& work) {
   const int chunks =
       (cell.batch.offsets[work.s + 1] - cell.batch.offsets[work.s] + kChunk - 1) / kChunk;
   const FusedFrame last = cell.frame(work.s, work.head)[chunks];
-  return expf(static_cast<float>(cell.exponential ? last.frame - last.m : last.frame));
+  return expf(static_cast<float>(0.5 * (cell.exponential ? last.frame - last.m : last.frame)));
 }
 
 }  // namespace xlstm::ops::cuda::sm90

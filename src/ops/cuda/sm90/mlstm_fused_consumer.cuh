@@ -280,7 +280,9 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
 
     const FusedWork done(cell);
     if (done.last && cell.batch.slots[done.s] != nullptr) {
-      scale(last_factor(cell, done));
+      const float factor = last_factor(cell, done);
+      scale(factor);
+      scale(factor);
       store_c(done, FusedSource::record, 0);
     }
   }

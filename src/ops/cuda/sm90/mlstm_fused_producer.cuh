@@ -308,7 +308,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     float* record = cell.record(done.s, cell.offsets.n, std::int64_t{done.head} * cell.dqk);
     const float factor = last_factor(cell, done);
     each_key([&](float n, int key) {
-      if (key < cell.dqk) record[key] = factor * n;
+      if (key < cell.dqk) record[key] = factor * (factor * n);
     });
     if (thread_index() == 0) {
       const int all =
