@@ -221,7 +221,8 @@ std::vector<MatmulPlan> plans(std::int64_t rows, bool swiglu) {
     for (const int less : {0, 4})
       for (const int split : {1, 2})
         if (split == 1 || (!swiglu && columns <= 128))
-          all.push_back({MatmulKernel::streamed, held, columns, most - less, split, less == 0 ? 0 : 3, 0});
+          all.push_back(
+              {MatmulKernel::streamed, held, columns, most - less, split, less == 0 ? 0 : 3, 0});
   }
   return all;
 }

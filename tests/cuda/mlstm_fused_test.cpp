@@ -114,7 +114,9 @@ TEST(CudaMlstmFused, SegmentsAndClustersMatchTheOracle) {
         size += want[x] * want[x];
       }
       EXPECT_LE(std::sqrt(error / size), 4e-3) << s;
-      if (!call.has_record[s]) EXPECT_EQ(call.records[s], call.initial[s]);
+      if (!call.has_record[s]) {
+        EXPECT_EQ(call.records[s], call.initial[s]);
+      }
     }
     const auto h = call.h_out.bytes();
     const auto records = call.records;

@@ -110,7 +110,6 @@ __device__ inline unsigned fma_bf16(unsigned a, unsigned b, unsigned c) {
 struct ThreeParts {
   unsigned pairs[3];
   __device__ ThreeParts(float first, float second) {
-#pragma unroll
     for (int p = 0; p < 3; ++p) {
       pairs[p] = pack_bf16(first, second);
       first -= first_of(pairs[p]);
