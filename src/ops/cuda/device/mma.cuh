@@ -109,12 +109,15 @@ __device__ inline unsigned fma_bf16(unsigned a, unsigned b, unsigned c) {
 /// Two numbers as sums of three of bf16 each, to the last bit.
 struct ThreeParts {
   unsigned pairs[3];
-  __device__ ThreeParts(float first, float second) {
-    for (int p = 0; p < 3; ++p) {
-      pairs[p] = pack_bf16(first, second);
-      first -= first_of(pairs[p]);
-      second -= second_of(pairs[p]);
-    }
+  __device__ ThreeParts(float first, float second)  // no loop: the compiler must keep registers
+      : pairs{take(first, second), take(first, second), take(first, second)} {}
+
+ private:
+  __device__ static unsigned take(float& first, float& second) {
+    const unsigned pair = pack_bf16(first, second);
+    first -= first_of(pair);
+    second -= second_of(pair);
+    return pair;
   }
 };
 

@@ -281,8 +281,8 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     const FusedWork done(cell);
     if (done.last && cell.batch.slots[done.s] != nullptr) {
       const float factor = last_factor(cell, done);
-      scale(factor);
-      scale(factor);
+#pragma unroll
+      for (float& value : c) value = factor * (factor * value);
       store_c(done, FusedSource::record, 0);
     }
   }
