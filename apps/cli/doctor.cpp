@@ -55,10 +55,10 @@ void report_cpu(Report& report) {
 
 void report_cuda(Report& report) {
   const CudaReport cuda = query_cuda();
-  report.row("CUDA", cuda.built ? fmt::format("built in; runtime {}, driver for {}",
-                                              cuda_version(cuda.runtime_version),
-                                              cuda_version(cuda.driver_version))
-                                : std::string("not in this build; runs on the CPU"));
+  std::string how = "not in this build; runs on the CPU";
+  if (cuda.built) how = "built in; runtime " + cuda_version(cuda.runtime_version);
+  if (cuda.driver_version != 0) how += ", driver for " + cuda_version(cuda.driver_version);
+  report.row("CUDA", how);
   for (std::size_t i = 0; i < cuda.devices.size(); ++i) {
     const CudaDevice& device = cuda.devices[i];
     report.row(fmt::format("  cuda:{}", i),
@@ -68,7 +68,7 @@ void report_cuda(Report& report) {
   }
   if (!cuda.problem.empty()) {
     report.row("", cuda.problem);
-    if (cuda.built) report.advise("CUDA: " + cuda.problem);
+    if (cuda.built && cuda.driver_version != 0) report.advise("CUDA: " + cuda.problem);
   }
 }
 

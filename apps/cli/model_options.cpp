@@ -154,7 +154,8 @@ namespace {
 bool has_bf16_weights(const fs::path& directory) {
   std::uint64_t bf16 = 0, all = 0;
   try {
-    for (const auto& file : formats::Checkpoint::open(directory).files())
+    const auto checkpoint = formats::Checkpoint::open(directory);
+    for (const auto& file : checkpoint.files())
       for (const auto& [name, tensor] : file.tensors()) {
         const auto bytes = static_cast<std::uint64_t>(tensor.count()) * size_of(tensor.dtype);
         all += bytes;

@@ -33,6 +33,10 @@ CudaReport query_cuda() {
   report.built = true;
   succeeded(cudaRuntimeGetVersion(&report.runtime_version), "cudaRuntimeGetVersion", report);
   succeeded(cudaDriverGetVersion(&report.driver_version), "cudaDriverGetVersion", report);
+  if (report.driver_version == 0 && report.problem.empty()) {
+    report.problem = "no NVIDIA driver is installed";
+    return report;
+  }
   int count = 0;
   if (!succeeded(cudaGetDeviceCount(&count), "cudaGetDeviceCount", report)) return report;
   for (int index = 0; index < count; ++index) {

@@ -285,6 +285,12 @@ TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
   expect_failure(run({"info", "--config", config}), 2, "--config goes with");
 }
 
+// Before the device is asked for, the weights' type is read: it decides the arithmetic on a card.
+TEST(CliGenerate, ADeviceThatIsNotThere) {
+  expect_failure(run({"generate", "-p", "a", "-n", "1", "--device", "cuda:63"}), 1, "cuda:63");
+  expect_failure(run({"generate", "-p", "a", "-n", "1", "--device", "cuda:64"}), 2, "--device");
+}
+
 TEST(CliInfo, UnknownConfigKeysAreReported) {
   const TemporaryFolder folder;
   copy_model(folder);
