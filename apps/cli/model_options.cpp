@@ -74,9 +74,30 @@ Adapter parse_adapter(const std::string& text) {
   return adapter;
 }
 
+// The type that has most bytes.
+DType largest(const std::map<DType, std::uint64_t>& bytes) {
+  const auto most = std::max_element(
+      bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  return most == bytes.end() ? DType::f32 : most->first;
+}
+
+// The same as main_dtype() of a model's files, by their headers. Files that cannot be read are left
+// to Model::load(), which says what is wrong with them.
+DType main_dtype(const fs::path& directory) {
+  std::map<DType, std::uint64_t> bytes;
+  try {
+    const auto checkpoint = formats::Checkpoint::open(directory);
+    for (const auto& file : checkpoint.files())
+      for (const auto& [name, tensor] : file.tensors())
+        bytes[tensor.dtype] += static_cast<std::uint64_t>(tensor.count()) * size_of(tensor.dtype);
+  } catch (const Error&) {
+    return DType::f32;
+  }
+  return largest(bytes);
+}
+
 }  // namespace
 
-// The type that most bytes of the weights have.
 DType main_dtype(const Model& model) {
   std::map<DType, std::uint64_t> bytes;
   for (const ParameterInfo& parameter : model.parameters()) {
@@ -84,9 +105,7 @@ DType main_dtype(const Model& model) {
     for (const std::int64_t size : parameter.shape) count *= static_cast<std::uint64_t>(size);
     bytes[parameter.dtype] += count;
   }
-  const auto most = std::max_element(
-      bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
-  return most == bytes.end() ? DType::f32 : most->first;
+  return largest(bytes);
 }
 
 LoadOptions to_load_options(const RunOptions& options) {
@@ -147,34 +166,12 @@ fs::path model_directory(const std::string& option) {
   return path;
 }
 
-namespace {
-
-/// Whether most bytes of a model's files are bf16, by their headers. Files that cannot be read are
-/// left to Model::load(), which says what is wrong with them.
-bool has_bf16_weights(const fs::path& directory) {
-  std::uint64_t bf16 = 0, all = 0;
-  try {
-    const auto checkpoint = formats::Checkpoint::open(directory);
-    for (const auto& file : checkpoint.files())
-      for (const auto& [name, tensor] : file.tensors()) {
-        const auto bytes = static_cast<std::uint64_t>(tensor.count()) * size_of(tensor.dtype);
-        all += bytes;
-        if (tensor.dtype == DType::bf16) bf16 += bytes;
-      }
-  } catch (const Error&) {
-    return false;
-  }
-  return 2 * bf16 > all;
-}
-
-}  // namespace
-
 LoadedModel load_model(const RunOptions& options) {
   const Stopwatch watch;
   LoadOptions load = to_load_options(options);
   const fs::path directory = model_directory(options.model);
   // A card is slow in f32 and fast in bf16.
-  if (options.dtype.empty() && !load.device.is_cpu() && has_bf16_weights(directory))
+  if (options.dtype.empty() && !load.device.is_cpu() && main_dtype(directory) == DType::bf16)
     load.dtype = DType::bf16;
   ProgressBar bar("loading", options.progress);
   load.progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };
