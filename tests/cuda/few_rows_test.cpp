@@ -1,8 +1,7 @@
 // Few tokens at widths that tests/ops does not reach: rows of several stages, longer than what a
 // kernel keeps in registers, and ends that are no whole stage; and the cell with its norm.
 
-#include <cmath>
-
+#include "cuda/norm_error.hpp"
 #include "ops/fused.hpp"
 #include "ops/linear.hpp"
 #include "ops/mlstm.hpp"
@@ -10,15 +9,6 @@
 
 namespace xlstm::ops::test {
 namespace {
-
-double distance(const std::vector<double>& got, const std::vector<double>& want) {
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    difference += std::pow(got[i] - want[i], 2);
-    size += std::pow(want[i], 2);
-  }
-  return std::sqrt(difference / size);
-}
 
 // Whole numbers: every sum is exact in any order.
 std::vector<double> whole_numbers(std::mt19937& random, std::int64_t count) {

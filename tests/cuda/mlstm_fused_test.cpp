@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "cuda/mlstm_call.hpp"
+#include "cuda/norm_error.hpp"
 #include "ops/cuda/level.hpp"
 #include "ops/cuda/sm90/mlstm_fused_plan.hpp"
 
@@ -107,13 +108,7 @@ TEST(CudaMlstmFused, SegmentsAndClustersMatchTheOracle) {
     for (std::size_t s = 0; s < call.initial.size(); ++s) {
       auto state = call.state<double>(s);
       const auto want = oracle::mlstm_recurrent(call.inputs<double>(s), state);
-      const auto got = call.h(s);
-      double error = 0, size = 0;
-      for (std::size_t x = 0; x < want.size(); ++x) {
-        error += (got[x] - want[x]) * (got[x] - want[x]);
-        size += want[x] * want[x];
-      }
-      EXPECT_LE(std::sqrt(error / size), 4e-3) << s;
+      EXPECT_LE(distance(call.h(s), want), 4e-3) << s;
       if (!call.has_record[s]) {
         EXPECT_EQ(call.records[s], call.initial[s]);
       }

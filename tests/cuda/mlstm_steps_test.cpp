@@ -1,8 +1,7 @@
 // One token each of many sequences through the cell and the norm of its heads, against the cell
 // that any card runs.
 
-#include <cmath>
-
+#include "cuda/norm_error.hpp"
 #include "ops/cuda/mlstm_plan.hpp"
 #include "ops/fused.hpp"
 #include "ops/mlstm.hpp"
@@ -10,15 +9,6 @@
 
 namespace xlstm::ops::test {
 namespace {
-
-double distance(const std::vector<double>& got, const std::vector<double>& want) {
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    difference += std::pow(got[i] - want[i], 2);
-    size += std::pow(want[i], 2);
-  }
-  return std::sqrt(difference / size);
-}
 
 struct Problem {
   std::int64_t heads, dqk, dv, tokens = 0;

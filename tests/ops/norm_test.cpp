@@ -121,6 +121,11 @@ struct GateErrors {
     log_f.add(f_result.values(), exact, single);
     EXPECT_TRUE(result.gaps_untouched() && i_result.gaps_untouched());
   }
+  void expect_at_most_twice_naive(DType results) {
+    u.expect_at_most_twice_naive(to_string(results));
+    i.expect_at_most_twice_naive("i");
+    log_f.expect_at_most_twice_naive("log f");
+  }
 };
 
 TEST(RmsNormGates, MatchesTheOracle) {
@@ -135,9 +140,7 @@ TEST(RmsNormGates, MatchesTheOracle) {
               Gates g(random, 3, width, heads, weights);
               errors.add(g, 3, width, heads, results, cap, 2);
             }
-      errors.u.expect_at_most_twice_naive(to_string(results));
-      errors.i.expect_at_most_twice_naive("i");
-      errors.log_f.expect_at_most_twice_naive("log f");
+      errors.expect_at_most_twice_naive(results);
     }
   });
 }
@@ -154,9 +157,7 @@ TEST(RmsNormGates, AlignedRowsMatchTheOracle) {
             Gates g(random, rows, width, heads, DType::bf16, 8);
             errors.add(g, rows, width, heads, results, 15.0F, 8);
           }
-      errors.u.expect_at_most_twice_naive(to_string(results));
-      errors.i.expect_at_most_twice_naive("i");
-      errors.log_f.expect_at_most_twice_naive("log f");
+      errors.expect_at_most_twice_naive(results);
     }
   });
 }
