@@ -30,6 +30,8 @@ struct MlstmStateOffsets {
   std::size_t c = 0;  ///< C [H, dqk, dv] f32
   std::size_t n = 0;  ///< n [H, dqk] f32
   std::size_t m = 0;  ///< m [H] f32
+  /// Tokens that C does not hold yet (mlstm_ring.hpp); 0: C holds all.
+  std::size_t pending = 0;
 };
 
 }  // namespace xlstm::ops

@@ -72,6 +72,8 @@ void check_mlstm_head_norm_linear(const MlstmHeadNormLinearArgs& a) {
   check_head_norm_linear(a.norm);
   XLSTM_CHECK(a.cell.h.data == a.norm.h.data && a.cell.h.row_stride() == a.norm.h.row_stride(),
               invalid_argument, "mlstm_head_norm_linear: the norm is not that of the cell's h");
+  XLSTM_CHECK(a.cell.state.pending == 0, invalid_argument,
+              "mlstm_head_norm_linear: leaves no pending tokens");
 }
 
 std::size_t mlstm_head_norm_linear_workspace(const Context& context,

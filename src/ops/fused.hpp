@@ -52,7 +52,8 @@ XLSTM_OP(head_norm_linear, HeadNormLinearArgs)
 
 /// mlstm() and head_norm_linear() of its h.
 struct MlstmHeadNormLinearArgs {
-  MlstmArgs cell;           ///< at most kFusedTokens tokens; what h holds afterwards is undefined
+  /// At most kFusedTokens tokens, no pending ones; what h holds afterwards is undefined.
+  MlstmArgs cell;
   HeadNormLinearArgs norm;  ///< of cell.h
 };
 XLSTM_OP(mlstm_head_norm_linear, MlstmHeadNormLinearArgs)

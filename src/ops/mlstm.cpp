@@ -8,6 +8,7 @@
 #include "ops/cpu/mlstm_plan.hpp"
 #include "ops/cuda/mlstm_plan.hpp"
 #include "ops/cuda/sm90/mlstm_fused_plan.hpp"
+#include "ops/mlstm_ring.hpp"
 
 namespace xlstm::ops {
 void check_mlstm(const MlstmArgs& a) {
@@ -31,9 +32,10 @@ void check_mlstm(const MlstmArgs& a) {
   XLSTM_CHECK(a.q.dtype == a.k.dtype && a.q.dtype == a.v.dtype, invalid_argument,
               "{}: q, k and v must have one type, found {}, {} and {}", kOp, to_string(a.q.dtype),
               to_string(a.k.dtype), to_string(a.v.dtype));
-  XLSTM_CHECK(a.state.c % 4 == 0 && a.state.n % 4 == 0 && a.state.m % 4 == 0, invalid_argument,
-              "{}: state offsets must be multiples of 4, found {}, {} and {}", kOp, a.state.c,
-              a.state.n, a.state.m);
+  XLSTM_CHECK(
+      a.state.c % 4 == 0 && a.state.n % 4 == 0 && a.state.m % 4 == 0 && a.state.pending % 4 == 0,
+      invalid_argument, "{}: state offsets must be multiples of 4, found {}, {}, {} and {}", kOp,
+      a.state.c, a.state.n, a.state.m, a.state.pending);
   XLSTM_CHECK(a.normalise || a.gate == MlstmGate::sigmoid, invalid_argument,
               "{}: the exponential gate needs the denominator", kOp);
 }
@@ -41,10 +43,25 @@ void check_mlstm(const MlstmArgs& a) {
 std::size_t mlstm_workspace(const Context& context, const MlstmArgs& a) {
   if (context.device().is_cpu()) return cpu::MlstmPlan(a, context.threads()).bytes();
   // Which of the two runs depends on the device.
-  const std::size_t base = cuda::MlstmPlan(a).bytes();
+  std::size_t base = cuda::MlstmPlan(a).bytes();
+  if (a.state.pending != 0)
+    base = std::max(base, MlstmRing::step_bytes(a.batch.sequences(), a.i.dim(1)));
   using Fused = cuda::sm90::MlstmFusedPlan;
   return Fused::serves(a) ? std::max(base, Fused(a).bytes()) : base;
 }
+
+void check_mlstm_fold(const MlstmFoldArgs& a) {
+  constexpr const char* kOp = "mlstm_fold";
+  check_batch(kOp, a.batch);
+  check_at_least(kOp, "the number of heads", a.heads, 1);
+  check_at_least(kOp, "dqk", a.dqk, 1);
+  check_at_least(kOp, "dv", a.dv, 1);
+  XLSTM_CHECK(a.state.c % 4 == 0 && a.state.pending % 4 == 0 && a.state.pending != 0,
+              invalid_argument, "{}: state offsets must be multiples of 4, found {} and {}", kOp,
+              a.state.c, a.state.pending);
+}
+
+std::size_t mlstm_fold_workspace(const Context&, const MlstmFoldArgs&) { return 0; }
 
 void check_mlstm_backward(const MlstmBackwardArgs& a) {
   constexpr const char* kOp = "mlstm_backward";

@@ -29,7 +29,9 @@ struct MlstmArgs {
   Tensor i;      ///< [T, H] f32, input gate after its cap
   Tensor log_f;  ///< [T, H] f32, log sigmoid of the forget gate
   const Batch& batch;
-  MlstmStateOffsets state;             ///< in and out
+  /// In and out. With `pending`, on a CUDA device alone, sequences of one token leave C to a later
+  /// call; those of more must have no pending tokens (mlstm_fold()).
+  MlstmStateOffsets state;
   std::int64_t chunk = kDefaultChunk;  ///< L, tokens per chunk; any number
   float eps = 1e-6F;
   Tensor h;  ///< [T, H dv] f32, or bf16 on a CUDA device
@@ -37,6 +39,16 @@ struct MlstmArgs {
   bool normalise = true;  ///< false: h is not divided by N; with the sigmoid gate only
 };
 XLSTM_OP(mlstm, MlstmArgs)
+
+/// Brings pending tokens of the batch's records into C, which then is what any other op reads.
+/// Records without such tokens, and null ones, stay as they are.
+struct MlstmFoldArgs {
+  const Batch& batch;
+  MlstmStateOffsets state;  ///< C and `pending`, in and out
+  std::int64_t heads, dqk, dv;
+  bool longer_only = false;  ///< leave sequences of one token alone
+};
+XLSTM_OP(mlstm_fold, MlstmFoldArgs)
 
 /// The gradients of mlstm(): exact, through the denominator and the stabiliser's part in it, or
 /// with the denominator as a constant (`exact` false; then gradients of n and m are neither read

@@ -6,6 +6,7 @@
 #include "ops/cuda/level.hpp"
 #include "ops/cuda/mlstm_cell.cuh"
 #include "ops/cuda/mlstm_plan.hpp"
+#include "ops/cuda/mlstm_ring.hpp"
 #include "ops/cuda/mlstm_tensor.cuh"
 #include "ops/cuda/sm90/mlstm_fused.hpp"
 #include "ops/cuda/sm90/mlstm_steps.hpp"
@@ -548,14 +549,19 @@ void with_steps(Context& context, const MlstmArgs& a, const HeadNormArgs* norm) 
   std::int64_t singles = 0;
   for (std::size_t s = 1; s < a.batch.offsets.size(); ++s)
     singles += a.batch.offsets[s] - a.batch.offsets[s - 1] == 1;
+  const bool longer = singles < a.batch.sequences(), pends = a.state.pending != 0;
   const bool has_sm90 = level(context.device()) == Level::sm90;
-  const bool steps = singles > 0 && has_sm90 && sm90::serves_mlstm_steps(a);
-  if (!steps || singles < a.batch.sequences()) {
-    if (!has_sm90 || !sm90::mlstm_fused(context, a))
-      mlstm_within(context, a, MlstmPlan::kStateBytes,
-                   steps ? MlstmSequences::longer : MlstmSequences::all);
-    else if (singles > 0 && !steps)
-      mlstm_within(context, a, MlstmPlan::kStateBytes, MlstmSequences::steps);
+  const bool steps = singles > 0 && has_sm90 && !pends && sm90::serves_mlstm_steps(a);
+  if (!steps || longer) {
+    const bool apart = steps || pends;  // sequences of one token have kernels of their own
+    if (longer || !apart) {
+      if (!has_sm90 || !sm90::mlstm_fused(context, a))
+        mlstm_within(context, a, MlstmPlan::kStateBytes,
+                     apart ? MlstmSequences::longer : MlstmSequences::all);
+      else if (singles > 0 && !apart)
+        mlstm_within(context, a, MlstmPlan::kStateBytes, MlstmSequences::steps);
+    }
+    if (pends && singles > 0 && !steps) mlstm_ring_steps(context, a);
     // The norm's kernel takes all tokens; what it makes of the others is replaced.
     if (norm != nullptr) cuda::head_norm(context, *norm);
   }

@@ -1,0 +1,374 @@
+// Steps of the mLSTM cell that leave C to a later step, against the oracle and against steps that
+// write C every time.
+
+#include "ops/mlstm_ring.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "ops/mlstm_problem.hpp"
+
+namespace xlstm::ops::test {
+namespace {
+
+using Floats = std::vector<float>;
+
+/// Sequences that each read tokens of their own, a token at a time, when a call asks them to.
+struct Decoding {
+  struct Sequence {
+    oracle::MlstmInputs in;  // all its tokens
+    Floats initial, record;  // C, n, m, ring
+    std::vector<double> h;   // so far
+    int read = 0;
+    bool has_record = true;
+  };
+
+  MlstmShape shape;
+  MlstmGate gate;
+  DType type;
+  MlstmRing ring;
+  std::size_t n_at, m_at, ring_at;  // floats
+  std::vector<Sequence> sequences;
+  bool pends = true;  // or C is written at each step
+
+  Decoding(MlstmShape of, MlstmGate kind, DType dtype, Regime regime, int count, int tokens)
+      : shape(of), gate(kind), type(dtype), ring(of.heads, of.dqk, of.dv) {
+    const auto heads = static_cast<std::size_t>(shape.heads);
+    n_at = heads * static_cast<std::size_t>(shape.dqk * shape.dv);
+    m_at = n_at + heads * static_cast<std::size_t>(shape.dqk);
+    ring_at = (m_at + heads + 3) / 4 * 4;
+    std::mt19937 random(17);
+    std::normal_distribution<double> normal;
+    const auto numbers = [&](std::vector<double>& to, int width) {
+      for (int i = 0; i < tokens * width; ++i) to.push_back(rounded(type, normal(random) + 0.1));
+    };
+    for (int s = 0; s < count; ++s) {
+      Sequence one;
+      one.in.heads = shape.heads;
+      one.in.dqk = shape.dqk;
+      one.in.dv = shape.dv;
+      one.in.sigmoid = gate == MlstmGate::sigmoid;
+      numbers(one.in.q, shape.heads * shape.dqk);
+      numbers(one.in.k, shape.heads * shape.dqk);
+      numbers(one.in.v, shape.heads * shape.dv);
+      for (int t = 0; t < tokens; ++t)
+        for (int head = 0; head < shape.heads; ++head) {
+          const MlstmGates g = random_gates(regime, t, tokens, random);
+          one.in.i.push_back(rounded(DType::f32, one.in.sigmoid ? oracle::log_sigmoid(g.i) : g.i));
+          one.in.log_f.push_back(rounded(DType::f32, oracle::log_sigmoid(g.f)));
+        }
+      one.initial.assign(ring_at + ring.bytes() / sizeof(float), 0.0F);
+      for (std::size_t i = 0; i < m_at + heads; ++i)
+        one.initial[i] = one.in.sigmoid && i >= m_at ? 0.0F : static_cast<float>(normal(random));
+      one.record = one.initial;
+      sequences.push_back(one);
+    }
+  }
+
+  MlstmStateOffsets state() const { return {0, 4 * n_at, 4 * m_at, pends ? 4 * ring_at : 0}; }
+  std::vector<std::byte*> slots(const std::vector<std::size_t>& of) {
+    std::vector<std::byte*> all;
+    for (std::size_t s : of)
+      all.push_back(sequences[s].has_record
+                        ? reinterpret_cast<std::byte*>(sequences[s].record.data())
+                        : nullptr);
+    return all;
+  }
+
+  /// The next tokens of these sequences in one call.
+  void step(const std::vector<std::size_t>& which, const std::vector<int>& lengths = {}) {
+    std::vector<std::int32_t> offsets{0};
+    std::vector<double> q, k, v, i, log_f;
+    for (std::size_t at = 0; at < which.size(); ++at) {
+      Sequence& s = sequences[which[at]];
+      const int length = lengths.empty() ? 1 : lengths[at];
+      offsets.push_back(offsets.back() + length);
+      const auto append = [&](std::vector<double>& to, const std::vector<double>& from, int width) {
+        to.insert(to.end(), from.begin() + s.read * width,
+                  from.begin() + (s.read + length) * width);
+      };
+      append(q, s.in.q, shape.heads * shape.dqk);
+      append(k, s.in.k, shape.heads * shape.dqk);
+      append(v, s.in.v, shape.heads * shape.dv);
+      append(i, s.in.i, shape.heads);
+      append(log_f, s.in.log_f, shape.heads);
+      s.read += length;
+    }
+    const int tokens = offsets.back(), h = shape.heads;
+    Array q_in = Array::of(type, {tokens, h * shape.dqk}, q, 8);
+    Array k_in = Array::of(type, {tokens, h * shape.dqk}, k, 8);
+    Array v_in = Array::of(type, {tokens, h * shape.dv}, v, 8);
+    Array i_in = Array::of(DType::f32, {tokens, h}, i);
+    Array f_in = Array::of(DType::f32, {tokens, h}, log_f);
+    Array out(type, {tokens, h * shape.dv}, 8);
+    const std::vector<std::byte*> records = slots(which);
+    const Batch batch{offsets, records};
+    Context context(test_device(), 1);
+    run(context, mlstm,
+        MlstmArgs{.q = q_in.tensor(),
+                  .k = k_in.tensor(),
+                  .v = v_in.tensor(),
+                  .i = i_in.tensor(),
+                  .log_f = f_in.tensor(),
+                  .batch = batch,
+                  .state = state(),
+                  .h = out.tensor(),
+                  .gate = gate});
+    EXPECT_TRUE(out.gaps_untouched());
+    const std::vector<double> got = out.values();
+    for (std::size_t at = 0; at < which.size(); ++at)
+      sequences[which[at]].h.insert(sequences[which[at]].h.end(),
+                                    got.begin() + offsets[at] * h * shape.dv,
+                                    got.begin() + offsets[at + 1] * h * shape.dv);
+  }
+  /// A step of some, others at other times: positions in the rings differ.
+  void ragged_step(int t) {
+    std::vector<std::size_t> which;
+    for (std::size_t s = 0; s < sequences.size(); ++s)
+      if (t >= static_cast<int>(s) && (t + static_cast<int>(s)) % 5 != 4) which.push_back(s);
+    if (!which.empty()) step(which);
+  }
+
+  void fold(const std::vector<std::size_t>& which, Device device = test_device(),
+            std::vector<std::int32_t> offsets = {}, bool longer_only = false) {
+    if (offsets.empty())
+      for (std::size_t s = 0; s <= which.size(); ++s)
+        offsets.push_back(static_cast<std::int32_t>(s));
+    const std::vector<std::byte*> records = slots(which);
+    const Batch batch{offsets, records};
+    Context context(device, 1);
+    run(context, mlstm_fold,
+        MlstmFoldArgs{.batch = batch,
+                      .state = state(),
+                      .heads = shape.heads,
+                      .dqk = shape.dqk,
+                      .dv = shape.dv,
+                      .longer_only = longer_only});
+  }
+  void fold_all() {
+    std::vector<std::size_t> all(sequences.size());
+    for (std::size_t s = 0; s < all.size(); ++s) all[s] = s;
+    fold(all);
+  }
+
+  int waiting(std::size_t s, int head = 0) const {
+    const std::size_t at =
+        ring_at + static_cast<std::size_t>(ring.gates + head * (ring.tokens + 2) + ring.tokens + 1);
+    std::int32_t count;
+    std::memcpy(&count, &sequences[s].record[at], sizeof(count));
+    return count;
+  }
+  std::vector<double> part(std::size_t s, std::size_t begin, std::size_t end) const {
+    const Floats& all = sequences[s].record;
+    return {all.begin() + std::ptrdiff_t(begin), all.begin() + std::ptrdiff_t(end)};
+  }
+  std::vector<double> c(std::size_t s) const { return part(s, 0, n_at); }
+  std::vector<double> n_and_m(std::size_t s) const {
+    return part(s, n_at, m_at + static_cast<std::size_t>(shape.heads));
+  }
+
+  template <class Real>
+  oracle::MlstmStateOf<Real> first_state(const Sequence& s) const {
+    oracle::MlstmStateOf<Real> first(shape.heads, shape.dqk, shape.dv);
+    if (!s.has_record) return first;
+    const auto n = s.initial.begin() + std::ptrdiff_t(n_at);
+    const auto m = s.initial.begin() + std::ptrdiff_t(m_at);
+    first.c.assign(s.initial.begin(), n);
+    first.n.assign(n, m);
+    first.m.assign(m, m + shape.heads);
+    return first;
+  }
+  template <class Real>
+  oracle::MlstmInputsOf<Real> tokens_read(const Sequence& s) const {
+    oracle::MlstmInputsOf<Real> in;
+    in.heads = shape.heads;
+    in.dqk = shape.dqk;
+    in.dv = shape.dv;
+    in.sigmoid = s.in.sigmoid;
+    const auto cut = [&](std::vector<Real>& to, const std::vector<double>& from, int width) {
+      to.assign(from.begin(), from.begin() + s.read * width);
+    };
+    cut(in.q, s.in.q, shape.heads * shape.dqk);
+    cut(in.k, s.in.k, shape.heads * shape.dqk);
+    cut(in.v, s.in.v, shape.heads * shape.dv);
+    cut(in.i, s.in.i, shape.heads);
+    cut(in.log_f, s.in.log_f, shape.heads);
+    return in;
+  }
+};
+
+TEST(MlstmRingPlan, TokensAreWhatMovesLeast) {
+  static_assert(MlstmRing::tokens_for(256, 512) == 16);
+  static_assert(MlstmRing::tokens_for(128, 256) == 16);
+  static_assert(MlstmRing::tokens_for(64, 64) == 8);
+  static_assert(MlstmRing::tokens_for(32, 32) == 4);
+  static_assert(MlstmRing::tokens_for(8, 16) == 4);
+  static_assert(MlstmRing::tokens_for(4, 4) == 2);
+  for (const MlstmRing ring : {MlstmRing(8, 256, 512), MlstmRing(3, 9, 7), MlstmRing(1, 1, 1)}) {
+    EXPECT_EQ(ring.k, 0);
+    EXPECT_GE(ring.v, ring.heads * ring.tokens * ring.dqk);
+    EXPECT_GE(ring.gates, ring.v + ring.heads * ring.tokens * ring.dv);
+    EXPECT_GE(static_cast<std::int64_t>(ring.bytes()),
+              4 * (ring.gates + ring.heads * (ring.tokens + 2)));
+    EXPECT_EQ(ring.bytes() % 256, 0U);
+    EXPECT_EQ(ring.v % 4, 0);
+  }
+}
+
+TEST(MlstmRing, MatchesTheOracleOverSeveralRounds) {
+  for (const MlstmShape shape : {MlstmShape{2, 20, 37}, MlstmShape{1, 130, 135}})
+    for (const MlstmGate gate : {MlstmGate::exponential, MlstmGate::sigmoid})
+      for (const DType type : {DType::f32, DType::bf16})
+        for (const Regime regime : kRegimes) {
+          SCOPED_TRACE(testing::Message() << shape.dqk << " x " << shape.dv << ", "
+                                          << to_string(type) << ", " << to_string(regime));
+          const int steps = 3 * static_cast<int>(MlstmRing::tokens_for(shape.dqk, shape.dv)) + 6;
+          Decoding d(shape, gate, type, regime, 4, steps);
+          d.sequences[3].has_record = false;
+          for (int t = 0; t < steps; ++t) {
+            if (t % 2 == 0) d.sequences[3].h.clear();  // its state is dropped every time
+            d.ragged_step(t);
+          }
+          d.fold_all();
+          Errors h, c, rest;
+          for (std::size_t s = 0; s < 3; ++s) {
+            const Decoding::Sequence& one = d.sequences[s];
+            auto exact = d.first_state<double>(one);
+            auto naive = d.first_state<float>(one);
+            const auto want = oracle::mlstm_recurrent(d.tokens_read<double>(one), exact);
+            h.add(one.h, want, oracle::mlstm_recurrent(d.tokens_read<float>(one), naive), type);
+            c.add(d.c(s), exact.c, naive.c);
+            exact.n.insert(exact.n.end(), exact.m.begin(), exact.m.end());
+            naive.n.insert(naive.n.end(), naive.m.begin(), naive.m.end());
+            rest.add(d.n_and_m(s), exact.n, naive.n);
+            EXPECT_EQ(d.waiting(s), 0);
+          }
+          h.expect_at_most_twice_naive("h");
+          c.expect_at_most_twice_naive("C");
+          rest.expect_at_most_twice_naive("n, m");
+        }
+}
+
+// n and m to the bit, as nothing of them waits; C to roundings, at every position in the ring.
+TEST(MlstmRing, IsTheStepThatWritesCEveryTime) {
+  for (const MlstmGate gate : {MlstmGate::exponential, MlstmGate::sigmoid})
+    for (const Regime regime : {Regime::typical, Regime::resets, Regime::one_huge}) {
+      SCOPED_TRACE(to_string(regime));
+      const int steps = 20;
+      Decoding d({2, 40, 36}, gate, DType::f32, regime, 2, steps);
+      Decoding direct = d;
+      direct.pends = false;
+      const int most = static_cast<int>(d.ring.tokens);
+      for (int t = 0; t < steps; ++t) {
+        d.step({0, 1});
+        direct.step({0, 1});
+        EXPECT_EQ(d.waiting(0, 1), (t + 1) % most);
+        EXPECT_EQ(d.n_and_m(0), direct.n_and_m(0));
+        const Floats before = d.sequences[0].record;
+        d.fold({0});
+        EXPECT_EQ(d.waiting(0), 0);
+        EXPECT_LE(max_error(d.c(0), direct.c(0)), 3e-6 * max_abs(direct.c(0))) << t;
+        const Floats folded = d.sequences[0].record;
+        d.fold({0});
+        EXPECT_EQ(d.sequences[0].record, folded) << "nothing waits";
+        d.sequences[0].record = before;
+        d.fold({0}, Device{});
+        EXPECT_EQ(d.c(0),
+                  std::vector<double>(folded.begin(), folded.begin() + std::ptrdiff_t(d.n_at)))
+            << "the CPU folds to the same bits";
+        d.sequences[0].record = before;
+      }
+      EXPECT_LE(max_error(d.sequences[1].h, direct.sequences[1].h),
+                1e-4 * max_abs(direct.sequences[1].h));
+    }
+}
+
+TEST(MlstmRing, ASequenceHasTheSameBitsInAnyBatch) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    const int steps = 22;
+    Decoding d({2, 32, 48}, MlstmGate::exponential, type, Regime::typical, 5, steps);
+    Decoding alone = d;
+    for (int t = 0; t < steps; ++t) d.ragged_step(t);
+    for (std::size_t s = 0; s < 5; ++s)
+      while (alone.sequences[s].read < d.sequences[s].read) alone.step({s});
+    for (std::size_t s = 0; s < 5; ++s) {
+      EXPECT_EQ(d.sequences[s].h, alone.sequences[s].h);
+      EXPECT_EQ(0, std::memcmp(d.sequences[s].record.data(), alone.sequences[s].record.data(),
+                               d.sequences[s].record.size() * sizeof(float)));
+    }
+  }
+}
+
+// Longer sequences share a call with steps once what they left pending is folded.
+TEST(MlstmRing, LongerSequencesBesideSteps) {
+  Decoding d({2, 24, 32}, MlstmGate::exponential, DType::f32, Regime::typical, 3, 90);
+  for (int t = 0; t < 3; ++t) d.step({0, 1, 2});
+  Decoding alone = d;
+  EXPECT_NE(d.waiting(1), 0);
+  d.fold({0, 1, 2}, test_device(), {0, 1, 71, 72}, true);
+  EXPECT_EQ(d.waiting(1), 0);
+  EXPECT_NE(d.waiting(0), 0);
+  d.step({0, 1, 2}, {1, 70, 1});
+  for (int t = 0; t < 5; ++t) d.step({0, 1, 2});
+  d.fold_all();
+  for (int t = 0; t < 6; ++t) alone.step({0, 2});
+  alone.fold_all();
+  for (std::size_t s : {0, 2}) {
+    EXPECT_EQ(d.sequences[s].h, alone.sequences[s].h);
+    EXPECT_EQ(d.c(s), alone.c(s));
+  }
+  const Decoding::Sequence& one = d.sequences[1];
+  auto exact = d.first_state<double>(one);
+  auto naive = d.first_state<float>(one);
+  Errors h, c;
+  const auto want = oracle::mlstm_recurrent(d.tokens_read<double>(one), exact);
+  h.add(one.h, want, oracle::mlstm_recurrent(d.tokens_read<float>(one), naive));
+  c.add(d.c(1), exact.c, naive.c);
+  h.expect_at_most_twice_naive("h");
+  c.expect_at_most_twice_naive("C");
+}
+
+TEST(MlstmRing, WithoutARecordAStepIsOneFromZero) {
+  Decoding d({2, 24, 33}, MlstmGate::exponential, DType::f32, Regime::typical, 1, 3);
+  d.sequences[0].has_record = false;
+  Decoding direct = d;
+  direct.pends = false;
+  for (int t = 0; t < 3; ++t) {
+    d.step({0});
+    direct.step({0});
+  }
+  EXPECT_LE(max_error(d.sequences[0].h, direct.sequences[0].h),
+            2e-6 * max_abs(direct.sequences[0].h));
+  EXPECT_EQ(d.sequences[0].record, d.sequences[0].initial);
+}
+
+// While it waits in the ring and after it went into C.
+TEST(MlstmRing, NanStaysInItsHeadAndColumn) {
+  const int steps = 12, bad = 2;
+  for (const bool in_v : {true, false}) {
+    Decoding d({2, 20, 36}, MlstmGate::exponential, DType::f32, Regime::typical, 1, steps);
+    Decoding clean = d;
+    if (in_v)
+      d.sequences[0].in.v[bad * 72 + 36 + 3] = NAN;
+    else
+      d.sequences[0].in.k[bad * 40 + 20 + 3] = NAN;
+    for (int t = 0; t < steps; ++t) {
+      d.step({0});
+      clean.step({0});
+    }
+    for (int t = 0; t < steps; ++t)
+      for (int x = 0; x < 72; ++x) {
+        const auto at = static_cast<std::size_t>(t * 72 + x);
+        const bool poisoned = t >= bad && (in_v ? x == 36 + 3 : x >= 36);
+        if (poisoned)
+          EXPECT_TRUE(std::isnan(d.sequences[0].h[at])) << t << " " << x;
+        else
+          EXPECT_EQ(d.sequences[0].h[at], clean.sequences[0].h[at]) << t << " " << x;
+      }
+  }
+}
+
+}  // namespace
+}  // namespace xlstm::ops::test
