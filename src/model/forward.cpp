@@ -13,6 +13,7 @@
 #include "model/state_impl.hpp"
 #include "model/step_inputs.hpp"
 #include "ops/best.hpp"
+#include "ops/fused.hpp"
 
 namespace xlstm {
 namespace {
@@ -68,12 +69,7 @@ class Pass {
     context_.synchronize();
   }
 
-  ops::Batch batch() const {
-    return {.offsets = inputs_.offsets(),
-            .slots = inputs_.slots(),
-            .device_offsets = inputs_.on_device(inputs_.offsets()),
-            .device_slots = inputs_.on_device(inputs_.slots())};
-  }
+  ops::Batch batch() const { return inputs_.batch(); }
   model::Ids ids() const { return {inputs_.ids(), inputs_.on_device(inputs_.ids())}; }
   model::Ids rows() const { return {inputs_.rows(), inputs_.on_device(inputs_.rows())}; }
 
@@ -198,6 +194,7 @@ void Model::Impl::forward_vectors(std::span<const VectorInput> batch, float* out
       cuda::copy(on_device, outputs, bytes, context.stream(), device);
     }
     const Tensor x = Tensor::dense(on_device, DType::f32, {count, d}, device);
+    fold_pending(sequences, pass.batch());
     run_prepared(pass.batch(), 0,
                  [&] { network.forward_vectors(context, pass.batch(), pass.ids(), x, x); });
     if (!device.is_cpu()) cuda::copy(outputs, on_device, bytes, context.stream(), device);
@@ -254,6 +251,7 @@ void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t beg
   if (results.best != nullptr && pinned) best = pinned_results_.data();
 
   const std::size_t kind = 1 + wanted + (static_cast<std::size_t>(results.count) << 32);
+  fold_pending(sequences, pass.batch());
   run_prepared(pass.batch(), kind, [&] {
     network.forward(context, pass.batch(), pass.ids(), pass.rows(), logits);
     if (results.best == nullptr || wanted == 0) return;
@@ -289,6 +287,23 @@ std::byte* Model::Impl::result_memory(std::size_t bytes) {
     results_ = Buffer(bytes, context.device());
   }
   return results_.data();
+}
+
+// Cells that this pass does not run as steps with pending tokens need all of C.
+template <class Input>
+void Model::Impl::fold_pending(std::span<const Input> sequences, const ops::Batch& batch) {
+  const bool pends = ops::pends(context, batch);
+  const auto steps = [&](std::size_t i) {
+    return pends && batch.offsets[i + 1] - batch.offsets[i] == 1;
+  };
+  bool folds = false;
+  for (std::size_t i = 0; i < sequences.size(); ++i)
+    folds = folds || (sequences[i].state->impl().pending && !steps(i));
+  if (folds) {
+    inputs_.upload(context);
+    network.state.fold(context, batch, pends);
+  }
+  for (std::size_t i = 0; i < sequences.size(); ++i) sequences[i].state->impl().pending = steps(i);
 }
 
 // @param kind  what beside the lengths decides how much scratch the pass takes

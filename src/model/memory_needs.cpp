@@ -85,7 +85,7 @@ MemoryNeeds MemoryMeter::needs(std::int64_t sequences) {
   MemoryNeeds needs;
   needs.sequences = sequences;
   needs.weights = weights_;
-  needs.state = network_.state.bytes();
+  needs.state = network_.state.bytes_on(context_.device());
   std::vector<std::int32_t> offsets(static_cast<std::size_t>(shared) + 1);
   std::iota(offsets.begin(), offsets.end(), 0);
   needs.decode_scratch = measure(offsets);

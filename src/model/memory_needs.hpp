@@ -16,7 +16,7 @@ namespace xlstm::model {
 struct MemoryNeeds {
   std::int64_t sequences = 1;
   std::uint64_t weights = 0;
-  std::uint64_t state = 0;           ///< of one sequence
+  std::uint64_t state = 0;           ///< of one sequence, on that device
   std::uint64_t decode_scratch = 0;  ///< of a token for each sequence that shares a pass
   std::uint64_t prompt_scratch = 0;  ///< of a slice of one sequence
   std::uint64_t step_inputs = 0;     ///< 0 on the CPU, which reads them where they are

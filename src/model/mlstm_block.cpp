@@ -1,5 +1,6 @@
 #include "model/stack_blocks.hpp"
 #include "ops/conv.hpp"
+#include "ops/fused.hpp"
 #include "ops/gates.hpp"
 #include "ops/headwise.hpp"
 #include "ops/layer_norm.hpp"
@@ -55,6 +56,8 @@ void MlstmBlock::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
   const Tensor z = up.cols(inner, inner);
   const auto [q, k, v] = Qkv(qkv);
   const Tensor raw = c.arena().tensor(DType::f32, {tokens, 2 * heads});
+  ops::MlstmStateOffsets cell = state.mlstm;
+  if (!ops::pends(c, batch)) cell.pending = 0;
 
   // [xm, z] = W_up LN(x)
   ops::layer_norm(c, {.x = x, .w = norm, .b = {}, .eps = hp.norm_eps, .y = u});
@@ -80,7 +83,7 @@ void MlstmBlock::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                  .i = i,
                  .log_f = log_f,
                  .batch = batch,
-                 .state = state.mlstm,
+                 .state = cell,
                  .chunk = hp.chunk,
                  .eps = hp.cell_eps,
                  .h = h});

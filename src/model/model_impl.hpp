@@ -60,6 +60,8 @@ struct Model::Impl {
   void check_batch(std::span<const VectorInput> batch) const;
   void run(std::span<const SequenceInput> sequences, std::int64_t begin, std::int64_t count,
            std::size_t wanted, const Results& results);
+  template <class Input>
+  void fold_pending(std::span<const Input> sequences, const ops::Batch& batch);
   template <class Body>
   void run_prepared(const ops::Batch& batch, std::size_t kind, Body&& body);
   template <class Pass>

@@ -4,7 +4,9 @@
 #include <utility>
 
 #include "core/check.hpp"
+#include "core/context.hpp"
 #include "model/state_impl.hpp"
+#include "model/step_inputs.hpp"
 
 namespace xlstm {
 
@@ -12,6 +14,7 @@ State::Impl::Impl(const Impl& other)
     : layout(other.layout),
       model_hash(other.model_hash),
       record(other.record.size(), other.record.device()),
+      pending(other.pending),
       logits(other.logits),
       has_logits(other.has_logits),
       tokens(other.tokens) {
@@ -20,11 +23,27 @@ State::Impl::Impl(const Impl& other)
 
 std::byte* State::Impl::on(Device device) {
   if (record.device() != device) {
-    Buffer moved(record.size(), device);
-    copy_memory(moved.data(), device, record.data(), record.device(), record.size());
+    fold();
+    // Zeros behind the parts are rings without tokens.
+    Buffer moved(layout.bytes_on(device), device, !device.is_cpu());
+    copy_memory(moved.data(), device, record.data(), record.device(), layout.bytes());
     record = std::move(moved);
   }
   return record.data();
+}
+
+void State::Impl::fold() {
+  if (!pending) return;
+  Context context(record.device(), 1);
+  model::StepInputs inputs;
+  inputs.resize(1, 1, 0, record.device());
+  inputs.slots()[0] = record.data();
+  inputs.offsets()[0] = 0;
+  inputs.offsets()[1] = 1;
+  inputs.upload(context);
+  layout.fold(context, inputs.batch());
+  context.synchronize();
+  pending = false;
 }
 
 State::State(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -40,6 +59,7 @@ void State::reset() {
     std::memset(record.data(), 0, record.size());
   else
     record = Buffer(record.size(), record.device(), true);
+  impl_->pending = false;
   impl_->tokens = 0;
   impl_->has_logits = false;
   impl_->results_pass = 0;
@@ -51,7 +71,7 @@ std::span<const float> State::last_logits() const noexcept {
   return impl_->has_logits ? std::span<const float>(impl_->logits) : std::span<const float>();
 }
 
-std::size_t State::bytes() const noexcept { return impl_->record.size(); }
+std::size_t State::bytes() const noexcept { return impl_->layout.bytes(); }
 
 namespace {
 

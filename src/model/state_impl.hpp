@@ -13,16 +13,19 @@ struct State::Impl {
   Impl(const model::StateLayout& l, std::uint64_t hash, std::int64_t vocab, Device device)
       : layout(l),
         model_hash(hash),
-        record(l.bytes(), device, true),
+        record(l.bytes_on(device), device, true),
         logits(static_cast<std::size_t>(vocab)) {}
   Impl(const Impl& other);
 
   /// The record, moved to the memory of `device` if it is elsewhere.
   std::byte* on(Device device);
+  /// Brings what is pending into C.
+  void fold();
 
   model::StateLayout layout;
   std::uint64_t model_hash;
-  Buffer record;              ///< layout.bytes(), where it was last used
+  Buffer record;              ///< layout.bytes_on() where it was last used
+  bool pending = false;       ///< C may lack the last tokens, which are in the record's rings
   std::vector<float> logits;  ///< [vocab]
   bool has_logits = false;    ///< `logits` are those after the last token
   std::int64_t tokens = 0;

@@ -1,5 +1,8 @@
 #include "model/state_layout.hpp"
 
+#include "ops/mlstm.hpp"
+#include "ops/mlstm_ring.hpp"
+
 namespace xlstm::model {
 
 StateLayout::StateLayout(const Config& config) {
@@ -21,6 +24,22 @@ StateLayout::StateLayout(const Config& config) {
       add_window(block, m.conv1d_kernel_size, inner);
     }
   }
+  for (BlockState& block : blocks_) {
+    if (block.heads == 0) continue;
+    block.mlstm.pending = bytes_ + ring_bytes_;
+    ring_bytes_ += ops::MlstmRing(block.heads, block.dqk, block.dv).bytes();
+  }
+}
+
+void StateLayout::fold(Context& context, const ops::Batch& batch, bool longer_only) const {
+  for (const BlockState& block : blocks_)
+    if (block.heads > 0)
+      ops::mlstm_fold(context, {.batch = batch,
+                                .state = block.mlstm,
+                                .heads = block.heads,
+                                .dqk = block.dqk,
+                                .dv = block.dv,
+                                .longer_only = longer_only});
 }
 
 std::size_t StateLayout::add(std::int64_t count) {

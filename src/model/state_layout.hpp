@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/buffer.hpp"
+#include "core/context.hpp"
 #include "ops/batch.hpp"
 #include "ops/slstm.hpp"
 #include "xlstm/config.hpp"
@@ -24,7 +25,9 @@ struct BlockState {
 };
 
 /// One record holds the parts of block after block in float32; each part starts on kAlignment
-/// bytes. A session is one record: fork and save are one copy.
+/// bytes. A session is one record: fork and save are one copy. On a CUDA device, behind all parts,
+/// each mLSTM cell has a ring of tokens that its C does not hold yet (ops/mlstm_ring.hpp); where
+/// `mlstm.pending` of the blocks says.
 class StateLayout {
  public:
   struct Part {
@@ -39,7 +42,14 @@ class StateLayout {
   const std::vector<BlockState>& blocks() const noexcept { return blocks_; }
   /// All parts, in the order of a state file.
   const std::vector<Part>& parts() const noexcept { return parts_; }
+  /// Of the parts; a record on the CPU has no more.
   std::size_t bytes() const noexcept { return bytes_; }
+  std::size_t bytes_on(Device device) const noexcept {
+    return device.is_cpu() ? bytes_ : bytes_ + ring_bytes_;
+  }
+  /// mlstm_fold() of all cells in the records of a batch, which are on a CUDA device.
+  void fold(Context& context, const ops::Batch& batch, bool longer_only = false) const;
+
   /// Numbers in a record, padding not counted.
   std::int64_t count() const noexcept { return count_; }
 
@@ -54,7 +64,7 @@ class StateLayout {
 
   std::vector<BlockState> blocks_;
   std::vector<Part> parts_;
-  std::size_t bytes_ = 0;
+  std::size_t bytes_ = 0, ring_bytes_ = 0;
   std::int64_t count_ = 0;
 };
 

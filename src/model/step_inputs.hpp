@@ -7,6 +7,7 @@
 
 #include "core/buffer.hpp"
 #include "core/context.hpp"
+#include "ops/batch.hpp"
 
 namespace xlstm::model {
 
@@ -40,6 +41,13 @@ class StepInputs {
   std::span<std::int32_t> offsets() const { return at<std::int32_t>(offsets_, sequences_ + 1); }
   std::span<std::int32_t> ids() const { return at<std::int32_t>(ids_, tokens_); }
   std::span<std::int32_t> rows() const { return at<std::int32_t>(rows_, row_count_); }
+
+  ops::Batch batch() const {
+    return {.offsets = offsets(),
+            .slots = slots(),
+            .device_offsets = on_device(offsets()),
+            .device_slots = on_device(slots())};
+  }
 
   /// Queues a copy of all to the device.
   void upload(const Context& context) const;

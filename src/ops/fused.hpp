@@ -20,6 +20,13 @@ inline bool fuses(const Context& context, std::int64_t tokens) {
   return !context.device().is_cpu() && tokens <= kFusedTokens;
 }
 
+/// Whether steps of one token of such a pass leave C of their mLSTM cells to a later one: where C
+/// is most of what a step moves. Passes that fuse() do not, so that a sequence alone has the bits
+/// that it has beside a few others.
+inline bool pends(const Context& context, const Batch& batch) {
+  return !context.device().is_cpu() && batch.sequences() > kFusedTokens;
+}
+
 /// rms_norm_gates(), or rms_norm() where there are no gates, and linear().
 struct NormLinearArgs {
   Tensor x;               ///< [T, D] f32, T <= kFusedTokens

@@ -8,6 +8,8 @@
 #include "formats/expect_error.hpp"
 #include "formats/temp_dir.hpp"
 #include "model/small_model.hpp"
+#include "model/state_impl.hpp"
+#include "ops/mlstm_ring.hpp"
 #include "source_dir.hpp"
 #include "xlstm/generate.hpp"
 
@@ -137,6 +139,108 @@ TEST(CudaModel, ManySequencesShareAPass) {
       expect_near(logits, step(exact, c), bound);
     }
     expect_near(record_of(a.back()), record_of(c.back()), bound);
+  }
+}
+
+// Tokens that C of the first cell's first head lacks.
+std::int32_t waiting(const State& s) {
+  const State::Impl& state = s.impl();
+  const model::BlockState& block = state.layout.blocks()[0];
+  const ops::MlstmRing ring(block.heads, block.dqk, block.dv);
+  std::int32_t count = 0;
+  const std::int64_t at = ring.gates + ring.tokens + 1;
+  copy_memory(&count, {},
+              state.record.data() + block.mlstm.pending + static_cast<std::size_t>(at) * 4,
+              state.record.device(), sizeof(count));
+  return count;
+}
+
+// Steps of more than 16 sequences leave the last tokens in a ring beside C; whatever comes next
+// finds a whole state.
+TEST(CudaModel, PendingTokensOfManySequences) {
+  const formats::TempDir dir;
+  for (const Config& config : {small_config(), small_stack_config(101, 3)}) {
+    LoadOptions options;
+    options.device = test_device();
+    Model fast = Model::random(config, DType::f32, 7, options);
+    options.exact = true;
+    Model exact = Model::random(config, DType::f32, 7, options);
+    options.device = {};
+    Model cpu = Model::random(config, DType::f32, 7, options);
+    constexpr std::size_t kSequences = 18;
+    std::vector<State> states, reference;
+    for (std::size_t i = 0; i < kSequences; ++i) {
+      states.push_back(fast.make_state());
+      reference.push_back(exact.make_state());
+    }
+    std::uint32_t seed = 0;
+    // The next tokens of the first sequences, as many as it says of each.
+    const auto step = [&](std::size_t count, std::size_t tokens_of_first = 1) {
+      std::vector<std::vector<std::int32_t>> ids;
+      for (std::size_t i = 0; i < count; ++i)
+        ids.push_back(some_ids(i == 0 ? tokens_of_first : 1, ++seed));
+      const auto run = [&](Model& model, std::vector<State>& of) {
+        std::vector<SequenceInput> batch;
+        for (std::size_t i = 0; i < count; ++i) batch.push_back({ids[i], &of[i]});
+        std::vector<float> logits(count * 101);
+        model.forward(batch, Logits::last, logits);
+        return logits;
+      };
+      expect_near(run(fast, states), run(exact, reference), 2e-5);
+    };
+    const auto pending = [&](std::size_t i) { return states[i].impl().pending; };
+    for (int i = 0; i < 9; ++i) step(kSequences);
+    EXPECT_EQ(waiting(states[0]), 9 % 4);
+    EXPECT_TRUE(pending(0));
+    EXPECT_TRUE(pending(kSequences - 1));
+    EXPECT_FALSE(reference[0].impl().pending);
+
+    // A fork keeps its ring, and with it the bits of what follows.
+    State fork = states[2].clone();
+    EXPECT_TRUE(fork.impl().pending);
+    step(5);  // few sequences: C is read and written
+    EXPECT_FALSE(pending(4));
+    EXPECT_TRUE(pending(5));
+    step(kSequences, 30);  // a prompt beside steps
+    EXPECT_FALSE(pending(0));
+    EXPECT_TRUE(pending(1));
+    for (int i = 0; i < 3; ++i) step(kSequences);
+    EXPECT_TRUE(pending(0));
+    step(1, 21);  // a prompt alone
+    EXPECT_FALSE(pending(0));
+
+    // To the CPU, and into a file.
+    EXPECT_TRUE(pending(3));
+    states[3].save(dir / "state");
+    EXPECT_FALSE(pending(3));
+    State loaded = fast.make_state(), on_cpu = cpu.make_state();
+    loaded.load(dir / "state");
+    EXPECT_EQ(record_of(loaded), record_of(states[3]));
+    expect_near(record_of(states[3]), record_of(reference[3]), 2e-5);
+    const std::vector<std::int32_t> next = some_ids(1, 77);
+    EXPECT_TRUE(pending(7));
+    expect_near(cpu.eval(states[7], next), exact.eval(reference[7], next), 2e-5);
+    for (int i = 0; i < 6; ++i) step(kSequences);  // from the CPU back into the ring
+
+    // What the fork reads is what its origin read.
+    EXPECT_TRUE(fork.impl().pending);
+    const std::vector<float> forked = record_of(fork);
+    EXPECT_FALSE(fork.impl().pending);
+    EXPECT_EQ(fork.token_count(), 9);
+    State again = cpu.make_state();
+    seed = 0;
+    for (int i = 0; i < 9; ++i)
+      for (std::size_t s = 0; s < kSequences; ++s) {
+        const std::vector<std::int32_t> id = some_ids(1, ++seed);
+        if (s == 2) cpu.eval(again, id);
+      }
+    expect_near(forked, record_of(again), 2e-5);
+    fork.reset();
+    EXPECT_FALSE(fork.impl().pending);
+    states[9].reset();
+    reference[9].reset();
+    for (int i = 0; i < 6; ++i) step(kSequences);
+    expect_near(record_of(states[9]), record_of(reference[9]), 2e-5);
   }
 }
 

@@ -34,7 +34,7 @@ TEST(MemoryNeeds, ScratchIsWhatPassesTake) {
       Model model = Model::random(config, DType::bf16, 7, options);
       MemoryMeter meter(config, model.parameters(), options);
       const MemoryNeeds needs = meter.needs(5);
-      EXPECT_EQ(needs.state, model.state_bytes());
+      EXPECT_EQ(needs.state, model.impl().network.state.bytes_on(test_device()));
       EXPECT_GE(needs.weights, model.weight_bytes());
       EXPECT_LE(needs.weights, model.weight_bytes() + 256 * model.parameters().size());
 
