@@ -21,6 +21,8 @@ bool serves_mlstm_step(const MlstmHeadNormLinearArgs&) { return false; }
 void mlstm_step(Context&, const MlstmHeadNormLinearArgs&, const Tensor&) {}
 bool serves_mlstm_steps(const MlstmArgs&) { return false; }
 void mlstm_steps(Context&, const MlstmArgs&, const HeadNormArgs*) {}
+bool serves_mlstm_ring_steps(const MlstmArgs&) { return false; }
+void mlstm_ring_steps(Context&, const MlstmArgs&, const HeadNormArgs*) {}
 bool slstm(Context&, const SlstmArgs&) { return false; }
 
 }  // namespace sm90

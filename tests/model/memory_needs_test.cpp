@@ -8,6 +8,7 @@
 #include "formats/expect_error.hpp"
 #include "model/model_impl.hpp"
 #include "model/small_model.hpp"
+#include "ops/mlstm_ring.hpp"
 
 namespace xlstm::testing {
 namespace {
@@ -24,6 +25,26 @@ LoadOptions options_for(Device device, DType arithmetic = DType::f32) {
 }
 
 constexpr Device kCuda{DeviceType::cuda, 0};  // whether there is one or not
+
+// Rings lie behind what files and the CPU know of a record, one for each mLSTM cell.
+TEST(MemoryNeeds, RecordsOnACardHaveRings) {
+  for (const Config& config : {small_config(), small_stack_config(101, 3)}) {
+    const model::StateLayout layout(config);
+    EXPECT_EQ(layout.bytes_on({}), layout.bytes());
+    std::size_t end = layout.bytes();
+    for (const model::BlockState& block : layout.blocks()) {
+      if (block.heads == 0) continue;
+      EXPECT_EQ(block.mlstm.pending, end);
+      EXPECT_EQ(block.mlstm.pending % 256, 0U);
+      end += ops::MlstmRing(block.heads, block.dqk, block.dv).bytes();
+    }
+    EXPECT_EQ(layout.bytes_on(kCuda), end);
+    for (const model::StateLayout::Part& part : layout.parts())
+      EXPECT_LE(part.offset + static_cast<std::size_t>(part.count) * 4, layout.bytes());
+    MemoryMeter meter(config, model::uniform_parameters(config, DType::bf16), options_for(kCuda));
+    EXPECT_EQ(meter.needs(2).states(), 2 * end);
+  }
+}
 
 TEST(MemoryNeeds, ScratchIsWhatPassesTake) {
   for (const Config& config :

@@ -551,7 +551,8 @@ void with_steps(Context& context, const MlstmArgs& a, const HeadNormArgs* norm) 
     singles += a.batch.offsets[s] - a.batch.offsets[s - 1] == 1;
   const bool longer = singles < a.batch.sequences(), pends = a.state.pending != 0;
   const bool has_sm90 = level(context.device()) == Level::sm90;
-  const bool steps = singles > 0 && has_sm90 && !pends && sm90::serves_mlstm_steps(a);
+  const bool steps = singles > 0 && has_sm90 &&
+                     (pends ? sm90::serves_mlstm_ring_steps(a) : sm90::serves_mlstm_steps(a));
   if (!steps || longer) {
     const bool apart = steps || pends;  // sequences of one token have kernels of their own
     if (longer || !apart) {
@@ -565,7 +566,7 @@ void with_steps(Context& context, const MlstmArgs& a, const HeadNormArgs* norm) 
     // The norm's kernel takes all tokens; what it makes of the others is replaced.
     if (norm != nullptr) cuda::head_norm(context, *norm);
   }
-  if (steps) sm90::mlstm_steps(context, a, norm);
+  if (steps) (pends ? sm90::mlstm_ring_steps : sm90::mlstm_steps)(context, a, norm);
 }
 
 }  // namespace

@@ -14,4 +14,9 @@ bool serves_mlstm_steps(const MlstmArgs& cell);
 /// head_norm() makes of that h, in norm->y, and h is left alone. So are longer sequences.
 void mlstm_steps(Context& context, const MlstmArgs& cell, const HeadNormArgs* norm);
 
+/// The same where C is only read, unless the token fills the ring of the record, which then goes
+/// into C (ops/mlstm_ring.hpp).
+bool serves_mlstm_ring_steps(const MlstmArgs& cell);
+void mlstm_ring_steps(Context& context, const MlstmArgs& cell, const HeadNormArgs* norm);
+
 }  // namespace xlstm::ops::cuda::sm90
