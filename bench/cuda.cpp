@@ -24,6 +24,7 @@
 #include "ops/headwise.hpp"
 #include "ops/linear.hpp"
 #include "ops/mlstm.hpp"
+#include "ops/mlstm_ring.hpp"
 #include "ops/norm.hpp"
 #include "ops/slstm.hpp"
 #include "xlstm/error.hpp"
@@ -84,9 +85,11 @@ class Bench {
     fmt::print("read rate: {:.0f} GB/s\n", read_ / 1e9);
   }
 
-  /// @param make  the op on memory of its own; called once for every set that rotates
+  /// @param make     the op on memory of its own; called once for every set that rotates
+  /// @param repeats  how often it then runs the op
   void run(const std::string& name, double bytes, double products,
-           const std::function<std::function<void(Context&)>()>& make, int least = 2) {
+           const std::function<std::function<void(Context&)>()>& make, int least = 2,
+           int repeats = 1) {
     if (name.find(part_) == std::string::npos) return;
     try {
       Context context(kCard);
@@ -108,7 +111,7 @@ class Bench {
         const double start = now();
         cuda::launch_graph(graph, context.stream(), kCard);
         context.synchronize();
-        if (i >= 3) times.push_back((now() - start) / sets);
+        if (i >= 3) times.push_back((now() - start) / (sets * repeats));
       }
       cuda::destroy_graph(graph, kCard);
       std::ranges::sort(times);
@@ -336,39 +339,60 @@ void blocks(Bench& bench) {
   }
 }
 
-/// One token each of many sequences, with the norm of the heads.
+/// One token each of many sequences, with the norm of the heads: with C written at each step; with
+/// pending tokens, the mean over steps, of which every few write C; and the median of those.
 void steps(Bench& bench) {
   Memory& memory = bench.memory;
   constexpr std::int64_t kV = kD, kDqk = kQk / kHeads, kDv = kV / kHeads;
+  const ops::MlstmRing ring(kHeads, kDqk, kDv);
+  constexpr auto kC = static_cast<std::size_t>(kHeads * kDqk * kDv) * 4;
+  constexpr auto kN = static_cast<std::size_t>(kQk) * 4;
+  const auto steps_of = [&](std::int64_t count, std::size_t pending, int repeats) {
+    const Tensor all = memory.numbers(DType::bf16, {count, 2 * kQk + 2 * kV});
+    const Tensor h = memory.numbers(DType::bf16, {count, kV});
+    const Tensor w = memory.numbers(DType::bf16, {kV});
+    const Tensor i = memory.numbers(DType::f32, {count, kHeads});
+    const Tensor log_f = memory.numbers(DType::f32, {count, kHeads}, 1e-3F);
+    std::vector<Sequences> states;  // in turn: a call may begin while the one before it ends
+    for (int r = 0; r < std::min(repeats, 2); ++r)
+      states.emplace_back(memory, count, 1, kC + kN + 256 + ring.bytes());
+    return [=](Context& context) {
+      for (int r = 0; r < repeats; ++r) {
+        const ops::Batch batch = states[static_cast<std::size_t>(r) % states.size()].batch();
+        ops::mlstm_head_norm(context,
+                             {.cell = {.q = all.cols(0, kQk),
+                                       .k = all.cols(kQk, kQk),
+                                       .v = all.cols(2 * kQk, kV),
+                                       .i = i,
+                                       .log_f = log_f,
+                                       .batch = batch,
+                                       .state = {.c = 0, .n = kC, .m = kC + kN, .pending = pending},
+                                       .h = h},
+                              .norm = {.h = h,
+                                       .o = all.cols(2 * kQk + kV, kV),
+                                       .w = w,
+                                       .b = {},
+                                       .heads = kHeads,
+                                       .y = h}});
+      }
+    };
+  };
   for (const std::int64_t count : {17, 32, 64, 128, 256}) {
-    const auto c = static_cast<std::size_t>(kHeads * kDqk * kDv) * 4;
-    const auto n = static_cast<std::size_t>(kQk) * 4;
+    const auto sequences = static_cast<double>(count);
+    const auto tokens = static_cast<double>(ring.tokens);
+    const auto reads = static_cast<double>(kC + 2 * kN);
+    const double token = 4.0 * static_cast<double>(kQk + kV);
     bench.run(fmt::format("mlstm_head_norm {}x1", count),
-              2 * static_cast<double>(count) * static_cast<double>(c + n), 0, [&] {
-                const Tensor all = memory.numbers(DType::bf16, {count, 2 * kQk + 2 * kV});
-                const Tensor h = memory.numbers(DType::bf16, {count, kV});
-                const Tensor w = memory.numbers(DType::bf16, {kV});
-                const Tensor i = memory.numbers(DType::f32, {count, kHeads});
-                const Tensor log_f = memory.numbers(DType::f32, {count, kHeads}, 1e-3F);
-                const Sequences sequences(memory, count, 1, c + n + 256);
-                return [=](Context& context) {
-                  const ops::Batch batch = sequences.batch();
-                  ops::mlstm_head_norm(context, {.cell = {.q = all.cols(0, kQk),
-                                                          .k = all.cols(kQk, kQk),
-                                                          .v = all.cols(2 * kQk, kV),
-                                                          .i = i,
-                                                          .log_f = log_f,
-                                                          .batch = batch,
-                                                          .state = {.c = 0, .n = c, .m = c + n},
-                                                          .h = h},
-                                                 .norm = {.h = h,
-                                                          .o = all.cols(2 * kQk + kV, kV),
-                                                          .w = w,
-                                                          .b = {},
-                                                          .heads = kHeads,
-                                                          .y = h}});
-                };
-              });
+              2 * sequences * static_cast<double>(kC + kN), 0,
+              [&] { return steps_of(count, 0, 1); });
+    const int round = 2 * static_cast<int>(ring.tokens);
+    bench.run(
+        fmt::format("mlstm_head_norm pending {}x1", count),
+        sequences * (reads + token * (tokens - 1) / 2 + token + static_cast<double>(kC) / tokens),
+        0, [&] { return steps_of(count, kC + kN + 256, round); }, 2, round);
+    bench.run(fmt::format("mlstm_head_norm reading {}x1", count),
+              sequences * (reads + token * (tokens - 1) / 2 + token), 0,
+              [&] { return steps_of(count, kC + kN + 256, 1); });
   }
 }
 
