@@ -13,7 +13,7 @@ namespace xlstm::ops {
 ///   C_t = decay C + sum_j w_j k_j v_j^T,   h_t = s (decay q C + sum_j w_j (q k_j) v_j) / N_t
 ///
 /// Weights and decay are relative to the stabiliser m_t of the last token; n and m of the record
-/// are those of the last token. How many tokens wait depends on what the sequence itself has read.
+/// are those of the last token. How many tokens wait counts the steps of the sequence itself.
 ///
 /// In the record, from MlstmStateOffsets::pending on: k [H, tokens, dqk], v [H, tokens, dv] and
 /// gates [H, tokens + 2] = the weights, the decay and, as int32, how many tokens wait. Zeros are a

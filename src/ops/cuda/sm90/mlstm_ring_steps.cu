@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(kThreads)
   const int head = static_cast<int>(blockIdx.x) / kSlices % step.heads;
   const int s = static_cast<int>(blockIdx.x) / kSlices / step.heads;
   // The batch is on the card before the pass begins.
+  std::byte* const slot = step.batch.slots[s];
   const int t = step.batch.offsets[s];
   if (step.batch.offsets[s + 1] - t != 1) {
     grid_wait();
@@ -54,7 +55,6 @@ __global__ void __launch_bounds__(kThreads)
   __syncwarp();
   cluster_arrive_relaxed();
   if (!step.has_norm) grid_wait();
-  std::byte* const slot = step.batch.slots[s];
   const auto record = [&](std::size_t offset, std::int64_t floats) {
     return reinterpret_cast<float*>(slot + offset) + floats;
   };
@@ -147,19 +147,6 @@ __global__ void __launch_bounds__(kThreads)
 
   const float new_n = fmaf(input, own_k, forget * old_n);
   if (has_row && slot != nullptr) n[thread] = new_n;
-  const float l = block_sum(has_row ? new_n * q[first + thread] : 0.0F, partial[0]);
-#pragma unroll
-  for (int u = 0; u < kOwn; ++u) {
-    float score = 0;
-#pragma unroll
-    for (int i = 0; i < kKeys; ++i) {
-      const int a = i * kThreads + thread;
-      if (a < step.dqk) score = fmaf(q[a], key[u][i], score);
-    }
-    score = block_sum(score, partial_scores[u]);
-    weight[u] = score * (slice + u * kSlices == before ? input : forget * weight[u]);
-  }
-
   // The rows of C, whose sum is that of what they were.
   float4 sum = {};
   const auto walk = [&](auto&& change) {
@@ -210,6 +197,18 @@ __global__ void __launch_bounds__(kThreads)
     });
   } else {
     walk([](int, float4) {});
+  }
+  const float l = block_sum(has_row ? new_n * q[first + thread] : 0.0F, partial[0]);
+#pragma unroll
+  for (int u = 0; u < kOwn; ++u) {
+    float score = 0;
+#pragma unroll
+    for (int i = 0; i < kKeys; ++i) {
+      const int a = i * kThreads + thread;
+      if (a < step.dqk) score = fmaf(q[a], key[u][i], score);
+    }
+    score = block_sum(score, partial_scores[u]);
+    weight[u] = score * (slice + u * kSlices == before ? input : forget * weight[u]);
   }
   float h[4] = {decay * sum.x, decay * sum.y, decay * sum.z, decay * sum.w};
   if (groups > 1) {
