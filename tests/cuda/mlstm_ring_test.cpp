@@ -232,7 +232,8 @@ TEST(MlstmRingPlan, TokensAreWhatMovesLeast) {
 }
 
 TEST(MlstmRing, MatchesTheOracleOverSeveralRounds) {
-  for (const MlstmShape shape : {MlstmShape{2, 20, 37}, MlstmShape{1, 130, 132}})
+  for (const MlstmShape shape :
+       {MlstmShape{2, 20, 37}, MlstmShape{1, 130, 132}, MlstmShape{2, 20, 40}})
     for (const MlstmGate gate : {MlstmGate::exponential, MlstmGate::sigmoid})
       for (const DType type : {DType::f32, DType::bf16})
         for (const Regime regime : kRegimes) {
@@ -315,6 +316,29 @@ TEST(MlstmRing, ASequenceHasTheSameBitsInAnyBatch) {
   }
 }
 
+// More than blocks run at once, so that each has several in turn.
+TEST(MlstmRing, ManySequencesHaveTheBitsOfOne) {
+  for (const Decoding::Norm how : {Decoding::Norm::none, Decoding::Norm::fused}) {
+    const int steps = 11, count = 90;
+    Decoding d({4, 24, 32}, MlstmGate::exponential, DType::bf16, Regime::typical, count, steps);
+    d.how = how;
+    d.sequences[41].has_record = false;
+    Decoding alone = d;
+    std::vector<std::size_t> all, some;
+    for (std::size_t s = 0; s < count; ++s) {
+      all.push_back(s);
+      if (s % 3 != 0) some.push_back(s);
+    }
+    for (int t = 0; t < steps; ++t) d.step(t % 4 == 1 ? some : all);
+    for (const std::size_t s : {0, 16, 41, 62, 88, 89}) {
+      while (alone.sequences[s].read < d.sequences[s].read) alone.step({s});
+      EXPECT_EQ(d.sequences[s].h, alone.sequences[s].h);
+      EXPECT_EQ(0, std::memcmp(d.sequences[s].record.data(), alone.sequences[s].record.data(),
+                               d.sequences[s].record.size() * sizeof(float)));
+    }
+  }
+}
+
 // Longer sequences share a call with steps once what they left pending is folded.
 TEST(MlstmRing, LongerSequencesBesideSteps) {
   Decoding d({2, 24, 32}, MlstmGate::exponential, DType::f32, Regime::typical, 3, 90);
@@ -347,7 +371,7 @@ TEST(MlstmRing, LongerSequencesBesideSteps) {
 // As many as a card takes in one kernel, of shapes that it serves and that it does not.
 TEST(MlstmRing, WithTheNormOfItsHeads) {
   for (const MlstmShape shape :
-       {MlstmShape{2, 40, 36}, MlstmShape{1, 256, 512}, MlstmShape{2, 9, 7}})
+       {MlstmShape{2, 40, 36}, MlstmShape{1, 256, 512}, MlstmShape{2, 60, 88}, MlstmShape{2, 9, 7}})
     for (const DType type : {DType::f32, DType::bf16}) {
       SCOPED_TRACE(testing::Message() << shape.dqk << " x " << shape.dv << ", " << to_string(type));
       const int steps = static_cast<int>(MlstmRing::tokens_for(shape.dqk, shape.dv)) + 3;
@@ -388,27 +412,28 @@ TEST(MlstmRing, WithoutARecordAStepIsOneFromZero) {
 // While it waits in the ring and after it went into C.
 TEST(MlstmRing, NanStaysInItsHeadAndColumn) {
   const int steps = 12, bad = 2;
-  for (const bool in_v : {true, false}) {
-    Decoding d({2, 20, 36}, MlstmGate::exponential, DType::f32, Regime::typical, 1, steps);
-    Decoding clean = d;
-    if (in_v)
-      d.sequences[0].in.v[bad * 72 + 36 + 3] = NAN;
-    else
-      d.sequences[0].in.k[bad * 40 + 20 + 3] = NAN;
-    for (int t = 0; t < steps; ++t) {
-      d.step({0});
-      clean.step({0});
-    }
-    for (int t = 0; t < steps; ++t)
-      for (int x = 0; x < 72; ++x) {
-        const auto at = static_cast<std::size_t>(t * 72 + x);
-        const bool poisoned = t >= bad && (in_v ? x == 36 + 3 : x >= 36);
-        if (poisoned)
-          EXPECT_TRUE(std::isnan(d.sequences[0].h[at])) << t << " " << x;
-        else
-          EXPECT_EQ(d.sequences[0].h[at], clean.sequences[0].h[at]) << t << " " << x;
+  for (const bool in_v : {true, false})
+    for (const int dv : {36, 40}) {
+      Decoding d({2, 20, dv}, MlstmGate::exponential, DType::f32, Regime::typical, 1, steps);
+      Decoding clean = d;
+      if (in_v)
+        d.sequences[0].in.v[bad * 2 * dv + dv + 3] = NAN;
+      else
+        d.sequences[0].in.k[bad * 40 + 20 + 3] = NAN;
+      for (int t = 0; t < steps; ++t) {
+        d.step({0});
+        clean.step({0});
       }
-  }
+      for (int t = 0; t < steps; ++t)
+        for (int x = 0; x < 2 * dv; ++x) {
+          const auto at = static_cast<std::size_t>(t * 2 * dv + x);
+          const bool poisoned = t >= bad && (in_v ? x == dv + 3 : x >= dv);
+          if (poisoned)
+            EXPECT_TRUE(std::isnan(d.sequences[0].h[at])) << t << " " << x;
+          else
+            EXPECT_EQ(d.sequences[0].h[at], clean.sequences[0].h[at]) << t << " " << x;
+        }
+    }
 }
 
 }  // namespace

@@ -1,268 +1,545 @@
+#include <algorithm>
+#include <cstdint>
+
 #include "ops/cuda/device/mlstm_ring.cuh"
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
+#include "ops/cuda/sm90/device/cluster.cuh"
+#include "ops/cuda/sm90/device/tile_copy.cuh"
+#include "ops/cuda/sm90/mlstm_ring_steps.cuh"
 #include "ops/cuda/sm90/mlstm_steps.cuh"
 #include "ops/cuda/sm90/mlstm_steps.hpp"
 
 namespace xlstm::ops::cuda::sm90 {
 namespace {
 
-// As in mlstm_steps.cu each block of a cluster has some rows of C of one sequence and head, and C
-// streams; but at most steps nothing is written. The tokens in the ring are dealt out among the
-// blocks, whole ones, so that each row of the ring is read once: a block adds w_j (q k_j) v_j of
-// its tokens to what its rows of C give, and all goes to the first block together. At the step that
-// fills the ring every block reads v of all tokens, and writes its rows of C.
-constexpr int kThreads = kStepThreads;
-constexpr int kSlices = 8, kPart = 8, kParts = 3;
-constexpr int kMost = MlstmRing::kMostTokens;
-constexpr int kOwn = kMost / kSlices;  // tokens of a block
-constexpr int kKeys = 4;               // numbers of a key that a thread has
-constexpr int kMostKeys = kKeys * kThreads;
-constexpr int kMostRows = kMostKeys / kSlices;  // of C
-static_assert(kMost % kSlices == 0 && kMostRows <= kThreads);
+using namespace ring_steps;
 
-__device__ __forceinline__ float4 weighted(float weight, float4 v, float4 sum) {
-  return {fmaf(weight, v.x, sum.x), fmaf(weight, v.y, sum.y), fmaf(weight, v.z, sum.z),
-          fmaf(weight, v.w, sum.w)};
-}
+// A pair of blocks takes sequences and heads in turn, each block half of the rows of C and half of
+// the tokens in the ring, and C streams through shared memory without a pause: a warp copies what
+// waits in the ring and then the rows, in large pieces, and goes on to the next head while the
+// others still work on this one. One warp brings the step's own token, eight multiply, and one ends
+// a head: it adds up half of the columns, with what the other block has of them, takes the norm
+// with the other's moments, and writes what the step leaves. What both blocks read of a record is
+// written once both have said that they are done with the head.
 
-__global__ void __launch_bounds__(kThreads)
-    mlstm_ring_steps_kernel(MlstmStepsCall step, MlstmRing ring) {
-  using Tile = StepsTile<kSlices, kPart, kParts>;
-  __shared__ float q[kMostKeys], factors[3], partial[2][kThreads / kWarp];
-  __shared__ float partial_scores[kOwn][kThreads / kWarp];
-  __shared__ float sums[kMostColumns];
-  __shared__ float4 keys[kMostRows][kMost / 4];  // w_j k_j of the block's rows, while C is written
-  __shared__ alignas(8) std::uint64_t sent;      // what the others have in `others`
-  const int thread = threadIdx.x, lane = thread % kWarp;
-  const int slice = static_cast<int>(blockIdx.x) % kSlices;
-  const int head = static_cast<int>(blockIdx.x) / kSlices % step.heads;
-  const int s = static_cast<int>(blockIdx.x) / kSlices / step.heads;
-  // The batch is on the card before the pass begins.
-  std::byte* const slot = step.batch.slots[s];
-  const int t = step.batch.offsets[s];
-  if (step.batch.offsets[s + 1] - t != 1) {
+/// What each role does; `unit` counts sequences and heads.
+struct Pair {
+  const MlstmStepsCall& step;
+  const MlstmRing& ring;
+  Shared& shared;
+  int rank, lane;
+  int units, first, stride;
+  int first_row, rows, stage_rows;
+
+  __device__ __forceinline__ float* record(std::byte* slot, std::size_t offset,
+                                           std::int64_t floats) const {
+    return reinterpret_cast<float*>(slot + offset) + floats;
+  }
+  __device__ __forceinline__ HeadRing head_ring(std::byte* slot, int head) const {
+    return HeadRing(ring, slot, step.offsets.pending, head);
+  }
+  __device__ __forceinline__ bool single(int unit) const {
+    const int s = unit / step.heads;
+    return step.batch.offsets[s + 1] - step.batch.offsets[s] == 1;
+  }
+
+  /// The tokens whose part of h this block adds, of those in the ring and the step's own behind
+  /// them.
+  __device__ __forceinline__ int first_token(int before) const {
+    return rank == 0 ? 0 : (before + 1) / 2;
+  }
+  __device__ __forceinline__ int end_token(int before) const {
+    return rank == 0 ? (before + 1) / 2 : before + 1;
+  }
+  __device__ __forceinline__ bool folds(int before) const {
+    return before + 1 == static_cast<int>(ring.tokens);
+  }
+
+  /// By one thread.
+  __device__ void produce() const {
+    const std::uint64_t policy = evict_first();
+    const int dqk = step.dqk, dv = step.dv;
+    const auto slot_of = [&](int unit) -> std::byte* {
+      return unit < units && single(unit) ? step.batch.slots[unit / step.heads] : nullptr;
+    };
+    const auto waiting_of = [&](std::byte* slot, int unit) {
+      return slot != nullptr ? *head_ring(slot, unit % step.heads).waiting : 0;
+    };
+    Turn<kStages> turn;
+    int issued = 0;
+    SharedAddress to = 0, bar = 0;
+    // Only so much is under way at once: what a multiprocessor gets beyond that, others lack.
+    const auto begin_stage = [&](int floats) {
+      barrier_wait(cuda::shared_address(&shared.empty[turn.at]), turn.phase ^ 1);
+      if (issued >= kFlight) {
+        const int before = turn.at - kFlight;
+        barrier_wait(cuda::shared_address(&shared.full[before < 0 ? before + kStages : before]),
+                     before < 0 ? turn.phase ^ 1 : turn.phase);
+      }
+      ++issued;
+      to = cuda::shared_address(shared.stages[turn.at]);
+      bar = cuda::shared_address(&shared.full[turn.at]);
+      barrier_expect(bar, floats * 4);
+      turn.next();
+    };
+    const auto load = [&](const float* from, int floats) {
+      if (floats > 0) load_floats(to, from, floats, bar, policy);
+      to += floats * 4;
+    };
+    // The next ones are looked up meanwhile.
+    std::byte* slot = slot_of(first);
+    std::byte* next = slot_of(first + stride);
+    int before = waiting_of(slot, first);
+    for (int unit = first; unit < units; unit += stride) {
+      std::byte* const after = slot_of(unit + 2 * stride);
+      const int next_before = waiting_of(next, unit + stride);
+      if (slot != nullptr) {
+        const int head = unit % step.heads;
+        const HeadRing own = head_ring(slot, head);
+        const float* const n =
+            record(slot, step.offsets.n, static_cast<std::int64_t>(head) * dqk + first_row);
+        if (folds(before)) {
+          begin_stage(rows + before * dqk);
+          load(n, rows);
+          load(own.k, before * dqk);
+          begin_stage(before * dv);
+          load(own.v, before * dv);
+        } else {
+          const int from = first_token(before), count = min(end_token(before), before) - from;
+          begin_stage(rows + count * (dqk + dv));
+          load(n, rows);
+          load(own.k + from * dqk, count * dqk);
+          load(own.v + from * dv, count * dv);
+        }
+        const float* const c =
+            record(slot, step.offsets.c, (static_cast<std::int64_t>(head) * dqk + first_row) * dv);
+        for (int row = 0; row < rows; row += stage_rows) {
+          const int floats = min(stage_rows, rows - row) * dv;
+          begin_stage(floats);
+          load(c + row * dv, floats);
+        }
+      }
+      slot = next;
+      next = after;
+      before = next_before;
+    }
+  }
+
+  // Loads wait behind the copies that are under way: those of a head are all issued together.
+  __device__ void bring() const {
+    const auto slot_of = [&](int unit) -> std::byte* {
+      return unit < units ? step.batch.slots[unit / step.heads] : nullptr;
+    };
+    const auto token_of = [&](int unit) {  // -1: not one token
+      return unit < units && single(unit) ? step.batch.offsets[unit / step.heads] : -1;
+    };
+    const int tokens = static_cast<int>(ring.tokens);
+    Turn<kBuffers> turn;
+    std::byte* next_slot = slot_of(first);
+    int next_t = token_of(first);
+    for (int unit = first; unit < units; unit += stride) {
+      std::byte* const slot = next_slot;
+      const int t = next_t, head = unit % step.heads;
+      next_slot = slot_of(unit + stride);
+      next_t = token_of(unit + stride);
+      if (t < 0) continue;
+      const float gate =
+          slot != nullptr && lane < tokens + 2 ? head_ring(slot, head).weights[lane] : 0.0F;
+      const float m =
+          slot != nullptr && step.has_stabiliser ? *record(slot, step.offsets.m, head) : 0.0F;
+      const float log_f = step.log_f.row(t)[head], log_i = step.i.row(t)[head];
+      const DType type = step.q.is_bf16 ? DType::bf16 : DType::f32;
+      Raw<kMostKeys / kWarp> q, k;
+      Raw<kMostValues / kWarp> v;
+      const auto within = [&](int width) {
+        return [=, lane = lane](int i) { return i * kWarp + lane < width ? i * kWarp + lane : -1; };
+      };
+      q.load(step.q.data, type, t * step.q.stride + head * step.dqk, within(step.dqk));
+      k.load(step.k.data, type, t * step.k.stride + head * step.dqk, within(step.dqk));
+      v.load(step.v.data, type, t * step.v.stride + head * step.dv, within(step.dv));
+      const int before = slot != nullptr ? __float_as_int(__shfl_sync(~0U, gate, tokens + 1)) : 0;
+      const float old_decay = before > 0 ? __shfl_sync(~0U, gate, tokens) : 1.0F;
+      // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
+      // collects no rounding errors.
+      const double old_m = m, f = log_f, i = log_i;
+      const double decayed = (f < -1e4 ? -1e4 : f) + old_m;
+      const double new_m = step.has_stabiliser ? larger(decayed, i) : 0.0;
+      const double exponent = lane == 0 ? decayed - new_m : lane == 1 ? i - new_m : -new_m;
+      const auto factor = static_cast<float>(exp(exponent));
+      const float forget = __shfl_sync(~0U, factor, 0), input = __shfl_sync(~0U, factor, 1),
+                  floor = __shfl_sync(~0U, factor, 2);
+      barrier_wait(cuda::shared_address(&shared.token_empty[turn.at]), turn.phase ^ 1);
+      Token& token = shared.tokens[turn.at];
+#pragma unroll
+      for (int j = 0; j < kMostKeys / kWarp; ++j) {
+        token.q[j * kWarp + lane] = q.at(j, type);
+        token.k[j * kWarp + lane] = k.at(j, type);
+      }
+#pragma unroll
+      for (int j = 0; j < kMostValues / kWarp; ++j) token.v[j * kWarp + lane] = v.at(j, type);
+      if (lane < kMost)
+        token.weights[lane] = lane < before ? forget * gate : lane == before ? input : 0.0F;
+      if (lane == 0) {
+        token.slot = slot;
+        token.decay = before > 0 ? forget * old_decay : forget;
+        token.forget = forget;
+        token.input = input;
+        token.floor = floor;
+        token.m = static_cast<float>(new_m);
+        token.before = before;
+        token.t = t;
+        token.head = head;
+      }
+      __syncwarp();
+      if (lane == 0) barrier_arrive(cuda::shared_address(&shared.token_full[turn.at]));
+      turn.next();
+    }
+    barrier_wait(cuda::shared_address(&shared.token_empty[turn.at]), turn.phase ^ 1);
+    if (lane == 0) {
+      shared.tokens[turn.at].t = -1;
+      barrier_arrive(cuda::shared_address(&shared.token_full[turn.at]));
+    }
+  }
+
+  __device__ void multiply() const {
+    const int thread = threadIdx.x, dqk = step.dqk, dv = step.dv;
+    const int quads = dv / 4, groups = kWorkers / quads;
+    const int group = thread / quads, column = thread % quads * 4;
+    const bool live = group < groups;
+    const auto capacity = static_cast<int>(ring.tokens);
+    Turn<kStages> stage;
+    Turn<kBuffers> turn;
+    int odd = 0;
+    const auto wait_stage = [&] {
+      barrier_wait(cuda::shared_address(&shared.full[stage.at]), stage.phase);
+      return static_cast<const float*>(shared.stages[stage.at]);
+    };
+    const auto release = [&] {
+      __syncwarp();
+      if (lane == 0) barrier_arrive(cuda::shared_address(&shared.empty[stage.at]));
+      stage.next();
+    };
+    for (;; turn.next(), odd ^= 1) {
+      barrier_wait(cuda::shared_address(&shared.token_full[turn.at]), turn.phase);
+      const Token& token = shared.tokens[turn.at];
+      if (token.t < 0) return;
+      Result& result = shared.results[turn.at];
+      const int before = token.before, from = first_token(before), end = end_token(before);
+      const bool has_state = token.slot != nullptr, writes = has_state && folds(before);
+      // The tokens in shared memory begin with the block's first, or with all of them.
+      const int held = writes ? 0 : from;
+      float* const scores = shared.scores[odd];
+      const float* old_n = nullptr;
+      if (has_state) old_n = wait_stage();
+      const float* const waiting_k = old_n + rows;
+      barrier_wait(cuda::shared_address(&shared.result_empty[turn.at]), turn.phase ^ 1);
+      // Behind the scores of the tokens comes n q.
+      for (int j = from + thread / kWarp; j <= end; j += kConsumers) {
+        float score = 0;
+        if (j < end) {
+          const float* const k = j < before ? waiting_k + (j - held) * dqk : token.k;
+#pragma unroll 4
+          for (int a = lane; a < dqk; a += kWarp) score = fmaf(token.q[a], k[a], score);
+        } else {
+          for (int a = lane; a < rows; a += kWarp) {
+            const float n = fmaf(token.input, token.k[first_row + a],
+                                 token.forget * (has_state ? old_n[a] : 0.0F));
+            result.n[a] = n;
+            score = fmaf(token.q[first_row + a], n, score);
+          }
+        }
+        score = warp_sum(score);
+        if (lane == 0)
+          (j < end ? scores[j] : result.l) = j < end ? token.weights[j] * score : score;
+      }
+      if (writes) {
+        named_barrier(1, kWorkers);  // the keys of the head before are read
+        const auto key = [&](int j, int a) {
+          return j < before    ? token.weights[j] * waiting_k[j * dqk + first_row + a]
+                 : j == before ? token.input * token.k[first_row + a]
+                               : 0.0F;
+        };
+        for (int a = thread; a < rows; a += kWorkers)
+          for (int j = 0; j < kMost; j += 4)
+            shared.keys[a][j / 4] = {key(j, a), key(j + 1, a), key(j + 2, a), key(j + 3, a)};
+      }
+      named_barrier(1, kWorkers);
+      const float* waiting_v = waiting_k + (min(end, before) - from) * dqk;
+      if (writes) {
+        release();
+        waiting_v = wait_stage();
+      }
+      const auto value = [&](int j) {
+        return *reinterpret_cast<const float4*>(j < before ? waiting_v + (j - held) * dv + column
+                                                           : token.v + column);
+      };
+      float4 waits = {}, sum = {};
+      if (live)
+        for (int j = from + group; j < end; j += groups)
+          waits = weighted(scores[j], value(j), waits);
+      const auto walk = [&](auto&& change) {
+        for (int begin = 0; begin < rows; begin += stage_rows) {
+          const int count = min(stage_rows, rows - begin);
+          const float* const c = wait_stage() + column;
+          if (live)
+#pragma unroll 8
+            for (int row = group; row < count; row += groups) {
+              const float4 x = *reinterpret_cast<const float4*>(c + row * dv);
+              sum = weighted(token.q[first_row + begin + row], x, sum);
+              change(begin + row, x);
+            }
+          release();
+        }
+      };
+      if (writes) {
+        float4 v[kMost];
+#pragma unroll
+        for (int j = 0; j < kMost; ++j) {
+          v[j] = {0, 0, 0, 0};
+          if (live && j <= before) v[j] = value(j);
+        }
+        release();
+        float* const c = record(token.slot, step.offsets.c,
+                                (static_cast<std::int64_t>(token.head) * dqk + first_row) * dv) +
+                         column;
+        const float decay = token.decay;
+        walk([&](int row, float4 x) {
+          x = {decay * x.x, decay * x.y, decay * x.z, decay * x.w};
+#pragma unroll
+          for (int j = 0; j < kMost; j += 4) {
+            if (j >= capacity) break;
+            const float4 k = shared.keys[row][j / 4];
+            x = weighted(k.x, v[j], x);
+            x = weighted(k.y, v[j + 1], x);
+            x = weighted(k.z, v[j + 2], x);
+            x = weighted(k.w, v[j + 3], x);
+          }
+          __stcs(reinterpret_cast<float4*>(c + static_cast<std::int64_t>(row) * dv), x);
+        });
+      } else if (has_state) {
+        release();
+        walk([](int, float4) {});
+      }
+      if (live)
+        *reinterpret_cast<float4*>(&result.parts[group * dv + column]) =
+            weighted(token.decay, sum, waits);
+      __syncwarp();
+      if (lane == 0) {
+        barrier_arrive(cuda::shared_address(&shared.result_full[turn.at]));
+        barrier_arrive(cuda::shared_address(&shared.token_empty[turn.at]));
+      }
+    }
+  }
+
+  __device__ void finish() const {
+    const int dqk = step.dqk, dv = step.dv, half = dv / 2, groups = kWorkers / (dv / 4);
+    constexpr int kQuads = kMostValues / 2 / 4 / kWarp;  // of a lane
+    const auto other_block = [&](const void* at) {
+      return cluster_address(cuda::shared_address(at), rank ^ 1);
+    };
+    const DType o_type = step.o.is_bf16 ? DType::bf16 : DType::f32;
+    const SharedAddress sums_sent = cuda::shared_address(&shared.sums_sent);
+    const SharedAddress moments_sent = cuda::shared_address(&shared.moments_sent);
+    // The columns of half a head that the lane has.
+    const auto each_quad = [&](auto&& body) {
+#pragma unroll
+      for (int i = 0; i < kQuads; ++i)
+        if ((i * kWarp + lane) * 4 < half) body(i * 4, (i * kWarp + lane) * 4);
+    };
+    const auto each = [&](auto&& body) {
+      each_quad([&](int i, int column) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) body(i + j, column + j);
+      });
+    };
+    Turn<kBuffers> turn;
+    unsigned phase = 0;
+    for (;; turn.next(), phase ^= 1) {
+      barrier_wait(cuda::shared_address(&shared.token_full[turn.at]), turn.phase);
+      const Token& token = shared.tokens[turn.at];
+      if (token.t < 0) return;
+      const int output = token.head * dv + rank * half;
+      Raw<kQuads* 4> gate = {}, norm_w = {}, norm_b = {};
+      float h[kQuads * 4] = {};
+      if (step.has_norm) {
+        const auto place = [&](int i) {
+          const int column = (i / 4 * kWarp + lane) * 4 + i % 4;
+          return column < half ? column : -1;
+        };
+        gate.load(step.o.data, o_type, token.t * step.o.stride + output, place);
+        norm_w.load(step.norm_w.data, step.norm_w.dtype, output, place);
+        norm_b.load(step.norm_b.data, step.norm_b.dtype, output, place);
+      }
+      barrier_wait(cuda::shared_address(&shared.result_full[turn.at]), turn.phase);
+      const Result& result = shared.results[turn.at];
+      const auto sum_of = [&](int column) {
+        float4 sum = {};
+        for (int g = 0; g < groups; ++g)
+          sum =
+              weighted(1.0F, *reinterpret_cast<const float4*>(&result.parts[g * dv + column]), sum);
+        return sum;
+      };
+      // The other block has read what was sent for the head before: it has sent its moments since.
+      if (lane == 0) {
+        barrier_expect(sums_sent, half * 4 + 4);
+        barrier_expect(moments_sent, 8);
+        send(other_block(&shared.other_l), result.l, other_block(&shared.sums_sent));
+      }
+      each_quad([&](int, int column) {
+        send(other_block(&shared.other_h[column]), sum_of((rank ^ 1) * half + column),
+             other_block(&shared.sums_sent));
+      });
+      each_quad([&](int i, int column) {
+        const float4 sum = sum_of(rank * half + column);
+        h[i] = sum.x;
+        h[i + 1] = sum.y;
+        h[i + 2] = sum.z;
+        h[i + 3] = sum.w;
+      });
+      barrier_wait(sums_sent, phase);
+      const float l = (result.l + shared.other_l) * step.scale;
+      float out = step.scale;
+      if (step.normalise) {
+        const float magnitude = fabsf(l);  // the comparison keeps a NaN
+        out *= 1.0F / ((magnitude <= token.floor ? token.floor : magnitude) + step.cell_eps);
+      }
+      float mean = 0, second = 0;
+      each([&](int i, int column) {
+        h[i] = out * (h[i] + shared.other_h[column]);
+        mean += h[i];
+      });
+      const auto count = static_cast<float>(half);
+      mean = warp_sum(mean) / count;
+      each([&](int i, int) { second = fmaf(h[i] - mean, h[i] - mean, second); });
+      second = warp_sum(second);
+      if (lane == 0)
+        send(other_block(&shared.other_moments), mean, second, other_block(&shared.moments_sent));
+      barrier_wait(moments_sent, phase);
+      const float2 other = shared.other_moments;
+      __syncwarp();
+      if (step.has_norm) {
+        const float apart = mean - other.x;
+        second = second + other.y + apart * apart * (count / 2);
+        mean = (mean + other.x) / 2;
+        const float scale = reciprocal_root(second / (2 * count), step.norm_eps);
+        each([&](int i, int) {
+          h[i] = sigmoid(gate.at(i, o_type)) * fmaf((h[i] - mean) * scale,
+                                                    norm_w.at(i, step.norm_w.dtype),
+                                                    norm_b.at(i, step.norm_b.dtype));
+        });
+      }
+      each([&](int i, int column) { step.y.set(token.t, output + column, h[i]); });
+      if (token.slot != nullptr) {
+        const int before = token.before;
+        const bool writes = folds(before);
+        const HeadRing own = head_ring(token.slot, token.head);
+        float* const n = record(token.slot, step.offsets.n,
+                                static_cast<std::int64_t>(token.head) * dqk + first_row);
+        for (int a = lane; a < rows; a += kWarp) {
+          n[a] = result.n[a];
+          if (!writes) own.k[before * dqk + first_row + a] = token.k[first_row + a];
+        }
+        if (!writes)
+          for (int x = rank * half + lane; x < (rank + 1) * half; x += kWarp)
+            own.v[before * dv + x] = token.v[x];
+        if (rank == 0) {
+          if (!writes && lane <= before) own.weights[lane] = token.weights[lane];
+          if (lane == 0) {
+            *record(token.slot, step.offsets.m, token.head) = token.m;
+            *own.decay = token.decay;
+            *own.waiting = writes ? 0 : before + 1;
+          }
+        }
+      }
+      __syncwarp();
+      if (lane == 0) {
+        barrier_arrive(cuda::shared_address(&shared.result_empty[turn.at]));
+        barrier_arrive(cuda::shared_address(&shared.token_empty[turn.at]));
+      }
+    }
+  }
+};
+
+__global__ void __launch_bounds__(kThreads, 1)
+    mlstm_ring_steps_kernel(const __grid_constant__ MlstmStepsCall step,
+                            const __grid_constant__ MlstmRing ring) {
+  XLSTM_DYNAMIC_SHARED(Shared, shared);
+  const int lane = threadIdx.x % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  if (threadIdx.x == 0) {
+    const auto init = [](std::uint64_t& barrier, unsigned arrivals) {
+      barrier_init(cuda::shared_address(&barrier), arrivals);
+    };
+    for (int i = 0; i < kStages; ++i) {
+      init(shared->full[i], 1);
+      init(shared->empty[i], kConsumers);
+    }
+    for (int i = 0; i < kBuffers; ++i) {
+      init(shared->token_full[i], 1);
+      init(shared->token_empty[i], kConsumers + 1);
+      init(shared->result_full[i], kConsumers);
+      init(shared->result_empty[i], 1);
+    }
+    init(shared->sums_sent, 1);
+    init(shared->moments_sent, 1);
+    barrier_fence_init();
+  }
+  __syncthreads();
+  cluster_arrive_relaxed();
+  const int rank = static_cast<int>(cluster_rank());
+  const int half = (step.dqk / 2 + 3) / 4 * 4;  // copies begin at multiples of 16 bytes
+  const Pair pair{step,
+                  ring,
+                  *shared,
+                  rank,
+                  lane,
+                  static_cast<int>(step.batch.sequences) * step.heads,
+                  static_cast<int>(blockIdx.x) / 2,
+                  static_cast<int>(gridDim.x) / 2,
+                  rank * half,
+                  rank == 0 ? half : step.dqk - half,
+                  kStageFloats / step.dv};
+  // The batch is on the card before the pass begins. With the norm, the last that wrote a record is
+  // one token ago; calls of the cell alone may follow each other.
+  if (warp == kProducer && step.has_norm) {
+    if (lane == 0) pair.produce();
+    __syncwarp();
+    cluster_wait();
     grid_wait();
     return;
   }
-  const int quads = step.dv / 4, groups = kThreads / quads;
-  const SharedAddress all_sent = cuda::shared_address(&sent);
-  if (slice == 0 && thread == 0) {
-    barrier_init(all_sent, 1);
-    barrier_fence_init();
-    barrier_expect(all_sent, (kSlices - 1) * (quads * 16 + 4));
-  }
-  __syncwarp();
-  cluster_arrive_relaxed();
-  if (!step.has_norm) grid_wait();
-  const auto record = [&](std::size_t offset, std::int64_t floats) {
-    return reinterpret_cast<float*>(slot + offset) + floats;
-  };
-  const int most = (step.dqk + kSlices - 1) / kSlices, first = slice * most;
-  const int rows = max(0, min(most, step.dqk - first));
-  const int group = thread / quads, column = thread % quads * 4;
-  const bool live = group < groups, loads = live && slot != nullptr;
-  float* const c = record(step.offsets.c,
-                          (static_cast<std::int64_t>(head) * step.dqk + first) * step.dv + column);
-  XLSTM_DYNAMIC_SHARED(Tile, tile);
-  float4* const state = tile->state;
-  auto& others = tile->others;
-  const std::uint64_t policy = evict_first_policy();
-  int row_to = group, to = thread;
-  const auto copy = [&] {
-#pragma unroll
-    for (int r = 0; r < kPart; ++r, row_to += groups)
-      if (loads && row_to < rows)
-        async_copy(sm90::shared_address(state + to + r * kThreads),
-                   c + static_cast<std::int64_t>(row_to) * step.dv, true, policy);
-    commit_copies();
-    to = to + kPart * kThreads < kParts * kPart * kThreads ? to + kPart * kThreads : thread;
-  };
-  for (int part = 0; part < kParts - 1; ++part) copy();
-  const bool has_row = thread < rows;
-  float* const n = record(step.offsets.n, static_cast<std::int64_t>(head) * step.dqk + first);
-  const float old_n = has_row && slot != nullptr ? n[thread] : 0.0F;
-  float* const m = record(step.offsets.m, head);
-  const double old_m = slot != nullptr && step.has_stabiliser ? *m : 0.0;
-  const HeadRing own(ring, slot, step.offsets.pending, head);
-  const auto capacity = static_cast<int>(ring.tokens);
-  const int before = slot != nullptr ? *own.waiting : 0;
-  const float old_decay = before > 0 ? *own.decay : 1.0F;
-  const bool folds = slot != nullptr && before + 1 == capacity;
-
-  // The block's tokens of the ring; the step's own comes later.
-  float key[kOwn][kKeys], weight[kOwn] = {};
-  float4 value[kOwn] = {};
-#pragma unroll
-  for (int u = 0; u < kOwn; ++u) {
-    const int j = slice + u * kSlices;
-#pragma unroll
-    for (int i = 0; i < kKeys; ++i) {
-      const int a = i * kThreads + thread;
-      key[u][i] = j < before && a < step.dqk ? own.k[j * step.dqk + a] : 0.0F;
-    }
-    if (j >= before) continue;
-    weight[u] = own.weights[j];
-    if (group == 0) value[u] = *reinterpret_cast<const float4*>(own.v + j * step.dv + column);
-  }
-
   grid_wait();
   grid_trigger();
-#pragma unroll
-  for (int i = 0; i < kKeys; ++i) {
-    const int a = i * kThreads + thread;
-    if (a < step.dqk) q[a] = step.q.at(t, head * step.dqk + a);
-  }
-  const float own_k = has_row ? step.k.at(t, head * step.dqk + first + thread) : 0.0F;
-  float4 own_v = {};
-  if (live)
-    own_v = {step.v.at(t, head * step.dv + column), step.v.at(t, head * step.dv + column + 1),
-             step.v.at(t, head * step.dv + column + 2), step.v.at(t, head * step.dv + column + 3)};
-#pragma unroll
-  for (int u = 0; u < kOwn; ++u) {
-    if (slice + u * kSlices != before) continue;
-    value[u] = own_v;
-#pragma unroll
-    for (int i = 0; i < kKeys; ++i) {
-      const int a = i * kThreads + thread;
-      if (a < step.dqk) key[u][i] = step.k.at(t, head * step.dqk + a);
-    }
-    if (slot != nullptr && !folds && group == 0)
-      *reinterpret_cast<float4*>(own.v + before * step.dv + column) = own_v;
-  }
-  if (slot != nullptr && !folds && has_row) own.k[before * step.dqk + first + thread] = own_k;
-  double new_m = 0;
-  if (thread < kWarp) {
-    // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
-    // collects no rounding errors.
-    const double f = step.log_f.row(t)[head], i = step.i.row(t)[head];
-    const double decayed = (f < -1e4 ? -1e4 : f) + old_m;
-    new_m = step.has_stabiliser ? larger(decayed, i) : 0.0;
-    const double exponent = lane == 0 ? decayed - new_m : lane == 1 ? i - new_m : -new_m;
-    if (lane < 3) factors[lane] = static_cast<float>(exp(exponent));
-  }
-  __syncthreads();
-  const float forget = factors[0], input = factors[1], floor = factors[2];
-  const float decay = before > 0 ? forget * old_decay : forget;
-
-  const float new_n = fmaf(input, own_k, forget * old_n);
-  if (has_row && slot != nullptr) n[thread] = new_n;
-  // The rows of C, whose sum is that of what they were.
-  float4 sum = {};
-  const auto walk = [&](auto&& change) {
-    for (int row = group, from = thread; row < rows;) {
-      copy();
-      wait_for_copies<kParts - 1>();
-#pragma unroll
-      for (int r = 0; r < kPart; ++r, row += groups) {
-        if (!loads || row >= rows) continue;
-        const float4 x = state[from + r * kThreads];
-        sum = weighted(q[first + row], x, sum);
-        change(row, x);
-      }
-      from = from + kPart * kThreads < kParts * kPart * kThreads ? from + kPart * kThreads : thread;
-    }
-  };
-  if (folds) {
-    const auto weight_of = [&](int j) {
-      return j == before ? input : j < before ? forget * own.weights[j] : 0.0F;
-    };
-    for (int place = thread; place < rows * kMost; place += kThreads) {
-      const int j = place / rows, row = place % rows;
-      const float from = j < before    ? own.k[j * step.dqk + first + row]
-                         : j == before ? step.k.at(t, head * step.dqk + first + row)
-                                       : 0.0F;
-      (&keys[row][0].x)[j] = weight_of(j) * from;
-    }
-    float4 v[kMost];
-#pragma unroll
-    for (int j = 0; j < kMost; ++j) {
-      v[j] = {0, 0, 0, 0};
-      if (live && j < before) v[j] = *reinterpret_cast<const float4*>(own.v + j * step.dv + column);
-      if (j == before) v[j] = own_v;
-    }
-    __syncthreads();
-    walk([&](int row, float4 x) {
-      x = {decay * x.x, decay * x.y, decay * x.z, decay * x.w};
-#pragma unroll
-      for (int j = 0; j < kMost; j += 4) {
-        if (j >= capacity) break;
-        const float4 k = keys[row][j / 4];
-        x = weighted(k.x, v[j], x);
-        x = weighted(k.y, v[j + 1], x);
-        x = weighted(k.z, v[j + 2], x);
-        x = weighted(k.w, v[j + 3], x);
-      }
-      __stcs(reinterpret_cast<float4*>(c + static_cast<std::int64_t>(row) * step.dv), x);
-    });
-  } else {
-    walk([](int, float4) {});
-  }
-  const float l = block_sum(has_row ? new_n * q[first + thread] : 0.0F, partial[0]);
-#pragma unroll
-  for (int u = 0; u < kOwn; ++u) {
-    float score = 0;
-#pragma unroll
-    for (int i = 0; i < kKeys; ++i) {
-      const int a = i * kThreads + thread;
-      if (a < step.dqk) score = fmaf(q[a], key[u][i], score);
-    }
-    score = block_sum(score, partial_scores[u]);
-    weight[u] = score * (slice + u * kSlices == before ? input : forget * weight[u]);
-  }
-  float h[4] = {decay * sum.x, decay * sum.y, decay * sum.z, decay * sum.w};
-  if (groups > 1) {
-    if (live)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums[group * step.dv + column + j] = h[j];
-    __syncthreads();
-    if (group == 0)
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        for (int g = 1; g < groups; ++g) h[j] += sums[g * step.dv + column + j];
-  }
-#pragma unroll
-  for (int u = 0; u < kOwn; ++u) {
-    if (slice + u * kSlices > before) continue;  // nothing is multiplied by zero: NaN stay away
-    const float4 x = weighted(weight[u], value[u], {h[0], h[1], h[2], h[3]});
-    h[0] = x.x;
-    h[1] = x.y;
-    h[2] = x.z;
-    h[3] = x.w;
-  }
-  cluster_wait();  // the first block expects what the others send
-  if (slice > 0) {
-    if (group == 0) send_first(&others[slice - 1].h[column], h, all_sent);
-    if (thread == 0) send_first(&others[slice - 1].l, l, all_sent);
-    return;
-  }
-  barrier_wait(all_sent, 0);  // so the others have read m and the ring's weights, too
-  if (slot != nullptr) {
-    if (thread == 0) {
-      *m = static_cast<float>(new_m);
-      *own.decay = decay;
-      *own.waiting = folds ? 0 : before + 1;
-    }
-    if (!folds && thread <= before)
-      own.weights[thread] = thread < before ? forget * own.weights[thread] : input;
-  }
-  finish_step<kSlices>(step, others, t, head * step.dv, column, group == 0, l, floor, h, partial);
+  if (warp == kProducer && lane == 0) pair.produce();
+  __syncwarp();
+  if (warp == kBringer) pair.bring();
+  if (warp < kConsumers) pair.multiply();
+  cluster_wait();  // the other block has set up its barriers
+  if (warp == kFinisher) pair.finish();
 }
 
 }  // namespace
 
 bool serves_mlstm_ring_steps(const MlstmArgs& cell) {
-  return serves_mlstm_steps(cell) && cell.q.dim(1) / cell.i.dim(1) <= kMostKeys &&
-         cell.state.pending % 16 == 0;
+  const std::int64_t heads = cell.i.dim(1), dqk = cell.q.dim(1) / heads, dv = cell.v.dim(1) / heads;
+  if (dqk % 4 != 0 || dqk > kMostKeys || dv % 8 != 0 || dv > kMostValues ||
+      cell.state.c % 16 != 0 || cell.state.n % 16 != 0 || cell.state.pending % 16 != 0)
+    return false;
+  for (const std::byte* slot : cell.batch.slots)
+    if (reinterpret_cast<std::uintptr_t>(slot) % 16 != 0) return false;
+  return true;
 }
 
 void mlstm_ring_steps(Context& context, const MlstmArgs& cell, const HeadNormArgs* norm) {
   const MlstmStepsCall step = mlstm_steps_call(cell, norm);
+  const std::int64_t pairs = std::min<std::int64_t>(cell.batch.sequences() * step.heads,
+                                                    multiprocessors(context.device()) / 2);
   launch(context, "mlstm_ring_steps",
-         {.x = cell.batch.sequences() * step.heads * kSlices,
+         {.x = 2 * pairs,
           .threads = kThreads,
-          .shared = sizeof(StepsTile<kSlices, kPart, kParts>),
-          .cluster = kSlices,
+          .shared = sizeof(Shared),
+          .cluster = 2,
           .overlap = true},
          mlstm_ring_steps_kernel, step, MlstmRing(step.heads, step.dqk, step.dv));
 }

@@ -1,0 +1,132 @@
+#pragma once
+// What the warps of mlstm_ring_steps.cu share, and how they copy and send it.
+
+#include <cuda_fp16.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/sm90/device/barrier.cuh"
+#include "ops/mlstm_ring.hpp"
+#include "xlstm/dtype.hpp"
+
+namespace xlstm::ops::cuda::sm90::ring_steps {
+
+// Warps: those that multiply come first.
+constexpr int kConsumers = 8, kProducer = kConsumers, kBringer = kProducer + 1,
+              kFinisher = kProducer + 2;
+constexpr int kThreads = (kFinisher + 1) * kWarp, kWorkers = kConsumers * kWarp;
+constexpr int kMost = MlstmRing::kMostTokens;
+constexpr int kMostKeys = 512;           // of q and k
+constexpr int kMostValues = 512;         // of v
+constexpr int kStages = 4, kFlight = 3;  // of them, at most so many are under way
+constexpr int kStageFloats = 8192;
+constexpr int kBuffers = 3;
+constexpr int kMostRows = kMostKeys / 2;  // of C, of a block
+// What waits of a block's tokens fits into one stage, and while C is written all of k and all of v.
+static_assert((kMost / 2 - 1) * (kMostKeys + kMostValues) + kMostRows <= kStageFloats);
+static_assert((kMost - 1) * kMostKeys + kMostRows <= kStageFloats);
+static_assert((kMost - 1) * kMostValues <= kStageFloats);
+
+/// The step's own token of a head, and what the gates make of the ring.
+struct alignas(16) Token {
+  float q[kMostKeys], k[kMostKeys], v[kMostValues];
+  float weights[kMost];  // of the tokens in the ring and of this one
+  std::byte* slot;
+  float decay, forget, input, floor, m;
+  int before, t, head;  // t is negative behind the last one
+};
+struct alignas(16) Result {
+  float parts[kWorkers * 4], n[kMostRows], l, unused[3];
+};
+struct Shared {
+  float stages[kStages][kStageFloats];
+  Token tokens[kBuffers];
+  Result results[kBuffers];
+  float4 keys[kMostRows][kMost / 4];  // w_j k_j, while C is written
+  float scores[2][kMost];
+  // Of the other block: its sums of this block's columns, its part of n q and its moments.
+  float other_h[kMostValues / 2];
+  alignas(8) float2 other_moments;
+  float other_l;
+  std::uint64_t full[kStages], empty[kStages], token_full[kBuffers], token_empty[kBuffers],
+      result_full[kBuffers], result_empty[kBuffers], sums_sent, moments_sent;
+};
+
+/// A place in a ring of barriers.
+template <int kCount>
+struct Turn {
+  int at = 0;
+  unsigned phase = 0;
+  __device__ __forceinline__ void next() {
+    if (++at == kCount) {
+      at = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+__device__ __forceinline__ float4 weighted(float weight, float4 v, float4 sum) {
+  return {fmaf(weight, v.x, sum.x), fmaf(weight, v.y, sum.y), fmaf(weight, v.z, sum.z),
+          fmaf(weight, v.w, sum.w)};
+}
+
+__device__ __forceinline__ void load_floats(SharedAddress to, const float* from, int floats,
+                                            SharedAddress barrier, std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(to),
+      "l"(from), "r"(floats * 4), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+/// To the other block of the pair; the bytes count at `barrier` there.
+__device__ __forceinline__ void send(SharedAddress to, float a, SharedAddress barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(to), "f"(a),
+      "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void send(SharedAddress to, float a, float b, SharedAddress barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+          to),
+      "f"(a), "f"(b), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void send(SharedAddress to, float4 a, SharedAddress barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "f"(a.x), "f"(a.y), "f"(a.z), "f"(a.w), "r"(barrier)
+      : "memory");
+}
+
+/// Numbers as they lie in memory, so that many are under way before the first is needed.
+template <int kCount>
+struct Raw {
+  std::uint32_t bits[kCount];
+
+  /// @param place  of each number, from `at` on; negative: none
+  template <class Place>
+  __device__ __forceinline__ void load(const void* data, DType type, std::int64_t at, Place place) {
+    if (data == nullptr) return;
+    if (type == DType::f32) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i)
+        bits[i] = place(i) >= 0 ? static_cast<const std::uint32_t*>(data)[at + place(i)] : 0;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i)
+        bits[i] = place(i) >= 0 ? static_cast<const std::uint16_t*>(data)[at + place(i)] : 0;
+    }
+  }
+  __device__ __forceinline__ float at(int i, DType type) const {
+    if (type == DType::f32) return __uint_as_float(bits[i]);
+    if (type == DType::bf16) return __uint_as_float(bits[i] << 16);
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(bits[i])));
+  }
+};
+
+}  // namespace xlstm::ops::cuda::sm90::ring_steps
