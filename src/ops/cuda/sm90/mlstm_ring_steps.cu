@@ -91,10 +91,15 @@ struct Pair {
     // The next ones are looked up meanwhile.
     std::byte* slot = slot_of(first);
     std::byte* next = slot_of(first + stride);
+    const auto c_of = [&](std::byte* of, int unit) {
+      return record(of, step.offsets.c,
+                    (static_cast<std::int64_t>(unit % step.heads) * dqk + first_row) * dv);
+    };
     int before = waiting_of(slot, first);
     for (int unit = first; unit < units; unit += stride) {
       std::byte* const after = slot_of(unit + 2 * stride);
       const int next_before = waiting_of(next, unit + stride);
+      if (next != nullptr) prefetch(c_of(next, unit + stride));  // its page is known in time
       if (slot != nullptr) {
         const int head = unit % step.heads;
         const HeadRing own = head_ring(slot, head);
@@ -113,8 +118,7 @@ struct Pair {
           load(own.k + from * dqk, count * dqk);
           load(own.v + from * dv, count * dv);
         }
-        const float* const c =
-            record(slot, step.offsets.c, (static_cast<std::int64_t>(head) * dqk + first_row) * dv);
+        const float* const c = c_of(slot, unit);
         for (int row = 0; row < rows; row += stage_rows) {
           const int floats = min(stage_rows, rows - row) * dv;
           begin_stage(floats);
@@ -127,28 +131,45 @@ struct Pair {
     }
   }
 
-  // Loads wait behind the copies that are under way: those of a head are all issued together.
+  /// What is read of a record and the batch for the gates of a head.
+  struct Lookup {
+    std::byte* slot = nullptr;
+    int t = -1;  // of the token; negative: not one token
+    float gate = 0, m = 0;
+  };
+  __device__ __forceinline__ Lookup look_up(int unit) const {
+    Lookup found;
+    if (unit >= units) return found;
+    found.slot = step.batch.slots[unit / step.heads];
+    if (single(unit)) found.t = step.batch.offsets[unit / step.heads];
+    return found;
+  }
+  __device__ __forceinline__ void load_gates(Lookup& found, int unit) const {
+    if (found.slot == nullptr) return;
+    const int head = unit % step.heads;
+    if (lane < static_cast<int>(ring.tokens) + 2)
+      found.gate = head_ring(found.slot, head).weights[lane];
+    if (step.has_stabiliser) found.m = *record(found.slot, step.offsets.m, head);
+  }
+
+  // Loads wait behind the copies that are under way: those of a head are all issued together, and
+  // what they need to know is looked up before.
   __device__ void bring() const {
-    const auto slot_of = [&](int unit) -> std::byte* {
-      return unit < units ? step.batch.slots[unit / step.heads] : nullptr;
-    };
-    const auto token_of = [&](int unit) {  // -1: not one token
-      return unit < units && single(unit) ? step.batch.offsets[unit / step.heads] : -1;
-    };
     const int tokens = static_cast<int>(ring.tokens);
     Turn<kBuffers> turn;
-    std::byte* next_slot = slot_of(first);
-    int next_t = token_of(first);
+    Lookup next = look_up(first), after = look_up(first + stride);
+    load_gates(next, first);
+    grid_wait();
+    grid_trigger();
     for (int unit = first; unit < units; unit += stride) {
-      std::byte* const slot = next_slot;
-      const int t = next_t, head = unit % step.heads;
-      next_slot = slot_of(unit + stride);
-      next_t = token_of(unit + stride);
+      const Lookup now = next;
+      next = after;
+      after = look_up(unit + 2 * stride);
+      load_gates(next, unit + stride);
+      std::byte* const slot = now.slot;
+      const int t = now.t, head = unit % step.heads;
+      const float gate = now.gate;
       if (t < 0) continue;
-      const float gate =
-          slot != nullptr && lane < tokens + 2 ? head_ring(slot, head).weights[lane] : 0.0F;
-      const float m =
-          slot != nullptr && step.has_stabiliser ? *record(slot, step.offsets.m, head) : 0.0F;
       const float log_f = step.log_f.row(t)[head], log_i = step.i.row(t)[head];
       const DType type = step.q.is_bf16 ? DType::bf16 : DType::f32;
       Raw<kMostKeys / kWarp> q, k;
@@ -163,7 +184,7 @@ struct Pair {
       const float old_decay = before > 0 ? __shfl_sync(~0U, gate, tokens) : 1.0F;
       // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
       // collects no rounding errors.
-      const double old_m = m, f = log_f, i = log_i;
+      const double old_m = now.m, f = log_f, i = log_i;
       const double decayed = (f < -1e4 ? -1e4 : f) + old_m;
       const double new_m = step.has_stabiliser ? larger(decayed, i) : 0.0;
       const double exponent = lane == 0 ? decayed - new_m : lane == 1 ? i - new_m : -new_m;
@@ -502,18 +523,13 @@ __global__ void __launch_bounds__(kThreads, 1)
                   kStageFloats / step.dv};
   // The batch is on the card before the pass begins. With the norm, the last that wrote a record is
   // one token ago; calls of the cell alone may follow each other.
-  if (warp == kProducer && step.has_norm) {
-    if (lane == 0) pair.produce();
-    __syncwarp();
-    cluster_wait();
-    grid_wait();
-    return;
-  }
-  grid_wait();
-  grid_trigger();
+  if (!step.has_norm) grid_wait();
   if (warp == kProducer && lane == 0) pair.produce();
   __syncwarp();
-  if (warp == kBringer) pair.bring();
+  if (warp == kBringer)
+    pair.bring();
+  else
+    grid_wait();
   if (warp < kConsumers) pair.multiply();
   cluster_wait();  // the other block has set up its barriers
   if (warp == kFinisher) pair.finish();
