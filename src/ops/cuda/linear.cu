@@ -7,11 +7,12 @@
 #include "ops/cuda/level.hpp"
 #include "ops/cuda/linear_plan.hpp"
 #include "ops/cuda/sm90/matmul.hpp"
+#include "ops/e4m3.hpp"
 
 namespace xlstm::ops::cuda {
 namespace {
 
-// Where the sums go: y = sum + what was there + b.
+// Where the sums go: y = sum + what was there + b, of e4m3 numbers the sum times both scales.
 struct Output {
   void* data;
   bool is_bf16;  // or float32
@@ -19,6 +20,8 @@ struct Output {
   const void* bias;
   DType bias_dtype;
   bool accumulate;
+  const float* x_scales = nullptr;
+  const float* w_scales = nullptr;
 
   Output(const Tensor& y, const Tensor* b, bool accumulates)
       : data(y.data),
@@ -40,6 +43,7 @@ struct Output {
   /// @param b  bias_of(n)
   __device__ void write(std::int64_t t, std::int64_t n, float sum, float b) const {
     if (t >= rows || n >= columns) return;
+    if (x_scales != nullptr) sum *= x_scales[t] * w_scales[n];
     const std::int64_t at = t * stride + n;
     if (is_bf16)
       put(static_cast<Bf16*>(data) + at, sum, b);
@@ -477,6 +481,58 @@ void linear(Context& context, const LinearArgs& a) {
         multiply<float, W>(context, a.x, w, y);
     });
   }
+}
+
+namespace {
+
+struct E4m3Parts {
+  Tensor codes[kMostE4m3Weights], scales[kMostE4m3Weights];
+  std::size_t count;
+  explicit E4m3Parts(std::span<const E4m3Matrix> w) : count(w.size()) {
+    for (std::size_t i = 0; i < count; ++i) {
+      codes[i] = w[i].codes;
+      scales[i] = w[i].scales;
+    }
+  }
+};
+
+}  // namespace
+
+// Where there is no kernel of e4m3 numbers, float32 products of what they say.
+void linear_e4m3(Context& context, const LinearE4m3Args& a) {
+  if (a.y.count() == 0) return;
+  const E4m3Parts w(a.w);
+  if (level(context.device()) == Level::sm90 && product(context, {.x = a.x.codes,
+                                                                  .w = {w.codes, w.count},
+                                                                  .b = a.b,
+                                                                  .y = a.y,
+                                                                  .accumulate = a.accumulate,
+                                                                  .x_scales = a.x.scales,
+                                                                  .w_scales = {w.scales, w.count}}))
+    return;
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < w.count; ++i) {
+    const std::int64_t outputs = w.codes[i].dim(0);
+    Output y(a.y.cols(first, outputs), a.b.empty() ? nullptr : &a.b[i], a.accumulate);
+    y.x_scales = a.x.scales.as<float>();
+    y.w_scales = w.scales[i].as<float>();
+    first += outputs;
+    if (outputs > 0) tiled<E4m3, E4m3, 4>(context, a.x.codes, w.codes[i], y);
+  }
+}
+
+void linear_swiglu_e4m3(Context& context, const LinearSwigluE4m3Args& a) {
+  if (a.y.count() == 0) return;
+  const E4m3Parts w(a.w);
+  if (level(context.device()) == Level::sm90 && product(context, {.x = a.x.codes,
+                                                                  .w = {w.codes, w.count},
+                                                                  .b = a.b,
+                                                                  .y = a.y,
+                                                                  .swiglu = true,
+                                                                  .x_scales = a.x.scales,
+                                                                  .w_scales = {w.scales, w.count}}))
+    return;
+  composed::linear_swiglu_e4m3(context, a);
 }
 
 void linear_swiglu(Context& context, const LinearSwigluArgs& a) {

@@ -78,6 +78,52 @@ __device__ __forceinline__ void add_bias(float* sums, const void* bias, DType dt
   }
 }
 
+// The scales of a warp's 16 rows of x and of the columns of its tile: asked for while the last
+// products run, and handed round through the warp's part of shared memory.
+template <int kColumns, bool kSwiglu>
+struct TileScales {
+  float upper, lower;  // of this thread's two rows
+  float columns[kColumns / kWarp];
+
+  __device__ __forceinline__ TileScales(const MatmulArgs& a, const Place& p, int row) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, t = row + lane / 4;
+    upper = t < a.rows ? __ldg(a.x_scales + t) : 0.0F;
+    lower = t + 8 < a.rows ? __ldg(a.x_scales + t + 8) : 0.0F;
+#pragma unroll
+    for (int i = 0; i < kColumns / kWarp; ++i) {
+      constexpr int kOfWeight = kSwiglu ? kColumns / 2 : kColumns;
+      const int column = i * kWarp + lane;
+      const bool second = column >= kOfWeight;
+      const int n = p.column * kOfWeight + column - (second ? kOfWeight : 0);
+      const int weight = kSwiglu ? (second ? 1 : 0) : p.weight;
+      columns[i] = n < a.outputs[p.weight] ? __ldg(a.w_scales[weight] + n) : 0.0F;
+    }
+  }
+  __device__ __forceinline__ void apply(float (&sums)[kColumns / 2], SharedAddress stores) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    if (lane == 0) wait_stores_read<0>();
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kColumns / kWarp; ++i)
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(stores + (i * kWarp + lane) * 4), "f"(columns[i])
+                   : "memory");
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < kColumns / 8; ++j) {
+      float low = 0, high = 0;
+      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                   : "=f"(low), "=f"(high)
+                   : "r"(stores + (8 * j + lane % 4 * 2) * 4)
+                   : "memory");
+      sums[4 * j] *= upper * low;
+      sums[4 * j + 1] *= upper * high;
+      sums[4 * j + 2] *= lower * low;
+      sums[4 * j + 3] *= lower * high;
+    }
+    __syncwarp();
+  }
+};
+
 template <class Y>
 constexpr int kBox = 128 / static_cast<int>(sizeof(Y));  // columns
 
@@ -129,10 +175,12 @@ __device__ __forceinline__ void store_rows(const float* sums, SharedAddress stor
   }
 }
 
-template <int kColumns, bool kSwiglu, class Y>
+template <class X, int kColumns, bool kSwiglu, class Y>
 __global__ void __launch_bounds__(kThreads, 1)
     tiled_kernel(const __grid_constant__ MatmulMaps maps, const __grid_constant__ MatmulArgs args) {
   using R = Ring<kColumns>;
+  constexpr bool kE4m3 = sizeof(X) == 1;
+  constexpr int kDepth = 128 / static_cast<int>(sizeof(X));  // of a stage
   constexpr int kStages = R::kStages;
   XLSTM_DYNAMIC_SHARED(unsigned char, memory);
   const SharedAddress base = (shared_address(memory) + 1023) & ~1023U;
@@ -176,8 +224,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           barrier_wait(empty + 8 * slot, phase ^ 1);
           const SharedAddress x_at = base + slot * R::kStage, w_at = x_at + R::kX;
           barrier_expect(full + 8 * slot, R::kStage);
-          load_box(x_at, &maps.x, row, k * kMatmulDepth, full + 8 * slot);
-          load_box_to(3, w_at + rank * (R::kW / 2), w, w_row, k * kMatmulDepth, full + 8 * slot);
+          load_box(x_at, &maps.x, row, k * kDepth, full + 8 * slot);
+          load_box_to(3, w_at + rank * (R::kW / 2), w, w_row, k * kDepth, full + 8 * slot);
         }
       }
       grid_trigger();
@@ -197,19 +245,31 @@ __global__ void __launch_bounds__(kThreads, 1)
         wgmma_fence();
         const std::uint64_t a = wgmma_matrix(x_at), b = wgmma_matrix(w_at);
 #pragma unroll
-        for (int i = 0; i < kMatmulDepth / 16; ++i)
-          wgmma<kColumns>(sums, a + i * kWgmmaDepth, b + i * kWgmmaDepth, k > 0 || i > 0);
+        for (int i = 0; i < 4; ++i) {
+          if constexpr (kE4m3)
+            wgmma_e4m3<kColumns>(sums, a + i * kWgmmaDepth, b + i * kWgmmaDepth, k > 0 || i > 0);
+          else
+            wgmma<kColumns>(sums, a + i * kWgmmaDepth, b + i * kWgmmaDepth, k > 0 || i > 0);
+        }
         wgmma_commit();
         wgmma_wait<1>();
         if (k > 0 && lane < kCluster) barrier_arrive_at(before, lane);
         before = empty + 8 * slot;
       }
-      wgmma_wait<0>();
-      if (lane < kCluster) barrier_arrive_at(before, lane);
-
       const Place p = place_of(args, tile);
       const int row =
           (p.row * kCluster + static_cast<int>(rank)) * kBlockRows + consumer * 64 + warp % 4 * 16;
+      const auto finish_products = [&] {
+        wgmma_wait<0>();
+        if (lane < kCluster) barrier_arrive_at(before, lane);
+      };
+      if constexpr (kE4m3) {
+        const TileScales<kColumns, kSwiglu> scales(args, p, row);
+        finish_products();
+        scales.apply(sums, stores);
+      } else {
+        finish_products();
+      }
       if constexpr (kSwiglu) {
         const int column = p.column * (kColumns / 2);
         if (args.bias[0] != nullptr) {
@@ -242,7 +302,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   cluster_sync();  // nobody ends while the other still arrives at its barriers or copies to it
 }
 
-template <int kColumns, bool kSwiglu, class Y>
+template <class X, int kColumns, bool kSwiglu, class Y>
 void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
   const std::int64_t tiles = std::int64_t{args.row_tiles} * args.column_tiles;
   const std::int64_t most = multiprocessors / kCluster;
@@ -252,19 +312,27 @@ void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int m
           .shared = Ring<kColumns>::kBytes,
           .cluster = kCluster,
           .overlap = true},
-         tiled_kernel<kColumns, kSwiglu, Y>, maps, args);
+         tiled_kernel<X, kColumns, kSwiglu, Y>, maps, args);
+}
+
+template <class X, int kColumns>
+void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
+  if (args.swiglu && args.y_is_bf16)
+    run<X, kColumns, true, Bf16>(context, maps, args, multiprocessors);
+  else if (args.swiglu)
+    run<X, kColumns, true, float>(context, maps, args, multiprocessors);
+  else if (args.y_is_bf16)
+    run<X, kColumns, false, Bf16>(context, maps, args, multiprocessors);
+  else
+    run<X, kColumns, false, float>(context, maps, args, multiprocessors);
 }
 
 template <int kColumns>
 void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
-  if (args.swiglu && args.y_is_bf16)
-    run<kColumns, true, Bf16>(context, maps, args, multiprocessors);
-  else if (args.swiglu)
-    run<kColumns, true, float>(context, maps, args, multiprocessors);
-  else if (args.y_is_bf16)
-    run<kColumns, false, Bf16>(context, maps, args, multiprocessors);
+  if (args.x_scales != nullptr)
+    run<E4m3, kColumns>(context, maps, args, multiprocessors);
   else
-    run<kColumns, false, float>(context, maps, args, multiprocessors);
+    run<Bf16, kColumns>(context, maps, args, multiprocessors);
 }
 
 }  // namespace

@@ -1,0 +1,88 @@
+#include "ops/e4m3.hpp"
+
+#include <algorithm>
+
+#include "core/check.hpp"
+#include "ops/activation.hpp"
+#include "ops/check_args.hpp"
+
+namespace xlstm::ops {
+namespace {
+
+void check_matrix(const char* op, const char* argument, const E4m3Matrix& m, std::int64_t rows,
+                  std::int64_t columns) {
+  XLSTM_CHECK(m.codes && m.codes.rank == 2 && m.codes.dtype == DType::u8 &&
+                  m.codes.dim(0) == rows && m.codes.dim(1) == columns,
+              invalid_argument, "{}: codes of {} must be u8[{}, {}], found {}", op, argument, rows,
+              columns, m.codes ? to_string(m.codes) : "no tensor");
+  check_tensor(op, "scales", m.scales, Types::f32, {rows});
+}
+
+}  // namespace
+
+void check_quantise_e4m3(const QuantiseE4m3Args& a) {
+  constexpr const char* kOp = "quantise_e4m3";
+  check_tensor(kOp, "x", a.x, Types::weight, {a.y.codes.dim(0), a.y.codes.dim(1)});
+  check_matrix(kOp, "y", a.y, a.x.dim(0), a.x.dim(1));
+}
+
+std::size_t quantise_e4m3_workspace(const Context&, const QuantiseE4m3Args&) { return 0; }
+
+void check_linear_e4m3(const LinearE4m3Args& a) {
+  constexpr const char* kOp = "linear_e4m3";
+  const std::int64_t rows = a.x.codes.dim(0), depth = a.x.codes.dim(1);
+  check_matrix(kOp, "x", a.x, rows, depth);
+  XLSTM_CHECK(!a.w.empty() && a.w.size() <= kMostE4m3Weights, invalid_argument,
+              "{}: expected 1 to {} weights, found {}", kOp, kMostE4m3Weights, a.w.size());
+  XLSTM_CHECK(a.b.empty() || a.b.size() == a.w.size(), invalid_argument,
+              "{}: expected no bias or one for each of {} weights, found {}", kOp, a.w.size(),
+              a.b.size());
+  std::int64_t outputs = 0;
+  for (std::size_t i = 0; i < a.w.size(); ++i) {
+    const std::int64_t n = a.w[i].codes.dim(0);
+    check_matrix(kOp, "w", a.w[i], n, depth);
+    if (!a.b.empty()) check_tensor(kOp, "b", a.b[i], Types::weight, {n});
+    outputs += n;
+  }
+  check_tensor(kOp, "y", a.y, a.y.device.is_cpu() ? Types::f32 : Types::f32_bf16, {rows, outputs});
+}
+
+std::size_t linear_e4m3_workspace(const Context&, const LinearE4m3Args&) { return 0; }
+
+void check_linear_swiglu_e4m3(const LinearSwigluE4m3Args& a) {
+  constexpr const char* kOp = "linear_swiglu_e4m3";
+  const std::int64_t rows = a.x.codes.dim(0), depth = a.x.codes.dim(1), f = a.y.dim(1);
+  check_matrix(kOp, "x", a.x, rows, depth);
+  XLSTM_CHECK(a.w.size() == 2 && (a.b.empty() || a.b.size() == 2), invalid_argument,
+              "{}: expected 2 weights and no or 2 biases, found {} and {}", kOp, a.w.size(),
+              a.b.size());
+  for (const E4m3Matrix& w : a.w) check_matrix(kOp, "w", w, f, depth);
+  for (const Tensor& b : a.b) check_tensor(kOp, "b", b, Types::weight, {f});
+  check_tensor(kOp, "y", a.y, Types::f32_bf16, {rows, f});
+}
+
+std::size_t linear_swiglu_e4m3_workspace(const Context& context, const LinearSwigluE4m3Args& args) {
+  Context measuring(context.device(), context.threads());
+  measuring.start_measuring();
+  composed::linear_swiglu_e4m3(measuring, args);
+  return measuring.stop_measuring();
+}
+
+void composed::linear_swiglu_e4m3(Context& c, const LinearSwigluE4m3Args& a) {
+  constexpr std::int64_t kMostRows = 1024;  // bounds the scratch memory
+  const std::int64_t tokens = a.x.codes.dim(0), f = a.y.dim(1);
+  const ArenaScope scope(c.arena());
+  const Tensor gate_up = c.arena().tensor(DType::f32, {std::min(tokens, kMostRows), 2 * f});
+  for (std::int64_t t = 0; t < tokens; t += kMostRows) {
+    const std::int64_t rows = std::min(tokens - t, kMostRows);
+    const Tensor both = gate_up.rows(0, rows);
+    linear_e4m3(c, {.x = a.x.rows(t, rows), .w = a.w, .b = a.b, .y = both});
+    swiglu(c, {.gate = both.cols(0, f), .up = both.cols(f, f), .y = a.y.rows(t, rows)});
+  }
+}
+
+void cpu::linear_swiglu_e4m3(Context& c, const LinearSwigluE4m3Args& a) {
+  composed::linear_swiglu_e4m3(c, a);
+}
+
+}  // namespace xlstm::ops

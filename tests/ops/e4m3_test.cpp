@@ -1,0 +1,265 @@
+// Numbers of 8 bits: their conversion, rows of them, and products, on every device.
+
+#include "ops/e4m3.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/float_bits.hpp"
+#include "ops/support.hpp"
+#include "oracle/ops.hpp"
+
+namespace xlstm::ops {
+namespace {
+
+TEST(E4m3, EveryCodeIsItsNumberAndBack) {
+  EXPECT_EQ(e4m3_to_f32(0x7E), kMostE4m3);
+  EXPECT_EQ(e4m3_to_f32(0x08), 0x1p-6F);
+  EXPECT_EQ(e4m3_to_f32(0x01), 0x1p-9F);
+  EXPECT_EQ(e4m3_to_f32(0xB8), -1.0F);
+  EXPECT_TRUE(std::isnan(e4m3_to_f32(0x7F)) && std::isnan(e4m3_to_f32(0xFF)));
+  for (int code = 0; code < 256; ++code)
+    if (code % 128 != 127)
+      EXPECT_EQ(f32_to_e4m3(e4m3_to_f32(static_cast<std::uint8_t>(code))), code);
+}
+
+TEST(E4m3, BetweenTwoNumbersTheNearerOrTheEvenOne) {
+  for (int code = 0; code < 126; ++code) {
+    const float low = e4m3_to_f32(static_cast<std::uint8_t>(code)),
+                high = e4m3_to_f32(static_cast<std::uint8_t>(code + 1)), middle = (low + high) / 2;
+    EXPECT_EQ(f32_to_e4m3(middle), code + code % 2);
+    EXPECT_EQ(f32_to_e4m3(std::nextafter(middle, 0.0F)), code);
+    EXPECT_EQ(f32_to_e4m3(-std::nextafter(middle, 1000.0F)), 128 + code + 1);
+  }
+  EXPECT_EQ(f32_to_e4m3(1e9F), 0x7E);
+  EXPECT_EQ(f32_to_e4m3(-std::numeric_limits<float>::infinity()), 0xFE);
+  EXPECT_EQ(f32_to_e4m3(std::numeric_limits<float>::quiet_NaN()) & 0x7F, 0x7F);
+}
+
+/// A matrix of codes with a gap after every row.
+struct Coded {
+  Coded(std::int64_t rows_, std::int64_t columns_, std::int64_t gap = 0)
+      : rows(rows_),
+        columns(columns_),
+        stride(columns_ + gap),
+        codes(static_cast<std::size_t>(rows * stride), 0x7F),
+        scales(static_cast<std::size_t>(rows), std::numeric_limits<float>::quiet_NaN()) {}
+
+  E4m3Matrix matrix() {
+    Tensor t = Tensor::dense(codes.data(), DType::u8, {rows, columns}, test_device());
+    t.stride[0] = stride;
+    return {t, Tensor::dense(scales.data(), DType::f32, {rows}, test_device())};
+  }
+  std::uint8_t code(std::int64_t r, std::int64_t c) const {
+    return codes[static_cast<std::size_t>(r * stride + c)];
+  }
+  float scale(std::int64_t r) const { return scales[static_cast<std::size_t>(r)]; }
+  /// Whole numbers from -4 to 4 times a power of two for each row.
+  std::vector<double> fill(std::mt19937& random) {
+    std::uniform_int_distribution<int> number(-4, 4), power(-2, 2);
+    std::vector<double> values;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const float s = std::ldexp(1.0F, power(random));
+      scales[static_cast<std::size_t>(r)] = s;
+      for (std::int64_t c = 0; c < columns; ++c) {
+        const auto v = static_cast<float>(number(random));
+        codes[static_cast<std::size_t>(r * stride + c)] = f32_to_e4m3(v);
+        values.push_back(static_cast<double>(v * s));
+      }
+    }
+    return values;
+  }
+
+  std::int64_t rows, columns, stride;
+  std::vector<std::uint8_t> codes;
+  std::vector<float> scales;
+};
+
+TEST(E4m3, RowsAreScaledByTheirLargest) {
+  std::mt19937 random(31);
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+    for (const std::int64_t width : {1, 7, 16, 40, 264, 2056, 4104, 12296}) {
+      SCOPED_TRACE(std::string(to_string(dtype)) + ", " + std::to_string(width));
+      constexpr std::int64_t kRows = 5;
+      test::Array x = test::Array::random(random, dtype, {kRows, width}, 3.0, 0.0, 8);
+      for (std::int64_t c = 0; c < width; ++c) x.set(2, c, 0.0);
+      Coded y(kRows, width, 16);
+      Context context(test_device());
+      test::run(context, quantise_e4m3, {.x = x.tensor(), .y = y.matrix()});
+      const std::vector<double> values = x.values();
+      for (std::int64_t r = 0; r < kRows; ++r) {
+        const double* row = &values[static_cast<std::size_t>(r * width)];
+        double most = 0;
+        for (std::int64_t c = 0; c < width; ++c) most = std::max(most, std::abs(row[c]));
+        EXPECT_FLOAT_EQ(y.scale(r), static_cast<float>(most / 448));
+        if (most == 0) {
+          EXPECT_EQ(y.scale(r), 0);
+          for (std::int64_t c = 0; c < width; ++c) ASSERT_EQ(e4m3_to_f32(y.code(r, c)), 0);
+          continue;
+        }
+        const float factor = kMostE4m3 / static_cast<float>(most);
+        for (std::int64_t c = 0; c < width; ++c)
+          ASSERT_EQ(y.code(r, c), f32_to_e4m3(static_cast<float>(row[c]) * factor));
+        for (std::int64_t c = width; c < y.stride; ++c) ASSERT_EQ(y.code(r, c), 0x7F);
+      }
+    }
+  }
+}
+
+TEST(E4m3, NaNStaysInItsPlaceAndInfinityTakesItsRow) {
+  for (const std::int64_t width : {9, 32}) {
+    test::Array x = test::Array::of(DType::bf16, {3, width},
+                                    std::vector<double>(static_cast<std::size_t>(3 * width), 2.0));
+    x.set(0, 4, std::numeric_limits<double>::quiet_NaN());
+    x.set(1, 4, std::numeric_limits<double>::infinity());
+    Coded y(3, width);
+    Context context(test_device());
+    test::run(context, quantise_e4m3, {.x = x.tensor(), .y = y.matrix()});
+    const auto value = [&](std::int64_t r, std::int64_t c) {
+      return y.scale(r) * e4m3_to_f32(y.code(r, c));
+    };
+    for (std::int64_t c = 0; c < width; ++c) {
+      EXPECT_EQ(std::isnan(value(0, c)), c == 4);
+      EXPECT_TRUE(std::isnan(value(1, c)));
+      EXPECT_FLOAT_EQ(value(2, c), 2.0F);
+    }
+  }
+}
+
+// Sums of these numbers are exact, whatever their order and in what tensor cores keep of them.
+TEST(E4m3, ProductsOfWholeNumbersAreExact) {
+  std::mt19937 random(32);
+  for (const std::int64_t gap : {0, 5, 16}) {
+    for (const std::int64_t rows : {1, 17, 65, 130, 300}) {
+      for (const bool accumulate : {false, true}) {
+        SCOPED_TRACE(std::to_string(rows) + " rows, gap " + std::to_string(gap) +
+                     (accumulate ? ", added" : ""));
+        constexpr std::int64_t kDepth = 144;
+        const std::int64_t sizes[] = {72, 8, 5, 140};
+        Coded x(rows, kDepth, gap);
+        const std::vector<double> xs = x.fill(random);
+        std::vector<Coded> w;
+        std::vector<test::Array> b;
+        std::int64_t columns = 0;
+        for (const std::int64_t n : sizes) columns += n;
+        std::vector<double> before(static_cast<std::size_t>(rows * columns));
+        for (double& value : before) value = static_cast<double>(random() % 9) - 4;
+        std::vector<double> want = accumulate ? before : std::vector<double>(before.size(), 0.0);
+        std::int64_t first = 0;
+        for (const std::int64_t n : sizes) {
+          const std::vector<double> ws = w.emplace_back(n, kDepth, gap).fill(random);
+          std::vector<double> bs(static_cast<std::size_t>(n));
+          for (double& value : bs) value = static_cast<double>(random() % 9) - 4;
+          b.push_back(test::Array::of(DType::bf16, {n}, bs));
+          const std::vector<double> sums =
+              oracle::linear<double>(xs, ws, bs, static_cast<int>(kDepth), static_cast<int>(n));
+          for (std::int64_t t = 0; t < rows; ++t)
+            for (std::int64_t i = 0; i < n; ++i)
+              want[static_cast<std::size_t>(t * columns + first + i)] +=
+                  sums[static_cast<std::size_t>(t * n + i)];
+          first += n;
+        }
+        std::vector<E4m3Matrix> ws;
+        std::vector<Tensor> bs;
+        for (Coded& each : w) ws.push_back(each.matrix());
+        for (test::Array& each : b) bs.push_back(each.tensor());
+        test::Array y = test::Array::of(DType::f32, {rows, columns}, before, 3);
+        const LinearE4m3Args args{
+            .x = x.matrix(), .w = ws, .b = bs, .y = y.tensor(), .accumulate = accumulate};
+        Context context(test_device());
+        test::run(context, linear_e4m3, args);
+        EXPECT_EQ(test::max_error(y.values(), want), 0);
+        EXPECT_TRUE(y.gaps_untouched());
+      }
+    }
+  }
+}
+
+// Rows that copies of whole boxes can take, in tiles that are not full.
+TEST(E4m3, ProductsOfRandomNumbersAreNear) {
+  std::mt19937 random(33);
+  std::normal_distribution<float> normal;
+  for (const std::int64_t rows : {40, 257, 300}) {
+    constexpr std::int64_t kDepth = 1040, kOutputs = 328;
+    const auto draw = [&](std::int64_t n) {
+      test::Array a = test::Array::random(random, DType::bf16, {n, kDepth});
+      auto coded = std::make_unique<Coded>(n, kDepth);
+      Context context(test_device());
+      test::run(context, quantise_e4m3, {.x = a.tensor(), .y = coded->matrix()});
+      return coded;
+    };
+    const auto x = draw(rows), w = draw(kOutputs);
+    const E4m3Matrix weight = w->matrix();
+    test::Array y(DType::f32, {rows, kOutputs});
+    Context context(test_device());
+    test::run(context, linear_e4m3,
+              {.x = x->matrix(), .w = {&weight, 1}, .b = {}, .y = y.tensor()});
+    const std::vector<double> got = y.values();
+    double error = 0, size = 0;
+    for (std::int64_t t = 0; t < rows; ++t) {
+      for (std::int64_t n = 0; n < kOutputs; ++n) {
+        double sum = 0;
+        for (std::int64_t k = 0; k < kDepth; ++k)
+          sum += static_cast<double>(e4m3_to_f32(x->code(t, k))) *
+                 static_cast<double>(e4m3_to_f32(w->code(n, k)));
+        sum *= static_cast<double>(x->scale(t)) * static_cast<double>(w->scale(n));
+        const double off = got[static_cast<std::size_t>(t * kOutputs + n)] - sum;
+        error += off * off;
+        size += sum * sum;
+      }
+    }
+    EXPECT_LT(std::sqrt(error / size), 2e-3);
+  }
+}
+
+TEST(E4m3, Swiglu) {
+  std::mt19937 random(34);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const std::int64_t rows : {3, 100, 260}) {
+      constexpr std::int64_t kDepth = 48, kOutputs = 152;
+      Coded x(rows, kDepth), gate(kOutputs, kDepth), up(kOutputs, kDepth);
+      const std::vector<double> xs = x.fill(random), gs = gate.fill(random), us = up.fill(random);
+      for (float& s : gate.scales) s /= 32;
+      std::vector<double> small = gs;
+      for (double& value : small) value /= 32;
+      const std::vector<double> bs[2] = {std::vector<double>(kOutputs, 0.5),
+                                         std::vector<double>(kOutputs, -0.25)};
+      test::Array b[2] = {test::Array::of(DType::f32, {kOutputs}, bs[0]),
+                          test::Array::of(DType::f32, {kOutputs}, bs[1])};
+      const Tensor biases[2] = {b[0].tensor(), b[1].tensor()};
+      const auto sums = [&](const std::vector<double>& ws, int i) {
+        return oracle::linear<double>(xs, ws, bs[i], static_cast<int>(kDepth),
+                                      static_cast<int>(kOutputs));
+      };
+      const std::vector<double> want = oracle::swiglu<double>(sums(small, 0), sums(us, 1));
+      const E4m3Matrix w[2] = {gate.matrix(), up.matrix()};
+      test::Array y(dtype, {rows, kOutputs}, 8);
+      Context context(test_device());
+      test::run(context, linear_swiglu_e4m3,
+                {.x = x.matrix(), .w = w, .b = biases, .y = y.tensor()});
+      EXPECT_LT(test::max_error(y.values(), want) / test::max_abs(want),
+                dtype == DType::f32 ? 1e-6 : 4e-3);
+      EXPECT_TRUE(y.gaps_untouched());
+    }
+  }
+}
+
+TEST(E4m3, WrongShapesAreRefused) {
+  Coded x(2, 16), w(3, 8);
+  const E4m3Matrix weight = w.matrix();
+  test::Array y(DType::f32, {2, 3});
+  Context context(test_device());
+  test::expect_refused(
+      [&] {
+        linear_e4m3(context, {.x = x.matrix(), .w = {&weight, 1}, .b = {}, .y = y.tensor()});
+      },
+      "codes of w must be u8[3, 16], found u8[3, 8]");
+}
+
+}  // namespace
+}  // namespace xlstm::ops
