@@ -20,13 +20,14 @@ FeedForward::Saved FeedForward::make_saved(Arena& arena, const Hyperparameters& 
   return s;
 }
 
-void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x,
+void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
                           const Saved* saved) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
   const Saved kept = saved != nullptr ? *saved : Saved();
   const auto& [x_before, kept_u, gate_up, kept_y, dropout] = kept;
   if (x_before) copy_rows(c, x, x_before);
+  const bool e4m3 = saved == nullptr && e4m3_down[0] && reads_e4m3(batch);
   const Tensor y = kept_y ? kept_y : c.arena().tensor(hp.activation, {tokens, hp.f});
 
   if (saved == nullptr && ops::fuses(c, tokens)) {  // the same in one kernel
@@ -40,14 +41,21 @@ void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x,
   } else {
     const Tensor u = kept_u ? kept_u : c.arena().tensor(hp.activation, {tokens, hp.d});
     ops::rms_norm(c, {.x = x, .w = norm, .b = norm_bias, .eps = hp.norm_eps, .y = u});
-    if (saved == nullptr) {
+    if (e4m3) {
+      const ArenaScope codes(c.arena());
+      ops::linear_swiglu_e4m3(
+          c, {.x = to_e4m3(c, u), .w = e4m3_gate_up, .b = present(b_gate_up), .y = y});
+    } else if (saved == nullptr) {
       ops::linear_swiglu(c, {.x = u, .w = w_gate_up, .b = present(b_gate_up), .y = y});
     } else {  // in two steps: the backward pass reads what lies between
       ops::linear(c, {.x = u, .w = w_gate_up, .b = present(b_gate_up), .y = gate_up});
       ops::swiglu(c, {.gate = gate_up.cols(0, hp.f), .up = gate_up.cols(hp.f, hp.f), .y = y});
     }
   }
-  add_branch(c, y, w_down, b_down, x, dropout);
+  if (e4m3)
+    add_e4m3_branch(c, y, e4m3_down, b_down, x);
+  else
+    add_branch(c, y, w_down, b_down, x, dropout);
 }
 
 // The same lines bottom-up.
