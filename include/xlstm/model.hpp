@@ -25,8 +25,9 @@ struct Adapter {
 
 /// What the matrix products of prompts multiply.
 enum class Prefill {
-  same,  ///< what LoadOptions::dtype says
-  fp8    ///< e4m3 numbers with a scale for each row of activations and of weights
+  same,       ///< what LoadOptions::dtype says
+  fp8,        ///< e4m3 numbers with a scale for each row of activations and of weights
+  fp8_blocks  ///< the same for each 128 numbers of activations, and 128 x 128 of weights
 };
 
 struct LoadOptions {

@@ -34,12 +34,15 @@ void expect_prefill(const Config& config, const LoadOptions& options) {
   XLSTM_CHECK(!options.device.is_cpu(), unsupported,
               "prompts in fp8: expected a CUDA device, found the CPU");
   XLSTM_CHECK(options.dtype == DType::bf16, invalid_argument,
-              "prompts in fp8: expected bf16 arithmetic, found {}", to_string(options.dtype));
+              "prompts in fp8: expected bf16 arithmetic (--dtype bf16), found {}",
+              to_string(options.dtype));
   XLSTM_CHECK(!config.block_stack.has_value(), unsupported,
               "prompts in fp8: expected xLSTM-large, found a model of the first xLSTM");
 }
 
-std::size_t place_e4m3_weights(Network& network, Device device, std::byte* memory) {
+std::size_t place_e4m3_weights(Network& network, Prefill prefill, Device device,
+                               std::byte* memory) {
+  if (prefill == Prefill::same) return 0;
   std::size_t bytes = 0;
   const auto place = [&](DType dtype, std::initializer_list<std::int64_t> sizes) {
     const Tensor t =
@@ -51,7 +54,9 @@ std::size_t place_e4m3_weights(Network& network, Device device, std::byte* memor
     const std::int64_t rows = w.dim(0), columns = w.dim(1);
     to.codes = place(DType::u8, {rows, (columns + kRowBytes - 1) / kRowBytes * kRowBytes})
                    .cols(0, columns);
-    to.scales = place(DType::f32, {rows});
+    to.kind = prefill == Prefill::fp8 ? ops::E4m3Scales::rows : ops::E4m3Scales::blocks;
+    const auto [first, second] = ops::e4m3_scales_shape(to.kind, rows, columns);
+    to.scales = second == 0 ? place(DType::f32, {first}) : place(DType::f32, {first, second});
   });
   return bytes;
 }
@@ -59,8 +64,11 @@ std::size_t place_e4m3_weights(Network& network, Device device, std::byte* memor
 void make_e4m3_weights(Model::Impl& impl) {
   if (impl.options.prefill == Prefill::same) return;
   Context& c = impl.context;
-  impl.owned.emplace_back(place_e4m3_weights(impl.network, c.device(), nullptr), c.device());
-  place_e4m3_weights(impl.network, c.device(), impl.owned.back().data());
+  const auto place = [&](std::byte* memory) {
+    return place_e4m3_weights(impl.network, impl.options.prefill, c.device(), memory);
+  };
+  impl.owned.emplace_back(place(nullptr), c.device());
+  place(impl.owned.back().data());
   for_each_product(impl.network, [&](const Tensor& w, const ops::E4m3Matrix& to) {
     ops::quantise_e4m3(c, {.x = w, .y = to});
   });

@@ -43,8 +43,10 @@ void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x, const
     ops::rms_norm(c, {.x = x, .w = norm, .b = norm_bias, .eps = hp.norm_eps, .y = u});
     if (e4m3) {
       const ArenaScope codes(c.arena());
-      ops::linear_swiglu_e4m3(
-          c, {.x = to_e4m3(c, u), .w = e4m3_gate_up, .b = present(b_gate_up), .y = y});
+      ops::linear_swiglu_e4m3(c, {.x = to_e4m3(c, u, e4m3_gate_up[0]),
+                                  .w = e4m3_gate_up,
+                                  .b = present(b_gate_up),
+                                  .y = y});
     } else if (saved == nullptr) {
       ops::linear_swiglu(c, {.x = u, .w = w_gate_up, .b = present(b_gate_up), .y = y});
     } else {  // in two steps: the backward pass reads what lies between

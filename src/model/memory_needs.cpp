@@ -49,8 +49,7 @@ MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> we
     weights_ += placed_bytes(*p.view);
   }
   if (!network_.lm_head[0]) network_.lm_head[0] = network_.embedding;
-  if (options.prefill != Prefill::same)
-    weights_ += place_e4m3_weights(network_, options.device, nullptr);
+  weights_ += place_e4m3_weights(network_, options.prefill, options.device, nullptr);
   if (options.device.is_cpu()) return;
   constexpr std::int64_t kMostSlice = 16384, kMostShared = 256;
   for (std::int64_t slice = kMostSlice; slice > limits_.slice; slice /= 2)

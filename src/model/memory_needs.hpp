@@ -15,7 +15,7 @@ namespace xlstm::model {
 /// Bytes of `sequences` sequences side by side.
 struct MemoryNeeds {
   std::int64_t sequences = 1;
-  std::uint64_t weights = 0;         ///< with those in e4m3 of Prefill::fp8
+  std::uint64_t weights = 0;         ///< with those in e4m3
   std::uint64_t state = 0;           ///< of one sequence
   std::uint64_t decode_scratch = 0;  ///< of a token for each sequence that shares a pass
   std::uint64_t prompt_scratch = 0;  ///< of a slice of one sequence

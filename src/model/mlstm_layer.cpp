@@ -90,7 +90,8 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                             .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid});
     if (e4m3) {
       const ArenaScope codes(c.arena());
-      ops::linear_e4m3(c, {.x = to_e4m3(c, u), .w = e4m3_qkvo, .b = present(b_qkvo), .y = qkvo});
+      ops::linear_e4m3(
+          c, {.x = to_e4m3(c, u, e4m3_qkvo[0]), .w = e4m3_qkvo, .b = present(b_qkvo), .y = qkvo});
     } else {
       ops::linear(c, {.x = u, .w = w_qkvo, .b = present(b_qkvo), .y = qkvo});
     }

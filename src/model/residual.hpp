@@ -45,10 +45,14 @@ inline bool reads_e4m3(const ops::Batch& batch) {
   return batch.tokens() >= kFewest && batch.tokens() >= 2 * batch.sequences();
 }
 
-/// Rows of activations in e4m3, in scratch memory.
-inline ops::E4m3Matrix to_e4m3(Context& c, const Tensor& x) {
-  const ops::E4m3Matrix y{c.arena().tensor(DType::u8, {x.dim(0), x.dim(1)}),
-                          c.arena().tensor(DType::f32, {x.dim(0)})};
+/// Activations in e4m3, in scratch memory, for products with weights like `w`.
+inline ops::E4m3Matrix to_e4m3(Context& c, const Tensor& x, const ops::E4m3Matrix& w) {
+  ops::E4m3Matrix y;
+  y.codes = c.arena().tensor(DType::u8, {x.dim(0), x.dim(1)});
+  y.kind = w.kind == ops::E4m3Scales::rows ? w.kind : ops::E4m3Scales::runs;
+  const auto [first, second] = ops::e4m3_scales_shape(y.kind, x.dim(0), x.dim(1));
+  y.scales = second == 0 ? c.arena().tensor(DType::f32, {first})
+                         : c.arena().tensor(DType::f32, {first, second});
   ops::quantise_e4m3(c, {.x = x, .y = y});
   return y;
 }
@@ -57,7 +61,8 @@ inline ops::E4m3Matrix to_e4m3(Context& c, const Tensor& x) {
 inline void add_e4m3_branch(Context& c, const Tensor& y, const std::array<ops::E4m3Matrix, 1>& w,
                             const std::array<Tensor, 1>& b, const Tensor& x) {
   const ArenaScope scope(c.arena());
-  ops::linear_e4m3(c, {.x = to_e4m3(c, y), .w = w, .b = present(b), .y = x, .accumulate = true});
+  ops::linear_e4m3(c,
+                   {.x = to_e4m3(c, y, w[0]), .w = w, .b = present(b), .y = x, .accumulate = true});
 }
 
 /// x += dropout(W y + b), the end of a branch.

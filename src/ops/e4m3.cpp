@@ -9,21 +9,44 @@
 namespace xlstm::ops {
 namespace {
 
-void check_matrix(const char* op, const char* argument, const E4m3Matrix& m, std::int64_t rows,
-                  std::int64_t columns) {
+void check_matrix(const char* op, const char* argument, const E4m3Matrix& m, E4m3Scales kind,
+                  std::int64_t rows, std::int64_t columns) {
   XLSTM_CHECK(m.codes && m.codes.rank == 2 && m.codes.dtype == DType::u8 &&
                   m.codes.dim(0) == rows && m.codes.dim(1) == columns,
               invalid_argument, "{}: codes of {} must be u8[{}, {}], found {}", op, argument, rows,
               columns, m.codes ? to_string(m.codes) : "no tensor");
-  check_tensor(op, "scales", m.scales, Types::f32, {rows});
+  XLSTM_CHECK(m.kind == kind, invalid_argument, "{}: {} has scales of another kind", op, argument);
+  const auto [first, second] = e4m3_scales_shape(kind, rows, columns);
+  if (kind == E4m3Scales::rows)
+    check_tensor(op, "scales", m.scales, Types::f32, {first});
+  else
+    check_tensor(op, "scales", m.scales, Types::f32, {first, second});
+}
+
+E4m3Scales of_activations(E4m3Scales of_weights) {
+  return of_weights == E4m3Scales::blocks ? E4m3Scales::runs : E4m3Scales::rows;
+}
+E4m3Scales of_weights(E4m3Scales of_activations) {
+  return of_activations == E4m3Scales::rows ? E4m3Scales::rows : E4m3Scales::blocks;
 }
 
 }  // namespace
 
+std::array<std::int64_t, 2> e4m3_scales_shape(E4m3Scales kind, std::int64_t rows,
+                                              std::int64_t columns) {
+  const auto runs = [](std::int64_t n) { return (n + kE4m3Run - 1) / kE4m3Run; };
+  switch (kind) {
+    case E4m3Scales::rows: return {rows, 0};
+    case E4m3Scales::runs: return {runs(columns), rows};
+    case E4m3Scales::blocks: return {runs(rows), runs(columns)};
+  }
+  return {};
+}
+
 void check_quantise_e4m3(const QuantiseE4m3Args& a) {
   constexpr const char* kOp = "quantise_e4m3";
   check_tensor(kOp, "x", a.x, Types::weight, {a.y.codes.dim(0), a.y.codes.dim(1)});
-  check_matrix(kOp, "y", a.y, a.x.dim(0), a.x.dim(1));
+  check_matrix(kOp, "y", a.y, a.y.kind, a.x.dim(0), a.x.dim(1));
 }
 
 std::size_t quantise_e4m3_workspace(const Context&, const QuantiseE4m3Args&) { return 0; }
@@ -31,16 +54,16 @@ std::size_t quantise_e4m3_workspace(const Context&, const QuantiseE4m3Args&) { r
 void check_linear_e4m3(const LinearE4m3Args& a) {
   constexpr const char* kOp = "linear_e4m3";
   const std::int64_t rows = a.x.codes.dim(0), depth = a.x.codes.dim(1);
-  check_matrix(kOp, "x", a.x, rows, depth);
   XLSTM_CHECK(!a.w.empty() && a.w.size() <= kMostE4m3Weights, invalid_argument,
               "{}: expected 1 to {} weights, found {}", kOp, kMostE4m3Weights, a.w.size());
+  check_matrix(kOp, "x", a.x, of_activations(a.w[0].kind), rows, depth);
   XLSTM_CHECK(a.b.empty() || a.b.size() == a.w.size(), invalid_argument,
               "{}: expected no bias or one for each of {} weights, found {}", kOp, a.w.size(),
               a.b.size());
   std::int64_t outputs = 0;
   for (std::size_t i = 0; i < a.w.size(); ++i) {
     const std::int64_t n = a.w[i].codes.dim(0);
-    check_matrix(kOp, "w", a.w[i], n, depth);
+    check_matrix(kOp, "w", a.w[i], of_weights(a.x.kind), n, depth);
     if (!a.b.empty()) check_tensor(kOp, "b", a.b[i], Types::weight, {n});
     outputs += n;
   }
@@ -52,11 +75,11 @@ std::size_t linear_e4m3_workspace(const Context&, const LinearE4m3Args&) { retur
 void check_linear_swiglu_e4m3(const LinearSwigluE4m3Args& a) {
   constexpr const char* kOp = "linear_swiglu_e4m3";
   const std::int64_t rows = a.x.codes.dim(0), depth = a.x.codes.dim(1), f = a.y.dim(1);
-  check_matrix(kOp, "x", a.x, rows, depth);
   XLSTM_CHECK(a.w.size() == 2 && (a.b.empty() || a.b.size() == 2), invalid_argument,
               "{}: expected 2 weights and no or 2 biases, found {} and {}", kOp, a.w.size(),
               a.b.size());
-  for (const E4m3Matrix& w : a.w) check_matrix(kOp, "w", w, f, depth);
+  check_matrix(kOp, "x", a.x, of_activations(a.w[0].kind), rows, depth);
+  for (const E4m3Matrix& w : a.w) check_matrix(kOp, "w", w, of_weights(a.x.kind), f, depth);
   for (const Tensor& b : a.b) check_tensor(kOp, "b", b, Types::weight, {f});
   check_tensor(kOp, "y", a.y, Types::f32_bf16, {rows, f});
 }

@@ -72,9 +72,11 @@ TEST(CudaModel, PromptsInFp8AreNearThoseInBf16) {
   Config biased = small_config();
   biased.use_bias = true;
   for (const Config& config : {small_config(), biased}) {
-    for (const DType weights : {DType::bf16, DType::f32}) {
+    for (const auto& [weights, prefill] :
+         {std::pair(DType::bf16, Prefill::fp8), std::pair(DType::bf16, Prefill::fp8_blocks),
+          std::pair(DType::f32, Prefill::fp8)}) {
       Model same = fp8_model(config, Prefill::same, weights),
-            fp8 = fp8_model(config, Prefill::fp8, weights);
+            fp8 = fp8_model(config, prefill, weights);
       State a = same.make_state(), b = fp8.make_state();
       const std::vector<std::int32_t> ids = some_ids(150);
       expect_near(fp8.eval(b, ids), same.eval(a, ids), 0.12);
@@ -125,14 +127,13 @@ TEST(CudaModel, Fp8IsRefusedWhereNothingReadsIt) {
   options.prefill = Prefill::fp8;
   options.dtype = DType::bf16;
   expect_error(ErrorCode::unsupported, {"fp8", "CUDA device", "CPU"},
-                        [&] { Model::random(small_config(), DType::bf16, 7, options); });
+               [&] { Model::random(small_config(), DType::bf16, 7, options); });
   options.device = test_device();
-  expect_error(ErrorCode::unsupported, {"fp8", "first xLSTM"}, [&] {
-    Model::random(small_stack_config(101, 3), DType::bf16, 7, options);
-  });
+  expect_error(ErrorCode::unsupported, {"fp8", "first xLSTM"},
+               [&] { Model::random(small_stack_config(101, 3), DType::bf16, 7, options); });
   options.dtype = DType::f32;
   expect_error(ErrorCode::invalid_argument, {"fp8", "bf16", "f32"},
-                        [&] { Model::random(small_config(), DType::bf16, 7, options); });
+               [&] { Model::random(small_config(), DType::bf16, 7, options); });
 }
 
 TEST(CudaModel, StatesMoveBetweenDevices) {

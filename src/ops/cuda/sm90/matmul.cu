@@ -30,6 +30,8 @@ bool takes_product(const Product& p) {
       return false;
     if (!p.swiglu) first += w.dim(0);
   }
+  for (const Tensor& s : p.w_scales)
+    if (!s.is_dense()) return false;
   for (const Tensor& b : p.b)
     if (b.dtype != p.b[0].dtype) return false;
   return true;
@@ -47,7 +49,8 @@ bool product(Context& context, const Product& p) {
                           .depth = e4m3 ? pieces_of(p.x.dim(1), 2) : p.x.dim(1),
                           .swiglu = p.swiglu,
                           .multiprocessors = places};
-  return planned_product(context, p, e4m3 ? plan_tiled(shape) : plan_matmul(shape));
+  return planned_product(context, p,
+                         e4m3 ? plan_tiled(shape, p.x_scales.rank == 2) : plan_matmul(shape));
 }
 
 bool planned_product(Context& context, const Product& p, const MatmulPlan& plan) {
@@ -61,7 +64,10 @@ bool planned_product(Context& context, const Product& p, const MatmulPlan& plan)
   const bool e4m3 = p.x.dtype == DType::u8;
   args.depth_stages =
       static_cast<int>(pieces_of(p.x.dim(1), e4m3 ? 2 * kMatmulDepth : kMatmulDepth));
-  if (e4m3) args.x_scales = p.x_scales.as<float>();
+  if (e4m3) {
+    args.x_scales = p.x_scales.as<float>();
+    args.run_step = p.x_scales.rank == 2 ? p.x_scales.row_stride() : 0;
+  }
   args.height = plan.height;
   args.split = plan.split;
   args.y = p.y.data;

@@ -20,8 +20,9 @@ struct Product {
   Tensor y;                   ///< [M, sum N_i] f32 or bf16; [M, F] with `swiglu`
   bool accumulate = false;
   bool swiglu = false;
-  Tensor x_scales = {};                   ///< [M] f32, of e4m3
-  std::span<const Tensor> w_scales = {};  ///< [N_i] f32 each
+  // Of e4m3:
+  Tensor x_scales = {};                   ///< [M] f32, or of runs [K / 128, M] (ops/e4m3.hpp)
+  std::span<const Tensor> w_scales = {};  ///< [N_i] f32 each, or of blocks [N_i / 128, K / 128]
 };
 
 /// Whether the product takes these types, sizes and addresses: rows at multiples of 16 bytes, at

@@ -81,10 +81,12 @@ constexpr std::int64_t streamed_cycles(const MatmulShape& s, const MatmulPlan& p
 
 /// The tiled plan with the fewest cycles. All sizes are positive. A depth of e4m3 numbers counts
 /// half.
-constexpr MatmulPlan plan_tiled(const MatmulShape& s) {
+/// @param blocks  of 128 x 128 weights share a scale: a tile has whole ones
+constexpr MatmulPlan plan_tiled(const MatmulShape& s, bool blocks = false) {
   MatmulPlan best = {};
   for (const int columns : {256, 192, 128}) {
     const int height = s.swiglu ? columns / 2 : columns;
+    if (blocks && height % 128 != 0) continue;
     const std::int64_t cycles = tiled_cycles(s, columns);
     // Narrow tiles read more: they have to be worth it.
     if (best.cycles == 0 || cycles + cycles / 20 < best.cycles)

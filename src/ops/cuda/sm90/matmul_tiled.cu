@@ -2,6 +2,8 @@
 // each loads one half for both. One warp copies, two warp groups multiply 64 rows each; blocks stay
 // and take tiles in turn, so that copies for the next tile run while this one is written.
 
+#include <type_traits>
+
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/sm90/device/cluster.cuh"
@@ -124,6 +126,41 @@ struct TileScales {
   }
 };
 
+/// e4m3 numbers of which runs and blocks have scales.
+struct E4m3Blocks {
+  std::uint8_t bits;
+};
+
+// Of one stage: the scales of a thread's two rows of x times that of each 128 columns of W.
+template <int kColumns, bool kSwiglu>
+struct StageScales {
+  static constexpr int kBlock = 128;
+  static constexpr int kBlocks = kColumns / kBlock;
+  const float* x[2];
+  const float* w[kBlocks];
+  float upper, lower, blocks[kBlocks];  // of the next stage
+
+  __device__ __forceinline__ StageScales(const MatmulArgs& a, const Place& p, int row) {
+    const int t = row + static_cast<int>(threadIdx.x) % kWarp / 4;
+    x[0] = a.x_scales + min(t, a.rows - 1);
+    x[1] = a.x_scales + min(t + 8, a.rows - 1);
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      const int n = kSwiglu ? p.column : p.column * kBlocks + i;  // in blocks
+      const auto last = static_cast<int>((a.outputs[p.weight] - 1) / kBlock);
+      w[i] = a.w_scales[kSwiglu ? i : p.weight] +
+             static_cast<std::int64_t>(min(n, last)) * a.depth_stages;
+    }
+    load(a, 0);
+  }
+  __device__ __forceinline__ void load(const MatmulArgs& a, int stage) {
+    upper = __ldg(x[0] + stage * a.run_step);
+    lower = __ldg(x[1] + stage * a.run_step);
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) blocks[i] = __ldg(w[i] + stage);
+  }
+};
+
 template <class Y>
 constexpr int kBox = 128 / static_cast<int>(sizeof(Y));  // columns
 
@@ -180,6 +217,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     tiled_kernel(const __grid_constant__ MatmulMaps maps, const __grid_constant__ MatmulArgs args) {
   using R = Ring<kColumns>;
   constexpr bool kE4m3 = sizeof(X) == 1;
+  constexpr bool kBlocks = std::is_same_v<X, E4m3Blocks>;
   constexpr int kDepth = 128 / static_cast<int>(sizeof(X));  // of a stage
   constexpr int kStages = R::kStages;
   XLSTM_DYNAMIC_SHARED(unsigned char, memory);
@@ -236,39 +274,74 @@ __global__ void __launch_bounds__(kThreads, 1)
     const SharedAddress stores =
         base + R::kStoresAt + (warp - kGroup / kWarp) * kStores * kStoreBytes;
     for (int tile = first_tile; tile < tiles; tile += step) {
-      float sums[kColumns / 2];
-      SharedAddress before = 0;
-      for (int k = 0; k < args.depth_stages; ++k, advance()) {
-        const SharedAddress x_at = base + slot * R::kStage + consumer * (64 * 128),
-                            w_at = base + slot * R::kStage + R::kX;
-        barrier_wait(full + 8 * slot, phase);
-        wgmma_fence();
-        const std::uint64_t a = wgmma_matrix(x_at), b = wgmma_matrix(w_at);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if constexpr (kE4m3)
-            wgmma_e4m3<kColumns>(sums, a + i * kWgmmaDepth, b + i * kWgmmaDepth, k > 0 || i > 0);
-          else
-            wgmma<kColumns>(sums, a + i * kWgmmaDepth, b + i * kWgmmaDepth, k > 0 || i > 0);
-        }
-        wgmma_commit();
-        wgmma_wait<1>();
-        if (k > 0 && lane < kCluster) barrier_arrive_at(before, lane);
-        before = empty + 8 * slot;
-      }
       const Place p = place_of(args, tile);
       const int row =
           (p.row * kCluster + static_cast<int>(rank)) * kBlockRows + consumer * 64 + warp % 4 * 16;
-      const auto finish_products = [&] {
-        wgmma_wait<0>();
-        if (lane < kCluster) barrier_arrive_at(before, lane);
-      };
-      if constexpr (kE4m3) {
-        const TileScales<kColumns, kSwiglu> scales(args, p, row);
-        finish_products();
-        scales.apply(sums, stores);
+      float sums[kColumns / 2];
+      if constexpr (kBlocks) {
+        // Sums of a stage, 128 columns at a time, leave the tensor cores for those in float32.
+        // While one warp group adds, the other's products run.
+        constexpr int kOfBlock = 64;
+#pragma unroll
+        for (float& sum : sums) sum = 0;
+        StageScales<kColumns, kSwiglu> scales(args, p, row);
+        for (int k = 0; k < args.depth_stages; ++k, advance()) {
+          const SharedAddress x_at = base + slot * R::kStage + consumer * (64 * 128),
+                              w_at = base + slot * R::kStage + R::kX;
+          const StageScales<kColumns, kSwiglu> now = scales;
+          scales.load(args, min(k + 1, args.depth_stages - 1));
+          barrier_wait(full + 8 * slot, phase);
+          const std::uint64_t a = wgmma_matrix(x_at), b = wgmma_matrix(w_at);
+#pragma unroll
+          for (int h = 0; h < kColumns / 128; ++h) {
+            float part[kOfBlock];
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              wgmma_e4m3<128>(part, a + i * kWgmmaDepth, moved(b, h * 128 * 128) + i * kWgmmaDepth,
+                              i > 0);
+            wgmma_commit();
+            wgmma_wait<0>();
+            if (h == kColumns / 128 - 1 && lane < kCluster)
+              barrier_arrive_at(empty + 8 * slot, lane);
+            const float upper = now.upper * now.blocks[h], lower = now.lower * now.blocks[h];
+#pragma unroll
+            for (int i = 0; i < kOfBlock; ++i)
+              sums[h * kOfBlock + i] =
+                  fmaf(part[i], i % 4 < 2 ? upper : lower, sums[h * kOfBlock + i]);
+          }
+        }
       } else {
-        finish_products();
+        SharedAddress before = 0;
+        for (int k = 0; k < args.depth_stages; ++k, advance()) {
+          const SharedAddress x_at = base + slot * R::kStage + consumer * (64 * 128),
+                              w_at = base + slot * R::kStage + R::kX;
+          barrier_wait(full + 8 * slot, phase);
+          wgmma_fence();
+          const std::uint64_t a = wgmma_matrix(x_at), b = wgmma_matrix(w_at);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            if constexpr (kE4m3)
+              wgmma_e4m3<kColumns>(sums, a + i * kWgmmaDepth, b + i * kWgmmaDepth, k > 0 || i > 0);
+            else
+              wgmma<kColumns>(sums, a + i * kWgmmaDepth, b + i * kWgmmaDepth, k > 0 || i > 0);
+          }
+          wgmma_commit();
+          wgmma_wait<1>();
+          if (k > 0 && lane < kCluster) barrier_arrive_at(before, lane);
+          before = empty + 8 * slot;
+        }
+        const auto finish_products = [&] {
+          wgmma_wait<0>();
+          if (lane < kCluster) barrier_arrive_at(before, lane);
+        };
+        if constexpr (kE4m3) {
+          const TileScales<kColumns, kSwiglu> scales(args, p, row);
+          finish_products();
+          scales.apply(sums, stores);
+        } else {
+          finish_products();
+        }
       }
       if constexpr (kSwiglu) {
         const int column = p.column * (kColumns / 2);
@@ -329,7 +402,10 @@ void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int m
 
 template <int kColumns>
 void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
-  if (args.x_scales != nullptr)
+  if (args.run_step > 0) {
+    if constexpr (kColumns % 128 == 0)
+      run<E4m3Blocks, kColumns>(context, maps, args, multiprocessors);
+  } else if (args.x_scales != nullptr)
     run<E4m3, kColumns>(context, maps, args, multiprocessors);
   else
     run<Bf16, kColumns>(context, maps, args, multiprocessors);
