@@ -33,7 +33,7 @@ enum class Prefill {
 struct LoadOptions {
   Device device;             ///< where to run
   DType dtype = DType::f32;  ///< arithmetic: f32, or bf16 = product inputs rounded to bf16
-  /// fp8: on a CUDA device, for xLSTM-large with bf16 arithmetic. Passes of at least 64 tokens, two
+  /// fp8: on a CUDA device, for xLSTM-large with bf16 arithmetic. Passes of at least 192 tokens, two
   /// or more of each sequence, take it in the blocks' products; all else stays as it is. The
   /// weights take half as much memory more.
   Prefill prefill = Prefill::same;

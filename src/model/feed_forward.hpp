@@ -34,6 +34,8 @@ struct FeedForward {
   /// @param saved  filled for backward(), or null in inference
   void forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
                const Saved* saved = nullptr) const;
+  /// forward() of a prompt by the e4m3 weights.
+  void forward_e4m3(Context& c, const Hyperparameters& hp, Tensor x) const;
   /// d_x [T, D] f32: the gradient of the residual stream after this layer on entry, before it on
   /// exit. Gradients of the parameters are added to those of `grads`, which are f32.
   void backward(Context& c, const Hyperparameters& hp, Tensor d_x, const Saved& saved,

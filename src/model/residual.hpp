@@ -41,18 +41,23 @@ inline void zero_rows(const Context& c, const Tensor& x) {
 /// Whether a pass multiplies e4m3 numbers where a layer has them: it reads prompts, of as many
 /// tokens as make that faster.
 inline bool reads_e4m3(const ops::Batch& batch) {
-  constexpr std::int64_t kFewest = 64;
+  constexpr std::int64_t kFewest = 192;
   return batch.tokens() >= kFewest && batch.tokens() >= 2 * batch.sequences();
 }
 
-/// Activations in e4m3, in scratch memory, for products with weights like `w`.
-inline ops::E4m3Matrix to_e4m3(Context& c, const Tensor& x, const ops::E4m3Matrix& w) {
+/// Scratch memory for activations in e4m3, to be multiplied with weights like `w`.
+inline ops::E4m3Matrix scratch_e4m3(Context& c, std::int64_t rows, const ops::E4m3Matrix& w) {
+  const std::int64_t columns = w.codes.dim(1);
   ops::E4m3Matrix y;
-  y.codes = c.arena().tensor(DType::u8, {x.dim(0), x.dim(1)});
+  y.codes = c.arena().tensor(DType::u8, {rows, columns});
   y.kind = w.kind == ops::E4m3Scales::rows ? w.kind : ops::E4m3Scales::runs;
-  const auto [first, second] = ops::e4m3_scales_shape(y.kind, x.dim(0), x.dim(1));
+  const auto [first, second] = ops::e4m3_scales_shape(y.kind, rows, columns);
   y.scales = second == 0 ? c.arena().tensor(DType::f32, {first})
                          : c.arena().tensor(DType::f32, {first, second});
+  return y;
+}
+inline ops::E4m3Matrix to_e4m3(Context& c, const Tensor& x, const ops::E4m3Matrix& w) {
+  const ops::E4m3Matrix y = scratch_e4m3(c, x.dim(0), w);
   ops::quantise_e4m3(c, {.x = x, .y = y});
   return y;
 }

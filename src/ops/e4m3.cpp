@@ -74,14 +74,18 @@ std::size_t linear_e4m3_workspace(const Context&, const LinearE4m3Args&) { retur
 
 void check_linear_swiglu_e4m3(const LinearSwigluE4m3Args& a) {
   constexpr const char* kOp = "linear_swiglu_e4m3";
-  const std::int64_t rows = a.x.codes.dim(0), depth = a.x.codes.dim(1), f = a.y.dim(1);
+  const std::int64_t rows = a.x.codes.dim(0), depth = a.x.codes.dim(1);
+  const std::int64_t f = a.y ? a.y.dim(1) : a.coded.codes.dim(1);
   XLSTM_CHECK(a.w.size() == 2 && (a.b.empty() || a.b.size() == 2), invalid_argument,
               "{}: expected 2 weights and no or 2 biases, found {} and {}", kOp, a.w.size(),
               a.b.size());
   check_matrix(kOp, "x", a.x, of_activations(a.w[0].kind), rows, depth);
   for (const E4m3Matrix& w : a.w) check_matrix(kOp, "w", w, of_weights(a.x.kind), f, depth);
   for (const Tensor& b : a.b) check_tensor(kOp, "b", b, Types::weight, {f});
-  check_tensor(kOp, "y", a.y, Types::f32_bf16, {rows, f});
+  if (a.y)
+    check_tensor(kOp, "y", a.y, Types::f32_bf16, {rows, f});
+  else
+    check_matrix(kOp, "coded", a.coded, E4m3Scales::runs, rows, f);
 }
 
 std::size_t linear_swiglu_e4m3_workspace(const Context& context, const LinearSwigluE4m3Args& args) {
@@ -93,14 +97,17 @@ std::size_t linear_swiglu_e4m3_workspace(const Context& context, const LinearSwi
 
 void composed::linear_swiglu_e4m3(Context& c, const LinearSwigluE4m3Args& a) {
   constexpr std::int64_t kMostRows = 1024;  // bounds the scratch memory
-  const std::int64_t tokens = a.x.codes.dim(0), f = a.y.dim(1);
+  const std::int64_t tokens = a.x.codes.dim(0), f = a.w[0].codes.dim(0);
   const ArenaScope scope(c.arena());
   const Tensor gate_up = c.arena().tensor(DType::f32, {std::min(tokens, kMostRows), 2 * f});
+  const Tensor gated = gate_up.cols(0, f);  // where it is not y
   for (std::int64_t t = 0; t < tokens; t += kMostRows) {
     const std::int64_t rows = std::min(tokens - t, kMostRows);
     const Tensor both = gate_up.rows(0, rows);
     linear_e4m3(c, {.x = a.x.rows(t, rows), .w = a.w, .b = a.b, .y = both});
-    swiglu(c, {.gate = both.cols(0, f), .up = both.cols(f, f), .y = a.y.rows(t, rows)});
+    const Tensor y = a.y ? a.y.rows(t, rows) : gated.rows(0, rows);
+    swiglu(c, {.gate = both.cols(0, f), .up = both.cols(f, f), .y = y});
+    if (!a.y) quantise_e4m3(c, {.x = y, .y = a.coded.rows(t, rows)});
   }
 }
 

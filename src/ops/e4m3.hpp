@@ -72,7 +72,8 @@ struct LinearSwigluE4m3Args {
   E4m3Matrix x;                   ///< [T, K]
   std::span<const E4m3Matrix> w;  ///< of the gate and of what it gates, [F, K] each
   std::span<const Tensor> b;      ///< empty, or two [F]
-  Tensor y;                       ///< [T, F] f32 or bf16
+  Tensor y;                       ///< [T, F] f32 or bf16; or empty:
+  E4m3Matrix coded = {};          ///< [T, F] with scales for runs
 };
 XLSTM_OP(linear_swiglu_e4m3, LinearSwigluE4m3Args)
 

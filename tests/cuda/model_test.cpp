@@ -78,7 +78,7 @@ TEST(CudaModel, PromptsInFp8AreNearThoseInBf16) {
       Model same = fp8_model(config, Prefill::same, weights),
             fp8 = fp8_model(config, prefill, weights);
       State a = same.make_state(), b = fp8.make_state();
-      const std::vector<std::int32_t> ids = some_ids(150);
+      const std::vector<std::int32_t> ids = some_ids(300);
       expect_near(fp8.eval(b, ids), same.eval(a, ids), 0.12);
       expect_near(record_of(b), record_of(a), 0.12);
       EXPECT_NE(record_of(b), record_of(a));
@@ -101,10 +101,10 @@ TEST(CudaModel, Fp8IsForPromptsAlone) {
   const auto expect_same = [](std::span<const float> x, std::span<const float> y) {
     EXPECT_TRUE(std::ranges::equal(x, y));
   };
-  expect_same(fp8.eval(b, some_ids(40)), same.eval(a, some_ids(40)));
+  expect_same(fp8.eval(b, some_ids(100)), same.eval(a, some_ids(100)));
   for (const std::int32_t id : some_ids(3, 5))
     expect_same(fp8.eval(b, std::span(&id, 1)), same.eval(a, std::span(&id, 1)));
-  constexpr std::size_t kSequences = 80;
+  constexpr std::size_t kSequences = 200;
   std::vector<State> ones, others;
   std::vector<SequenceInput> of_ones, of_others;
   const std::vector<std::int32_t> ids = some_ids(kSequences);

@@ -284,6 +284,37 @@ TEST(E4m3, Swiglu) {
   }
 }
 
+TEST(E4m3, SwigluMayGiveRuns) {
+  std::mt19937 random(35);
+  for (const std::int64_t rows : {3, 100, 260, 1100}) {
+    for (const std::int64_t outputs : {64, 328}) {
+      SCOPED_TRACE(std::to_string(rows) + " rows, " + std::to_string(outputs) + " outputs");
+      constexpr std::int64_t kDepth = 176;
+      Coded x(E4m3Scales::runs, rows, kDepth), gate(E4m3Scales::blocks, outputs, kDepth),
+          up(E4m3Scales::blocks, outputs, kDepth);
+      x.fill(random);
+      gate.fill(random);
+      up.fill(random);
+      for (float& s : gate.scales) s /= 64;
+      const E4m3Matrix w[2] = {gate.matrix(), up.matrix()};
+      test::Array y(DType::f32, {rows, outputs});
+      Coded coded(E4m3Scales::runs, rows, outputs, 16 + (16 - outputs % 16) % 16),
+          want(E4m3Scales::runs, rows, outputs);
+      Context context(test_device());
+      test::run(context, linear_swiglu_e4m3, {.x = x.matrix(), .w = w, .b = {}, .y = y.tensor()});
+      test::run(context, linear_swiglu_e4m3,
+                {.x = x.matrix(), .w = w, .b = {}, .y = {}, .coded = coded.matrix()});
+      test::run(context, quantise_e4m3, {.x = y.tensor(), .y = want.matrix()});
+      EXPECT_EQ(coded.scales, want.scales);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t c = 0; c < outputs; ++c)
+          ASSERT_EQ(e4m3_to_f32(coded.code(r, c)), e4m3_to_f32(want.code(r, c))) << r << " " << c;
+        for (std::int64_t c = outputs; c < coded.stride; ++c) ASSERT_EQ(coded.code(r, c), 0x7F);
+      }
+    }
+  }
+}
+
 TEST(E4m3, WrongShapesAndKindsAreRefused) {
   Coded x(E4m3Scales::rows, 2, 16), w(E4m3Scales::rows, 3, 8), blocks(E4m3Scales::blocks, 3, 16);
   test::Array y(DType::f32, {2, 3});

@@ -2,6 +2,7 @@
 
 #include "ops/e4m3.hpp"
 
+#include "ops/cuda/device/e4m3.cuh"
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/device/pack.cuh"
@@ -14,17 +15,6 @@ namespace xlstm::ops::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-/// What numbers whose largest is `most` is multiplied with, and its scale.
-struct RowScale {
-  float factor, scale;
-  __device__ explicit RowScale(float most) : factor(0), scale(0) {
-    constexpr float kLeast = 1e-30F;
-    if (most < kLeast) return;
-    factor = kMostE4m3 / most;
-    scale = most / kMostE4m3;
-  }
-};
 
 /// The largest of the block's values, in every thread.
 __device__ float block_most(float x) {
@@ -47,7 +37,7 @@ __global__ void __launch_bounds__(kThreads)
   float most = 0;
   for (std::int64_t i = threadIdx.x; i < width; i += kThreads)
     most = fmaxf(most, fabsf(to_float(row[i])));
-  const RowScale s(block_most(most));
+  const E4m3Scale s(block_most(most));
   if (threadIdx.x == 0) scales[blockIdx.x] = s.scale;
   for (std::int64_t i = threadIdx.x; i < width; i += kThreads)
     store(y.row(blockIdx.x) + i, to_float(row[i]) * s.factor);
@@ -75,7 +65,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int p = 0; p < kPacks; ++p)
 #pragma unroll
     for (int i = 0; i < kPackNumbers; ++i) most = fmaxf(most, fabsf(to_float(packs[p].at(i))));
-  const RowScale s(block_most(most));
+  const E4m3Scale s(block_most(most));
   if (threadIdx.x == 0) scales[blockIdx.x] = s.scale;
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) {
@@ -107,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < 4; ++i) most = fmaxf(most, fabsf(to_float(pack.at(i))));
   for (int bits = kWarp / 2; bits > 0; bits /= 2)
     most = fmaxf(most, __shfl_xor_sync(~0U, most, bits));
-  const RowScale s(most);
+  const E4m3Scale s(most);
   if (threadIdx.x % kWarp == 0) scales.row(run)[blockIdx.x] = s.scale;
   E4m3 codes[4];
 #pragma unroll
@@ -139,7 +129,7 @@ __global__ void __launch_bounds__(kThreads)
   if (column < width)
     for (std::int64_t r = first + threadIdx.x / kRun; r < end; r += kThreads / kRun)
       most = fmaxf(most, fabsf(to_float(x.row(r)[column])));
-  const RowScale s(block_most(most));
+  const E4m3Scale s(block_most(most));
   if (threadIdx.x == 0) scales.row(blockIdx.x)[blockIdx.y] = s.scale;
   if (column < width)
     for (std::int64_t r = first + threadIdx.x / kRun; r < end; r += kThreads / kRun)
@@ -247,15 +237,16 @@ void linear_e4m3(Context& context, const LinearE4m3Args& a) {
 }
 
 void linear_swiglu_e4m3(Context& context, const LinearSwigluE4m3Args& a) {
-  if (a.y.count() == 0) return;
+  if (a.x.codes.dim(0) == 0) return;
   const E4m3Parts w(a.w);
   if (level(context.device()) == Level::sm90 && product(context, {.x = a.x.codes,
                                                                   .w = {w.codes, w.count},
                                                                   .b = a.b,
-                                                                  .y = a.y,
+                                                                  .y = a.y ? a.y : a.coded.codes,
                                                                   .swiglu = true,
                                                                   .x_scales = a.x.scales,
-                                                                  .w_scales = {w.scales, w.count}}))
+                                                                  .w_scales = {w.scales, w.count},
+                                                                  .y_scales = a.coded.scales}))
     return;
   composed::linear_swiglu_e4m3(context, a);
 }

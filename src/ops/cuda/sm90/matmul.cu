@@ -22,7 +22,9 @@ bool takes_product(const Product& p) {
   if ((p.x.dtype != DType::bf16 && p.x.dtype != DType::u8) || !has_boxes(p.x) || p.w.empty() ||
       p.w.size() > static_cast<std::size_t>(kMostProducts))
     return false;
-  if (p.y.dtype != DType::f32 && (p.y.dtype != DType::bf16 || p.accumulate)) return false;
+  const bool coded = p.y.dtype == DType::u8;
+  if (coded && (!p.swiglu || !p.y_scales || p.x_scales.rank != 2)) return false;
+  if (!coded && p.y.dtype != DType::f32 && (p.y.dtype != DType::bf16 || p.accumulate)) return false;
   if (p.swiglu && (p.w.size() != 2 || p.accumulate)) return false;
   std::int64_t first = 0;
   for (const Tensor& w : p.w) {
@@ -66,6 +68,10 @@ bool planned_product(Context& context, const Product& p, const MatmulPlan& plan)
       static_cast<int>(pieces_of(p.x.dim(1), e4m3 ? 2 * kMatmulDepth : kMatmulDepth));
   if (e4m3) {
     args.x_scales = p.x_scales.as<float>();
+    if (p.y_scales) {
+      args.y_scales = p.y_scales.as<float>();
+      args.y_run_step = p.y_scales.row_stride();
+    }
     args.run_step = p.x_scales.rank == 2 ? p.x_scales.row_stride() : 0;
   }
   args.height = plan.height;

@@ -31,10 +31,12 @@ struct MatmulArgs {
   DType bias_dtype;
   const float* x_scales;                 ///< null: x and W are bf16, else e4m3
   const float* w_scales[kMostProducts];  ///< of each W; of gate and up with SwiGLU
-  std::int64_t run_step;                 ///< between scales of x of two stages; 0: of whole rows
-  int depth_stages;  ///< of kMatmulDepth numbers of bf16, or twice as many of e4m3
-  int height;        ///< rows of each W in a tile
-  int ring;          ///< stages in shared memory (streamed kernel)
+  float* y_scales;                       ///< null: y is f32 or bf16, else e4m3
+  std::int64_t y_run_step;
+  std::int64_t run_step;  ///< between scales of x of two stages; 0: of whole rows
+  int depth_stages;       ///< of kMatmulDepth numbers of bf16, or twice as many of e4m3
+  int height;             ///< rows of each W in a tile
+  int ring;               ///< stages in shared memory (streamed kernel)
   int split;
   void* y;
   std::int64_t y_stride;

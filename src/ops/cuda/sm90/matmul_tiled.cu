@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "ops/cuda/device/e4m3.cuh"
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/sm90/device/cluster.cuh"
@@ -212,6 +213,50 @@ __device__ __forceinline__ void store_rows(const float* sums, SharedAddress stor
   }
 }
 
+// The same of e4m3 numbers, one box of them: sums are 128 columns, a run, of this thread's two
+// rows.
+__device__ __forceinline__ void store_run(const float* sums, SharedAddress stores,
+                                          const MatmulArgs& a, const CUtensorMap* map, int row,
+                                          int column) {
+  constexpr int kSums = 64;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  float most[2] = {};
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], fabsf(sums[i]));
+#pragma unroll
+  for (float& m : most) {
+    m = fmaxf(m, __shfl_xor_sync(~0U, m, 1));
+    m = fmaxf(m, __shfl_xor_sync(~0U, m, 2));
+  }
+  const E4m3Scale scales[2] = {E4m3Scale(most[0]), E4m3Scale(most[1])};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int t = row + lane / 4 + 8 * half;
+    if (lane % 4 == 0 && t < a.rows)
+      a.y_scales[column / 128 * a.y_run_step + t] = scales[half].scale;
+  }
+  if (lane == 0) wait_stores_read<0>();
+  __syncwarp();
+#pragma unroll
+  for (int j = 0; j < kSums / 4; ++j) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float* s = &sums[4 * j + 2 * half];
+      const SharedAddress at =
+          stores + box_offset(lane / 4 + 8 * half, j / 2) + j % 2 * 8 + lane % 4 * 2;
+      asm volatile("st.shared.u16 [%0], %1;" ::"r"(at),
+                   "h"(e4m3_pair(s[0] * scales[half].factor, s[1] * scales[half].factor))
+                   : "memory");
+    }
+  }
+  fence_async();
+  __syncwarp();
+  if (lane == 0) {
+    store_box(stores, map, row, column);
+    commit_stores();
+  }
+}
+
 template <class X, int kColumns, bool kSwiglu, class Y>
 __global__ void __launch_bounds__(kThreads, 1)
     tiled_kernel(const __grid_constant__ MatmulMaps maps, const __grid_constant__ MatmulArgs args) {
@@ -352,6 +397,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
 #pragma unroll
         for (int i = 0; i < kColumns / 4; ++i) sums[i] = gated(sums[i], sums[i + kColumns / 4]);
+        if constexpr (sizeof(Y) == 1) {
+          store_run(sums, stores, args, &maps.y[0], row, column);
+          continue;
+        }
         store_rows<Y, kColumns / 4>(sums, stores, &maps.y[0], row, column, false);
         // What is not whole boxes.
         constexpr int kBoxes = kColumns / 2 / kBox<Y> * kBox<Y>;
@@ -390,6 +439,10 @@ void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int m
 
 template <class X, int kColumns>
 void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
+  if constexpr (std::is_same_v<X, E4m3Blocks> && kColumns == 256) {
+    if (args.y_scales != nullptr)
+      return run<X, kColumns, true, E4m3>(context, maps, args, multiprocessors);
+  }
   if (args.swiglu && args.y_is_bf16)
     run<X, kColumns, true, Bf16>(context, maps, args, multiprocessors);
   else if (args.swiglu)
