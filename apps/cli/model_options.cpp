@@ -48,7 +48,7 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
   parser.choice(
       "--prefill-dtype", {"same", "fp8", "fp8-blocks"}, options.prefill_dtype,
       "What products of prompts multiply on cuda; fp8, with scales for rows or blocks, is faster "
-      "and less exact, and takes half the weights' memory more",
+      "and less exact, and takes about half the weights' memory more",
       "XLSTM_PREFILL_DTYPE");
   parser.text("--device", "NAME", options.device,
               "cpu, cuda or cuda:<index> (cuda if there is one)", "XLSTM_DEVICE");

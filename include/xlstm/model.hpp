@@ -33,9 +33,9 @@ enum class Prefill {
 struct LoadOptions {
   Device device;             ///< where to run
   DType dtype = DType::f32;  ///< arithmetic: f32, or bf16 = product inputs rounded to bf16
-  /// fp8: on a CUDA device, for xLSTM-large with bf16 arithmetic. Passes of at least 192 tokens, two
-  /// or more of each sequence, take it in the blocks' products; all else stays as it is. The
-  /// weights take half as much memory more.
+  /// fp8: on a CUDA device, for xLSTM-large with bf16 arithmetic. Passes of at least 192 tokens,
+  /// two or more of each sequence, take it in the products of all blocks but the first; all else
+  /// stays as it is. The weights take half as much memory more.
   Prefill prefill = Prefill::same;
   int threads = 0;              ///< 0: one per physical core
   bool check_tensors = false;   ///< look for NaN and infinities in the weights; reads every byte

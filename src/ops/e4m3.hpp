@@ -67,7 +67,8 @@ struct LinearE4m3Args {
 };
 XLSTM_OP(linear_e4m3, LinearE4m3Args)
 
-/// linear_swiglu() of such matrices.
+/// linear_swiglu() of such matrices. What lies between a row of `coded` and the next multiple of 16
+/// bytes may change.
 struct LinearSwigluE4m3Args {
   E4m3Matrix x;                   ///< [T, K]
   std::span<const E4m3Matrix> w;  ///< of the gate and of what it gates, [F, K] each

@@ -56,7 +56,8 @@ bool product(Context& context, const Product& p) {
 }
 
 bool planned_product(Context& context, const Product& p, const MatmulPlan& plan) {
-  if (!takes_product(p)) return false;
+  constexpr int kBlock = 128;  // of weights that share a scale
+  if (!takes_product(p) || (p.x_scales.rank == 2 && plan.height % kBlock != 0)) return false;
   const bool tiled = plan.kernel == MatmulKernel::tiled;
   MatmulMaps maps = {};
   MatmulArgs args = {};

@@ -439,15 +439,17 @@ void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int m
 
 template <class X, int kColumns>
 void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
-  if constexpr (std::is_same_v<X, E4m3Blocks> && kColumns == 256) {
+  // With SwiGLU a tile has whole blocks of both weights.
+  constexpr bool kBlocks = std::is_same_v<X, E4m3Blocks>;
+  if constexpr (kBlocks && kColumns == 256)
     if (args.y_scales != nullptr)
       return run<X, kColumns, true, E4m3>(context, maps, args, multiprocessors);
+  if constexpr (!kBlocks || kColumns == 256) {
+    if (args.swiglu && args.y_is_bf16)
+      return run<X, kColumns, true, Bf16>(context, maps, args, multiprocessors);
+    if (args.swiglu) return run<X, kColumns, true, float>(context, maps, args, multiprocessors);
   }
-  if (args.swiglu && args.y_is_bf16)
-    run<X, kColumns, true, Bf16>(context, maps, args, multiprocessors);
-  else if (args.swiglu)
-    run<X, kColumns, true, float>(context, maps, args, multiprocessors);
-  else if (args.y_is_bf16)
+  if (args.y_is_bf16)
     run<X, kColumns, false, Bf16>(context, maps, args, multiprocessors);
   else
     run<X, kColumns, false, float>(context, maps, args, multiprocessors);
