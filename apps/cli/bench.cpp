@@ -276,7 +276,8 @@ class Bench {
     if (depth > 0) row.test += fmt::format(" @ d{}", depth);
     row.batch = batch;
     row.depth = depth;
-    row.dtype = to_string(model_.dtype());
+    row.dtype = reading && arguments_.run.prefill_dtype != "same" ? arguments_.run.prefill_dtype
+                                                                  : to_string(model_.dtype());
     best_.resize(static_cast<std::size_t>(batch * model_.most_best()));
     ProgressBar bar(fmt::format("{} b{}", row.test, batch), arguments_.run.progress);
 

@@ -45,6 +45,11 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
                 "Arithmetic; bf16 rounds the inputs of matrix products (f32; for bf16 weights on "
                 "cuda bf16)",
                 "XLSTM_DTYPE");
+  parser.choice(
+      "--prefill-dtype", {"same", "fp8", "fp8-blocks"}, options.prefill_dtype,
+      "What products of prompts multiply on cuda; fp8, with scales for rows or blocks, is faster "
+      "and less exact, and takes about half the weights' memory more",
+      "XLSTM_PREFILL_DTYPE");
   parser.text("--device", "NAME", options.device,
               "cpu, cuda or cuda:<index> (cuda if there is one)", "XLSTM_DEVICE");
   parser.flag("--exact", options.exact,
@@ -120,6 +125,8 @@ LoadOptions to_load_options(const RunOptions& options) {
   }
   load.exact = options.exact;
   load.dtype = options.dtype.empty() ? DType::f32 : *parse_dtype(options.dtype);
+  if (options.prefill_dtype == "fp8") load.prefill = Prefill::fp8;
+  if (options.prefill_dtype == "fp8-blocks") load.prefill = Prefill::fp8_blocks;
   load.threads = static_cast<int>(options.threads);
   load.check_tensors = options.check_tensors;
   load.chunk_size = options.chunk_size;

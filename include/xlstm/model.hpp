@@ -23,9 +23,20 @@ struct Adapter {
   double scale = 1;                 ///< factor beside alpha / rank
 };
 
+/// What the matrix products of prompts multiply.
+enum class Prefill {
+  same,       ///< what LoadOptions::dtype says
+  fp8,        ///< e4m3 numbers with a scale for each row of activations and of weights
+  fp8_blocks  ///< the same for each 128 numbers of activations, and 128 x 128 of weights
+};
+
 struct LoadOptions {
-  Device device;                ///< where to run
-  DType dtype = DType::f32;     ///< arithmetic: f32, or bf16 = product inputs rounded to bf16
+  Device device;             ///< where to run
+  DType dtype = DType::f32;  ///< arithmetic: f32, or bf16 = product inputs rounded to bf16
+  /// fp8: on a CUDA device, for xLSTM-large with bf16 arithmetic. Passes of at least 192 tokens,
+  /// two or more of each sequence, take it in the products of all blocks but the first; all else
+  /// stays as it is. The weights take half as much memory more.
+  Prefill prefill = Prefill::same;
   int threads = 0;              ///< 0: one per physical core
   bool check_tensors = false;   ///< look for NaN and infinities in the weights; reads every byte
   std::int64_t chunk_size = 0;  ///< L of the chunkwise form; 0: the engine's choice

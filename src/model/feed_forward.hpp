@@ -11,10 +11,12 @@ namespace xlstm::model {
 
 /// x += W_down( silu(W_gate u) * (W_up u) ), u = RMS(x).
 struct FeedForward {
-  Tensor norm, norm_bias;                ///< [D]
-  std::array<Tensor, 2> w_gate_up;       ///< [F, D] each
-  std::array<Tensor, 2> b_gate_up;       ///< [F] each, or empty
-  std::array<Tensor, 1> w_down, b_down;  ///< [D, F], [D]
+  Tensor norm, norm_bias;                            ///< [D]
+  std::array<Tensor, 2> w_gate_up;                   ///< [F, D] each
+  std::array<Tensor, 2> b_gate_up;                   ///< [F] each, or empty
+  std::array<Tensor, 1> w_down, b_down;              ///< [D, F], [D]
+  std::array<ops::E4m3Matrix, 2> e4m3_gate_up = {};  ///< for prompts, or empty
+  std::array<ops::E4m3Matrix, 1> e4m3_down = {};
 
   /// What backward() needs of forward().
   struct Saved {
@@ -30,7 +32,10 @@ struct FeedForward {
 
   /// x [T, D] f32, updated in place.
   /// @param saved  filled for backward(), or null in inference
-  void forward(Context& c, const Hyperparameters& hp, Tensor x, const Saved* saved = nullptr) const;
+  void forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
+               const Saved* saved = nullptr) const;
+  /// forward() of a prompt by the e4m3 weights.
+  void forward_e4m3(Context& c, const Hyperparameters& hp, Tensor x) const;
   /// d_x [T, D] f32: the gradient of the residual stream after this layer on entry, before it on
   /// exit. Gradients of the parameters are added to those of `grads`, which are f32.
   void backward(Context& c, const Hyperparameters& hp, Tensor d_x, const Saved& saved,

@@ -7,6 +7,7 @@
 
 #include "core/check.hpp"
 #include "core/cuda_device.hpp"
+#include "model/e4m3_weights.hpp"
 #include "model/parameters.hpp"
 #include "model/step_inputs.hpp"
 
@@ -34,6 +35,7 @@ std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype)
 MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
                          const LoadOptions& options)
     : context_(options.device, options.threads) {
+  expect_prefill(config, options);
   network_.hp = Hyperparameters(config, options.dtype,
                                 options.chunk_size > 0 ? options.chunk_size : ops::kDefaultChunk);
   network_.state = StateLayout(config);
@@ -47,6 +49,7 @@ MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> we
     weights_ += placed_bytes(*p.view);
   }
   if (!network_.lm_head[0]) network_.lm_head[0] = network_.embedding;
+  weights_ += place_e4m3_weights(network_, options.prefill, options.device, nullptr);
   if (options.device.is_cpu()) return;
   constexpr std::int64_t kMostSlice = 16384, kMostShared = 256;
   for (std::int64_t slice = kMostSlice; slice > limits_.slice; slice /= 2)

@@ -15,7 +15,7 @@ namespace xlstm::model {
 /// Bytes of `sequences` sequences side by side.
 struct MemoryNeeds {
   std::int64_t sequences = 1;
-  std::uint64_t weights = 0;
+  std::uint64_t weights = 0;         ///< with those in e4m3
   std::uint64_t state = 0;           ///< of one sequence, on that device
   std::uint64_t decode_scratch = 0;  ///< of a token for each sequence that shares a pass
   std::uint64_t prompt_scratch = 0;  ///< of a slice of one sequence
@@ -43,7 +43,8 @@ std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype)
 class MemoryMeter {
  public:
   /// @param weights  those present, as Model::parameters() lists them
-  /// @param options  of which device, arithmetic type, threads, chunk size and exactness count
+  /// @param options  of which device, arithmetic type, prefill, threads, chunk size and exactness
+  /// count
   MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
               const LoadOptions& options);
 

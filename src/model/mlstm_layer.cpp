@@ -43,6 +43,7 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
   const bool fused = saved == nullptr && ops::fuses(c, tokens);  // the same in fewer kernels
+  const bool prompt = saved == nullptr && reads_e4m3(batch);
   // What a CUDA device multiplies in bf16 travels so too.
   const DType cell_type = c.device().is_cpu() || fused ? DType::f32 : hp.activation;
   const Saved kept =
@@ -88,7 +89,13 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                             .i = i,
                             .log_f = log_f,
                             .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid});
-    ops::linear(c, {.x = u, .w = w_qkvo, .b = present(b_qkvo), .y = qkvo});
+    if (prompt && e4m3_qkvo[0]) {
+      const ArenaScope codes(c.arena());
+      ops::linear_e4m3(
+          c, {.x = to_e4m3(c, u, e4m3_qkvo[0]), .w = e4m3_qkvo, .b = present(b_qkvo), .y = qkvo});
+    } else {
+      ops::linear(c, {.x = u, .w = w_qkvo, .b = present(b_qkvo), .y = qkvo});
+    }
   }
   const ops::MlstmArgs cell{.q = q,
                             .k = k,
@@ -129,7 +136,10 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
       ops::mlstm(c, cell);
       ops::head_norm(c, normed);
     }
-    add_branch(c, y, w_out, b_out, x, dropout);
+    if (prompt && e4m3_out[0])
+      add_e4m3_branch(c, y, e4m3_out, b_out, x);
+    else
+      add_branch(c, y, w_out, b_out, x, dropout);
   }
 }
 

@@ -12,12 +12,14 @@ namespace xlstm::model {
 
 /// x += W_out( sigmoid(o) * LN_head( mLSTM(q, k, v, i, f) ) ), all of them products with RMS(x).
 struct MlstmLayer {
-  Tensor norm, norm_bias;              ///< [D]
-  std::array<Tensor, 4> w_qkvo;        ///< [H dqk, D] twice, [H dv, D] twice
-  std::array<Tensor, 4> b_qkvo;        ///< rows of each, or empty
-  Tensor w_i, b_i, w_f, b_f;           ///< [H, D], [H]
-  Tensor head_norm, head_norm_bias;    ///< [H dv]
-  std::array<Tensor, 1> w_out, b_out;  ///< [D, H dv], [D]
+  Tensor norm, norm_bias;                         ///< [D]
+  std::array<Tensor, 4> w_qkvo;                   ///< [H dqk, D] twice, [H dv, D] twice
+  std::array<Tensor, 4> b_qkvo;                   ///< rows of each, or empty
+  Tensor w_i, b_i, w_f, b_f;                      ///< [H, D], [H]
+  Tensor head_norm, head_norm_bias;               ///< [H dv]
+  std::array<Tensor, 1> w_out, b_out;             ///< [D, H dv], [D]
+  std::array<ops::E4m3Matrix, 4> e4m3_qkvo = {};  ///< for prompts, or empty
+  std::array<ops::E4m3Matrix, 1> e4m3_out = {};
 
   /// What backward() needs of forward().
   struct Saved {

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/check.hpp"
+#include "model/e4m3_weights.hpp"
 #include "model/model_impl.hpp"
 #include "model/state_impl.hpp"
 #include "ops/best.hpp"
@@ -17,6 +18,7 @@ Model::Impl::Impl(Config c, const LoadOptions& o)
   context.stream();  // a device that is not there is an error before anything is read
   XLSTM_CHECK(o.dtype == DType::f32 || o.dtype == DType::bf16, invalid_argument,
               "dtype: expected f32 or bf16, found {}", to_string(o.dtype));
+  model::expect_prefill(config, o);
   XLSTM_CHECK(o.threads >= 0 && o.threads <= 4096, invalid_argument,
               "threads: expected 0 to 4096, found {}", o.threads);
   XLSTM_CHECK(o.chunk_size >= 0, invalid_argument, "chunk_size: expected 0 or more, found {}",

@@ -97,6 +97,8 @@ void random_weights(Model::Impl& impl, DType dtype, std::uint64_t seed);
 void prepare_device(Model::Impl& impl, std::span<const ParameterInfo> weights);
 /// Copies the weights to the device of `impl.context`, if that is not the CPU.
 void move_weights_to_device(Model::Impl& impl);
+/// Makes the e4m3 weights of options.prefill from those on the device.
+void make_e4m3_weights(Model::Impl& impl);
 /// Throws Error(invalid_file) naming the first weight that is not finite.
 void check_finite(const Model::Impl& impl);
 /// Tokenizer, where the directory has one, and the ids that begin and end a text.

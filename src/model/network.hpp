@@ -29,7 +29,7 @@ struct LargeBlock {
   void forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
                const BlockState& state, const Saved* saved = nullptr) const {
     mlstm.forward(c, hp, x, batch, state.mlstm, saved == nullptr ? nullptr : &saved->mlstm);
-    feed_forward.forward(c, hp, x, saved == nullptr ? nullptr : &saved->feed_forward);
+    feed_forward.forward(c, hp, x, batch, saved == nullptr ? nullptr : &saved->feed_forward);
   }
   void backward(Context& c, const Hyperparameters& hp, Tensor d_x, const ops::Batch& batch,
                 std::span<std::byte* const> d_slots, const BlockState& state, const Saved& saved,

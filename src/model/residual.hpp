@@ -8,6 +8,8 @@
 #include "core/hash.hpp"
 #include "model/hyperparameters.hpp"
 #include "ops/activation.hpp"
+#include "ops/batch.hpp"
+#include "ops/e4m3.hpp"
 #include "ops/linear.hpp"
 #include "xlstm/tensor.hpp"
 
@@ -34,6 +36,38 @@ inline void zero_rows(const Context& c, const Tensor& x) {
   if (c.measuring()) return;
   for (std::int64_t t = 0; t < x.dim(0); ++t)
     std::memset(x.row<float>(t), 0, static_cast<std::size_t>(x.dim(1)) * sizeof(float));
+}
+
+/// Whether a pass multiplies e4m3 numbers where a layer has them: it reads prompts, of as many
+/// tokens as make that faster.
+inline bool reads_e4m3(const ops::Batch& batch) {
+  constexpr std::int64_t kFewest = 192;
+  return batch.tokens() >= kFewest && batch.tokens() >= 2 * batch.sequences();
+}
+
+/// Scratch memory for activations in e4m3, to be multiplied with weights like `w`.
+inline ops::E4m3Matrix scratch_e4m3(Context& c, std::int64_t rows, const ops::E4m3Matrix& w) {
+  const std::int64_t columns = w.codes.dim(1);
+  ops::E4m3Matrix y;
+  y.codes = c.arena().tensor(DType::u8, {rows, columns});
+  y.kind = w.kind == ops::E4m3Scales::rows ? w.kind : ops::E4m3Scales::runs;
+  const auto [first, second] = ops::e4m3_scales_shape(y.kind, rows, columns);
+  y.scales = second == 0 ? c.arena().tensor(DType::f32, {first})
+                         : c.arena().tensor(DType::f32, {first, second});
+  return y;
+}
+inline ops::E4m3Matrix to_e4m3(Context& c, const Tensor& x, const ops::E4m3Matrix& w) {
+  const ops::E4m3Matrix y = scratch_e4m3(c, x.dim(0), w);
+  ops::quantise_e4m3(c, {.x = x, .y = y});
+  return y;
+}
+
+/// x += W y + b by e4m3 numbers.
+inline void add_e4m3_branch(Context& c, const Tensor& y, const std::array<ops::E4m3Matrix, 1>& w,
+                            const std::array<Tensor, 1>& b, const Tensor& x) {
+  const ArenaScope scope(c.arena());
+  ops::linear_e4m3(c,
+                   {.x = to_e4m3(c, y, w[0]), .w = w, .b = present(b), .y = x, .accumulate = true});
 }
 
 /// x += dropout(W y + b), the end of a branch.

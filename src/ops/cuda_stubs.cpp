@@ -5,6 +5,7 @@
 #include "ops/best.hpp"
 #include "ops/conv.hpp"
 #include "ops/device_peaks.hpp"
+#include "ops/e4m3.hpp"
 #include "ops/embed.hpp"
 #include "ops/fused.hpp"
 #include "ops/gates.hpp"
@@ -34,6 +35,9 @@ XLSTM_CUDA_STUB(mlstm_head_norm, MlstmHeadNormArgs)
 XLSTM_CUDA_STUB(norm_linear_swiglu, NormLinearSwigluArgs)
 XLSTM_CUDA_STUB(linear, LinearArgs)
 XLSTM_CUDA_STUB(linear_swiglu, LinearSwigluArgs)
+XLSTM_CUDA_STUB(quantise_e4m3, QuantiseE4m3Args)
+XLSTM_CUDA_STUB(linear_e4m3, LinearE4m3Args)
+XLSTM_CUDA_STUB(linear_swiglu_e4m3, LinearSwigluE4m3Args)
 XLSTM_CUDA_STUB(swiglu, SwigluArgs)
 XLSTM_CUDA_STUB(soft_cap, SoftCapArgs)
 XLSTM_CUDA_STUB(mlstm, MlstmArgs)

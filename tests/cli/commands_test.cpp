@@ -80,6 +80,7 @@ TEST(CliUsage, WrongCommandLinesEndWithStatus2) {
       {{"generate", "--temp", "inf"}, "'inf'"},
       {{"generate", "--seed", "99999999999999999999"}, "'99999999999999999999'"},
       {{"generate", "--dtype", "f64"}, "f32|bf16"},
+      {{"generate", "--prefill-dtype", "int8"}, "same|fp8|fp8-blocks"},
       {{"generate", "--device", "gpu"}, "cuda:<index>"},
       {{"generate", "--prompt-ids", "1,,2"}, "''"},
       {{"generate", "--prompt-ids", "1;2"}, "'1;2'"},
@@ -115,6 +116,7 @@ TEST(CliErrors, WrongModelsAndTexts) {
       {{"generate", "--prompt-ids", "5,320"}, "320"},
       {{"tokenize", "--decode", "5,100000"}, "100000"},
       {{"eval", "-f", file}, "--window"},
+      {{"generate", "-p", "a", "--device", "cpu", "--prefill-dtype", "fp8"}, "found the CPU"},
       {{"generate", "--state-load", folder / "missing"}, "missing"},
       {{"generate", "--state-load", file}, "text.txt"},
       {{"generate", "-n", "1", "--json", "--state-save", folder / "no/such"}, "no/such"},
@@ -285,6 +287,15 @@ TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
   EXPECT_EQ(keys(shape), Names{"memory"});
   EXPECT_EQ(shape["memory"]["weights_bytes"], memory["weights_bytes"]);
   expect_failure(run({"info", "--config", config}), 2, "--config goes with");
+  for (const char* prefill : {"fp8", "fp8-blocks"}) {
+    const json fp8 = run({"info", "--json", "--config", config, "--device", "cuda", "--dtype",
+                          "bf16", "--prefill-dtype", prefill})
+                         .json()["memory"];
+    EXPECT_GT(fp8["weights_bytes"], 1.3 * memory["weights_bytes"].get<double>());
+    EXPECT_LT(fp8["weights_bytes"], 1.5 * memory["weights_bytes"].get<double>());
+  }
+  expect_failure(run({"info", "--config", config, "--device", "cuda", "--prefill-dtype", "fp8"}), 1,
+                 "expected bf16 arithmetic (--dtype bf16), found f32");
 }
 
 // Before the device is asked for, the weights' type is read: it decides the arithmetic on a card.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/cuda_device.hpp"
+#include "core/float_bits.hpp"
 #include "ops/linear.hpp"
 #include "ops/support.hpp"
 #include "oracle/ops.hpp"
@@ -243,6 +244,59 @@ TEST(MatmulOnCuda, EveryPlanOfCapability90IsExact) {
           Context context(test_device());
           ASSERT_TRUE(cuda::planned_product(
               context, {.x = a.x, .w = a.w, .b = a.b, .y = a.y, .accumulate = a.accumulate}, plan));
+          context.synchronize();
+          p.expect_done();
+        }
+      }
+    }
+  }
+}
+
+// The same numbers as e4m3, all scales 1.
+TEST(MatmulOnCuda, EveryPlanOfCapability90IsExactInE4m3) {
+  if (cuda::level(test_device()) != cuda::Level::sm90) GTEST_SKIP() << "no card of capability 9.0";
+  std::mt19937 random(28);
+  const auto codes_of = [](const test::Array& a) {
+    std::vector<std::uint8_t> codes;
+    for (const double value : a.values()) codes.push_back(f32_to_e4m3(static_cast<float>(value)));
+    return codes;
+  };
+  std::vector<float> ones(4096, 1.0F);
+  const auto scales = [&](std::initializer_list<std::int64_t> shape) {
+    return Tensor::dense(ones.data(), DType::f32, shape, test_device());
+  };
+  for (const std::int64_t rows : {50, 300}) {
+    constexpr std::int64_t kDepth = 464, kRuns = 4;
+    Exact p(random, rows, {264, 96, 8}, kDepth, DType::f32, rows > 100);
+    std::vector<std::uint8_t> x = codes_of(p.x[0]);
+    std::vector<std::vector<std::uint8_t>> w;
+    std::vector<Tensor> codes, of_rows, of_blocks;
+    for (const test::Array& each : p.w) w.push_back(codes_of(each));
+    for (std::vector<std::uint8_t>& each : w) {
+      const auto n = static_cast<std::int64_t>(each.size()) / kDepth;
+      codes.push_back(Tensor::dense(each.data(), DType::u8, {n, kDepth}, test_device()));
+      of_rows.push_back(scales({n}));
+      of_blocks.push_back(scales({(n + 127) / 128, kRuns}));
+    }
+    const LinearArgs a = p.args();
+    for (const int columns : {128, 192, 256}) {
+      for (const bool blocks : {false, true}) {
+        if (blocks && columns == 192) continue;
+        SCOPED_TRACE(std::to_string(rows) + " rows, " + std::to_string(columns) + " columns" +
+                     (blocks ? ", blocks" : ""));
+        for (int i = 0; i < 3; ++i) {
+          p.start_again();
+          Context context(test_device());
+          ASSERT_TRUE(cuda::planned_product(
+              context,
+              {.x = Tensor::dense(x.data(), DType::u8, {rows, kDepth}, test_device()),
+               .w = codes,
+               .b = a.b,
+               .y = a.y,
+               .accumulate = a.accumulate,
+               .x_scales = blocks ? scales({kRuns, rows}) : scales({rows}),
+               .w_scales = blocks ? of_blocks : of_rows},
+              {MatmulKernel::tiled, 256, columns, columns, 1, 0, 0}));
           context.synchronize();
           p.expect_done();
         }

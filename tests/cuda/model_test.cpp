@@ -62,6 +62,82 @@ TEST(CudaModel, BothFamiliesGiveWhatTheCpuGives) {
       }
 }
 
+Model fp8_model(const Config& config, Prefill prefill, DType weights = DType::bf16) {
+  LoadOptions options;
+  options.device = test_device();
+  options.dtype = DType::bf16;
+  options.prefill = prefill;
+  return Model::random(config, weights, 7, options);
+}
+
+TEST(CudaModel, PromptsInFp8AreNearThoseInBf16) {
+  Config biased = small_config();
+  biased.use_bias = true;
+  for (const Config& config : {small_config(), biased}) {
+    for (const auto& [weights, prefill] :
+         {std::pair(DType::bf16, Prefill::fp8), std::pair(DType::bf16, Prefill::fp8_blocks),
+          std::pair(DType::f32, Prefill::fp8)}) {
+      Model same = fp8_model(config, Prefill::same, weights),
+            fp8 = fp8_model(config, prefill, weights);
+      State a = same.make_state(), b = fp8.make_state();
+      const std::vector<std::int32_t> ids = some_ids(300);
+      expect_near(fp8.eval(b, ids), same.eval(a, ids), 0.12);
+      expect_near(record_of(b), record_of(a), 0.12);
+      EXPECT_NE(record_of(b), record_of(a));
+      std::vector<float> logits(ids.size() * 101), of_fp8(logits.size());
+      a.reset();
+      b.reset();
+      const SequenceInput one{.ids = ids, .state = &a}, other{.ids = ids, .state = &b};
+      same.forward({&one, 1}, Logits::all, logits);
+      fp8.forward({&other, 1}, Logits::all, of_fp8);
+      expect_near(of_fp8, logits, 0.12);
+    }
+  }
+}
+
+TEST(CudaModel, Fp8IsForPromptsAlone) {
+  Model same = fp8_model(small_config(), Prefill::same),
+        fp8 = fp8_model(small_config(), Prefill::fp8);
+  // A short prompt, and steps of one sequence and of many.
+  State a = same.make_state(), b = fp8.make_state();
+  const auto expect_same = [](std::span<const float> x, std::span<const float> y) {
+    EXPECT_TRUE(std::ranges::equal(x, y));
+  };
+  expect_same(fp8.eval(b, some_ids(100)), same.eval(a, some_ids(100)));
+  for (const std::int32_t id : some_ids(3, 5))
+    expect_same(fp8.eval(b, std::span(&id, 1)), same.eval(a, std::span(&id, 1)));
+  constexpr std::size_t kSequences = 200;
+  std::vector<State> ones, others;
+  std::vector<SequenceInput> of_ones, of_others;
+  const std::vector<std::int32_t> ids = some_ids(kSequences);
+  for (std::size_t i = 0; i < kSequences; ++i) {
+    ones.push_back(same.make_state());
+    others.push_back(fp8.make_state());
+  }
+  for (std::size_t i = 0; i < kSequences; ++i) {
+    of_ones.push_back({std::span(&ids[i], 1), &ones[i]});
+    of_others.push_back({std::span(&ids[i], 1), &others[i]});
+  }
+  std::vector<float> x(kSequences * 101), y(x.size());
+  same.forward(of_ones, Logits::last, x);
+  fp8.forward(of_others, Logits::last, y);
+  expect_same(y, x);
+}
+
+TEST(CudaModel, Fp8IsRefusedWhereNothingReadsIt) {
+  LoadOptions options;
+  options.prefill = Prefill::fp8;
+  options.dtype = DType::bf16;
+  expect_error(ErrorCode::unsupported, {"fp8", "CUDA device", "CPU"},
+               [&] { Model::random(small_config(), DType::bf16, 7, options); });
+  options.device = test_device();
+  expect_error(ErrorCode::unsupported, {"fp8", "first xLSTM"},
+               [&] { Model::random(small_stack_config(101, 3), DType::bf16, 7, options); });
+  options.dtype = DType::f32;
+  expect_error(ErrorCode::invalid_argument, {"fp8", "bf16", "f32"},
+               [&] { Model::random(small_config(), DType::bf16, 7, options); });
+}
+
 TEST(CudaModel, StatesMoveBetweenDevices) {
   Pair m = models(small_stack_config(101, 3));
   const formats::TempDir dir;

@@ -168,5 +168,27 @@ TEST(MemoryNeeds, MeasuringMakesNoStream) {
   EXPECT_THROW(context.stream(), Error);
 }
 
+TEST(MemoryNeeds, WeightsInFp8TakeHalfAsMuchMoreInAllBlocksButTheFirst) {
+  LoadOptions options = options_for(kCuda, DType::bf16);
+  const Config config = small_config();
+  const auto weights = model::uniform_parameters(config, DType::bf16);
+  const std::uint64_t same = MemoryMeter(config, weights, options).needs(1).weights;
+  options.prefill = Prefill::fp8;
+  const std::uint64_t fp8 = MemoryMeter(config, weights, options).needs(1).weights;
+  std::uint64_t codes = 0, matrices = 0;
+  for (const ParameterInfo& p : weights) {
+    if (p.shape.size() != 2 || p.shape[0] <= 3 || p.shape[0] == config.vocab_size ||
+        p.name.find("blocks.0.") != std::string::npos)
+      continue;
+    codes += static_cast<std::uint64_t>(p.shape[0] * p.shape[1] + 4 * p.shape[0]);
+    ++matrices;
+  }
+  EXPECT_EQ(matrices, 8);
+  EXPECT_GE(fp8, same + codes);
+  EXPECT_LE(fp8, same + codes + matrices * 2 * 256);
+  expect_error(ErrorCode::out_of_memory, {"weights", "free"},
+               [&] { MemoryMeter(config, weights, options).expect_fit(1, same); });
+}
+
 }  // namespace
 }  // namespace xlstm::testing

@@ -13,6 +13,7 @@
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 #endif
 
 namespace xlstm::ops::cuda {
@@ -22,6 +23,10 @@ struct Bf16 {
 };
 struct F16 {
   std::uint16_t bits;
+};
+/// Stands in tensors of DType::u8.
+struct E4m3 {
+  std::uint8_t bits;
 };
 
 __device__ inline float to_float(float x) { return x; }
@@ -39,6 +44,13 @@ __device__ inline float to_float(F16 x) {
   return f16_to_f32(x.bits);
 #endif
 }
+__device__ inline float to_float(E4m3 x) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(x.bits, __NV_E4M3)));
+#else
+  return e4m3_to_f32(x.bits);
+#endif
+}
 
 /// To nearest, ties to even.
 __device__ inline void store(float* to, float x) { *to = x; }
@@ -54,6 +66,13 @@ __device__ inline void store(F16* to, float x) {
   to->bits = __half_as_ushort(__float2half_rn(x));
 #else
   to->bits = f32_to_f16(x);
+#endif
+}
+__device__ inline void store(E4m3* to, float x) {
+#if defined(__CUDA_ARCH__)
+  to->bits = __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);
+#else
+  to->bits = f32_to_e4m3(x);
 #endif
 }
 

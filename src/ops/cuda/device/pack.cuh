@@ -21,7 +21,9 @@ struct alignas(kCount * sizeof(T)) Pack {
     if constexpr (sizeof(T) == 4) {
       std::memcpy(&number, &words[i], 4);
     } else {
-      number.bits = static_cast<std::uint16_t>(words[i / 2] >> (i % 2 * 16));
+      constexpr int kOfWord = 4 / static_cast<int>(sizeof(T));
+      number.bits =
+          static_cast<decltype(number.bits)>(words[i / kOfWord] >> (i % kOfWord * 8 * sizeof(T)));
     }
     return number;
   }
@@ -44,7 +46,8 @@ __device__ inline void load_pack(Pack<T, kCount>* to, const T* from, std::int64_
     if constexpr (sizeof(T) == 4) {
       std::memcpy(&to->words[i], &number, 4);
     } else {
-      to->words[i / 2] |= static_cast<unsigned>(number.bits) << (i % 2 * 16);
+      constexpr int kOfWord = 4 / static_cast<int>(sizeof(T));
+      to->words[i / kOfWord] |= static_cast<unsigned>(number.bits) << (i % kOfWord * 8 * sizeof(T));
     }
   }
 }

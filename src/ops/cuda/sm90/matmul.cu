@@ -19,17 +19,21 @@ int multiprocessors(Device device) {
 }  // namespace
 
 bool takes_product(const Product& p) {
-  if (p.x.dtype != DType::bf16 || !has_boxes(p.x) || p.w.empty() ||
+  if ((p.x.dtype != DType::bf16 && p.x.dtype != DType::u8) || !has_boxes(p.x) || p.w.empty() ||
       p.w.size() > static_cast<std::size_t>(kMostProducts))
     return false;
-  if (p.y.dtype != DType::f32 && (p.y.dtype != DType::bf16 || p.accumulate)) return false;
+  const bool coded = p.y.dtype == DType::u8;
+  if (coded && (!p.swiglu || !p.y_scales || p.x_scales.rank != 2)) return false;
+  if (!coded && p.y.dtype != DType::f32 && (p.y.dtype != DType::bf16 || p.accumulate)) return false;
   if (p.swiglu && (p.w.size() != 2 || p.accumulate)) return false;
   std::int64_t first = 0;
   for (const Tensor& w : p.w) {
-    if (w.dtype != DType::bf16 || !has_boxes(w) || !has_boxes(p.y.cols(first, w.dim(0))))
+    if (w.dtype != p.x.dtype || !has_boxes(w) || !has_boxes(p.y.cols(first, w.dim(0))))
       return false;
     if (!p.swiglu) first += w.dim(0);
   }
+  for (const Tensor& s : p.w_scales)
+    if (!s.is_dense()) return false;
   for (const Tensor& b : p.b)
     if (b.dtype != p.b[0].dtype) return false;
   return true;
@@ -41,23 +45,36 @@ bool product(Context& context, const Product& p) {
   std::int64_t outputs[kMostProducts] = {};
   for (int i = 0; i < count; ++i) outputs[i] = p.w[static_cast<std::size_t>(i)].dim(0);
   const int places = multiprocessors(context.device());
-  const MatmulPlan plan = plan_matmul({.rows = p.x.dim(0),
-                                       .outputs = {outputs, static_cast<std::size_t>(count)},
-                                       .depth = p.x.dim(1),
-                                       .swiglu = p.swiglu,
-                                       .multiprocessors = places});
-  return planned_product(context, p, plan);
+  const bool e4m3 = p.x.dtype == DType::u8;
+  const MatmulShape shape{.rows = p.x.dim(0),
+                          .outputs = {outputs, static_cast<std::size_t>(count)},
+                          .depth = e4m3 ? pieces_of(p.x.dim(1), 2) : p.x.dim(1),
+                          .swiglu = p.swiglu,
+                          .multiprocessors = places};
+  return planned_product(context, p,
+                         e4m3 ? plan_tiled(shape, p.x_scales.rank == 2) : plan_matmul(shape));
 }
 
 bool planned_product(Context& context, const Product& p, const MatmulPlan& plan) {
-  if (!takes_product(p)) return false;
+  constexpr int kBlock = 128;  // of weights that share a scale
+  if (!takes_product(p) || (p.x_scales.rank == 2 && plan.height % kBlock != 0)) return false;
   const bool tiled = plan.kernel == MatmulKernel::tiled;
   MatmulMaps maps = {};
   MatmulArgs args = {};
   args.rows = static_cast<int>(p.x.dim(0));
   args.weights = p.swiglu ? 1 : static_cast<int>(p.w.size());
   args.row_tiles = static_cast<int>(pieces_of(p.x.dim(0), plan.rows));
-  args.depth_stages = static_cast<int>(pieces_of(p.x.dim(1), kMatmulDepth));
+  const bool e4m3 = p.x.dtype == DType::u8;
+  args.depth_stages =
+      static_cast<int>(pieces_of(p.x.dim(1), e4m3 ? 2 * kMatmulDepth : kMatmulDepth));
+  if (e4m3) {
+    args.x_scales = p.x_scales.as<float>();
+    if (p.y_scales) {
+      args.y_scales = p.y_scales.as<float>();
+      args.y_run_step = p.y_scales.row_stride();
+    }
+    args.run_step = p.x_scales.rank == 2 ? p.x_scales.row_stride() : 0;
+  }
   args.height = plan.height;
   args.split = plan.split;
   args.y = p.y.data;
@@ -75,6 +92,7 @@ bool planned_product(Context& context, const Product& p, const MatmulPlan& plan)
     args.outputs[i] = w.dim(0);
     args.first[i] = first;
     if (!p.b.empty()) args.bias[i] = p.b[i].data;
+    if (e4m3) args.w_scales[i] = p.w_scales[i].as<float>();
     if (p.swiglu && i == 1) break;
     constexpr std::int64_t kWarpRows = 16;
     if (tiled) maps.y[i] = box_map(p.y.cols(first, w.dim(0)), kWarpRows);

@@ -1,5 +1,5 @@
 #pragma once
-// The product of bf16 matrices on compute capability 9.0: box copies feed wgmma.
+// The product of bf16 or e4m3 matrices on compute capability 9.0: box copies feed wgmma.
 
 #include <span>
 
@@ -14,12 +14,16 @@ struct MatmulPlan;  // matmul_plan.hpp
 /// y = silu(x W_0^T + b_0) (x W_1^T + b_1). Sums are float32 in the order of K, or of few pieces of
 /// it, in a kernel that M, N and K choose: the other rows do not change a row's result.
 struct Product {
-  Tensor x;                   ///< [M, K] bf16
-  std::span<const Tensor> w;  ///< row blocks [N_i, K] bf16; two [F, K] with `swiglu`
+  Tensor x;                   ///< [M, K] bf16, or u8: e4m3
+  std::span<const Tensor> w;  ///< row blocks [N_i, K] of the same; two [F, K] with `swiglu`
   std::span<const Tensor> b;  ///< empty, or one [N_i] each of f32, bf16 or f16
-  Tensor y;                   ///< [M, sum N_i] f32 or bf16; [M, F] with `swiglu`
+  Tensor y;                   ///< [M, sum N_i] f32 or bf16; [M, F] with `swiglu`, then also u8
   bool accumulate = false;
   bool swiglu = false;
+  // Of e4m3:
+  Tensor x_scales = {};                   ///< [M] f32, or of runs [K / 128, M] (ops/e4m3.hpp)
+  std::span<const Tensor> w_scales = {};  ///< [N_i] f32 each, or of blocks [N_i / 128, K / 128]
+  Tensor y_scales = {};  ///< of runs [F / 128, M]: with blocks and `swiglu`, y is e4m3 too
 };
 
 /// Whether the product takes these types, sizes and addresses: rows at multiples of 16 bytes, at

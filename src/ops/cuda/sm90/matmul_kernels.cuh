@@ -29,9 +29,14 @@ struct MatmulArgs {
   std::int64_t first[kMostProducts];    ///< column of y where they begin
   const void* bias[kMostProducts];      ///< null: none; of gate and up with SwiGLU
   DType bias_dtype;
-  int depth_stages;  ///< of kMatmulDepth
-  int height;        ///< rows of each W in a tile
-  int ring;          ///< stages in shared memory (streamed kernel)
+  const float* x_scales;                 ///< null: x and W are bf16, else e4m3
+  const float* w_scales[kMostProducts];  ///< of each W; of gate and up with SwiGLU
+  float* y_scales;                       ///< null: y is f32 or bf16, else e4m3
+  std::int64_t y_run_step;
+  std::int64_t run_step;  ///< between scales of x of two stages; 0: of whole rows
+  int depth_stages;       ///< of kMatmulDepth numbers of bf16, or twice as many of e4m3
+  int height;             ///< rows of each W in a tile
+  int ring;               ///< stages in shared memory (streamed kernel)
   int split;
   void* y;
   std::int64_t y_stride;

@@ -79,16 +79,25 @@ constexpr std::int64_t streamed_cycles(const MatmulShape& s, const MatmulPlan& p
          (std::max({w * 2 / 35, (w + x) / 46, products}) + (at_once == 1 ? 6000 : 5000) + exchange);
 }
 
-/// The plan with the fewest cycles. All sizes are positive.
-constexpr MatmulPlan plan_matmul(const MatmulShape& s) {
+/// The tiled plan with the fewest cycles. All sizes are positive. A depth of e4m3 numbers counts
+/// half.
+/// @param blocks  of 128 x 128 weights share a scale: a tile has whole ones
+constexpr MatmulPlan plan_tiled(const MatmulShape& s, bool blocks = false) {
   MatmulPlan best = {};
   for (const int columns : {256, 192, 128}) {
     const int height = s.swiglu ? columns / 2 : columns;
+    if (blocks && height % 128 != 0) continue;
     const std::int64_t cycles = tiled_cycles(s, columns);
     // Narrow tiles read more: they have to be worth it.
     if (best.cycles == 0 || cycles + cycles / 20 < best.cycles)
       best = {MatmulKernel::tiled, 256, columns, height, 1, 0, cycles};
   }
+  return best;
+}
+
+/// The plan with the fewest cycles. All sizes are positive.
+constexpr MatmulPlan plan_matmul(const MatmulShape& s) {
+  MatmulPlan best = plan_tiled(s);
   if (s.rows > kMatmulStreamedRows) return best;
   const int rows = s.rows <= 64 ? 64 : s.rows <= 128 ? 128 : 256;
   std::int64_t outputs = 0;

@@ -2,6 +2,9 @@
 // each loads one half for both. One warp copies, two warp groups multiply 64 rows each; blocks stay
 // and take tiles in turn, so that copies for the next tile run while this one is written.
 
+#include <type_traits>
+
+#include "ops/cuda/device/e4m3.cuh"
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/sm90/device/cluster.cuh"
@@ -78,6 +81,87 @@ __device__ __forceinline__ void add_bias(float* sums, const void* bias, DType dt
   }
 }
 
+// The scales of a warp's 16 rows of x and of the columns of its tile: asked for while the last
+// products run, and handed round through the warp's part of shared memory.
+template <int kColumns, bool kSwiglu>
+struct TileScales {
+  float upper, lower;  // of this thread's two rows
+  float columns[kColumns / kWarp];
+
+  __device__ __forceinline__ TileScales(const MatmulArgs& a, const Place& p, int row) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, t = row + lane / 4;
+    upper = t < a.rows ? __ldg(a.x_scales + t) : 0.0F;
+    lower = t + 8 < a.rows ? __ldg(a.x_scales + t + 8) : 0.0F;
+#pragma unroll
+    for (int i = 0; i < kColumns / kWarp; ++i) {
+      constexpr int kOfWeight = kSwiglu ? kColumns / 2 : kColumns;
+      const int column = i * kWarp + lane;
+      const bool second = column >= kOfWeight;
+      const int n = p.column * kOfWeight + column - (second ? kOfWeight : 0);
+      const int weight = kSwiglu ? (second ? 1 : 0) : p.weight;
+      columns[i] = n < a.outputs[p.weight] ? __ldg(a.w_scales[weight] + n) : 0.0F;
+    }
+  }
+  __device__ __forceinline__ void apply(float (&sums)[kColumns / 2], SharedAddress stores) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    if (lane == 0) wait_stores_read<0>();
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kColumns / kWarp; ++i)
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(stores + (i * kWarp + lane) * 4), "f"(columns[i])
+                   : "memory");
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < kColumns / 8; ++j) {
+      float low = 0, high = 0;
+      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                   : "=f"(low), "=f"(high)
+                   : "r"(stores + (8 * j + lane % 4 * 2) * 4)
+                   : "memory");
+      sums[4 * j] *= upper * low;
+      sums[4 * j + 1] *= upper * high;
+      sums[4 * j + 2] *= lower * low;
+      sums[4 * j + 3] *= lower * high;
+    }
+    __syncwarp();
+  }
+};
+
+/// e4m3 numbers of which runs and blocks have scales.
+struct E4m3Blocks {
+  std::uint8_t bits;
+};
+
+// Of one stage: the scales of a thread's two rows of x times that of each 128 columns of W.
+template <int kColumns, bool kSwiglu>
+struct StageScales {
+  static constexpr int kBlock = 128;
+  static constexpr int kBlocks = kColumns / kBlock;
+  const float* x[2];
+  const float* w[kBlocks];
+  float upper, lower, blocks[kBlocks];  // of the next stage
+
+  __device__ __forceinline__ StageScales(const MatmulArgs& a, const Place& p, int row) {
+    const int t = row + static_cast<int>(threadIdx.x) % kWarp / 4;
+    x[0] = a.x_scales + min(t, a.rows - 1);
+    x[1] = a.x_scales + min(t + 8, a.rows - 1);
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      const int n = kSwiglu ? p.column : p.column * kBlocks + i;  // in blocks
+      const auto last = static_cast<int>((a.outputs[p.weight] - 1) / kBlock);
+      w[i] = a.w_scales[kSwiglu ? i : p.weight] +
+             static_cast<std::int64_t>(min(n, last)) * a.depth_stages;
+    }
+    load(a, 0);
+  }
+  __device__ __forceinline__ void load(const MatmulArgs& a, int stage) {
+    upper = __ldg(x[0] + stage * a.run_step);
+    lower = __ldg(x[1] + stage * a.run_step);
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) blocks[i] = __ldg(w[i] + stage);
+  }
+};
+
 template <class Y>
 constexpr int kBox = 128 / static_cast<int>(sizeof(Y));  // columns
 
@@ -129,10 +213,57 @@ __device__ __forceinline__ void store_rows(const float* sums, SharedAddress stor
   }
 }
 
-template <int kColumns, bool kSwiglu, class Y>
+// The same of e4m3 numbers, one box of them: sums are 128 columns, a run, of this thread's two
+// rows.
+__device__ __forceinline__ void store_run(const float* sums, SharedAddress stores,
+                                          const MatmulArgs& a, const CUtensorMap* map, int row,
+                                          int column) {
+  constexpr int kSums = 64;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  float most[2] = {};
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], fabsf(sums[i]));
+#pragma unroll
+  for (float& m : most) {
+    m = fmaxf(m, __shfl_xor_sync(~0U, m, 1));
+    m = fmaxf(m, __shfl_xor_sync(~0U, m, 2));
+  }
+  const E4m3Scale scales[2] = {E4m3Scale(most[0]), E4m3Scale(most[1])};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int t = row + lane / 4 + 8 * half;
+    if (lane % 4 == 0 && t < a.rows)
+      a.y_scales[column / 128 * a.y_run_step + t] = scales[half].scale;
+  }
+  if (lane == 0) wait_stores_read<0>();
+  __syncwarp();
+#pragma unroll
+  for (int j = 0; j < kSums / 4; ++j) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float* s = &sums[4 * j + 2 * half];
+      const SharedAddress at =
+          stores + box_offset(lane / 4 + 8 * half, j / 2) + j % 2 * 8 + lane % 4 * 2;
+      asm volatile("st.shared.u16 [%0], %1;" ::"r"(at),
+                   "h"(e4m3_pair(s[0] * scales[half].factor, s[1] * scales[half].factor))
+                   : "memory");
+    }
+  }
+  fence_async();
+  __syncwarp();
+  if (lane == 0) {
+    store_box(stores, map, row, column);
+    commit_stores();
+  }
+}
+
+template <class X, int kColumns, bool kSwiglu, class Y>
 __global__ void __launch_bounds__(kThreads, 1)
     tiled_kernel(const __grid_constant__ MatmulMaps maps, const __grid_constant__ MatmulArgs args) {
   using R = Ring<kColumns>;
+  constexpr bool kE4m3 = sizeof(X) == 1;
+  constexpr bool kBlocks = std::is_same_v<X, E4m3Blocks>;
+  constexpr int kDepth = 128 / static_cast<int>(sizeof(X));  // of a stage
   constexpr int kStages = R::kStages;
   XLSTM_DYNAMIC_SHARED(unsigned char, memory);
   const SharedAddress base = (shared_address(memory) + 1023) & ~1023U;
@@ -176,8 +307,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           barrier_wait(empty + 8 * slot, phase ^ 1);
           const SharedAddress x_at = base + slot * R::kStage, w_at = x_at + R::kX;
           barrier_expect(full + 8 * slot, R::kStage);
-          load_box(x_at, &maps.x, row, k * kMatmulDepth, full + 8 * slot);
-          load_box_to(3, w_at + rank * (R::kW / 2), w, w_row, k * kMatmulDepth, full + 8 * slot);
+          load_box(x_at, &maps.x, row, k * kDepth, full + 8 * slot);
+          load_box_to(3, w_at + rank * (R::kW / 2), w, w_row, k * kDepth, full + 8 * slot);
         }
       }
       grid_trigger();
@@ -188,28 +319,75 @@ __global__ void __launch_bounds__(kThreads, 1)
     const SharedAddress stores =
         base + R::kStoresAt + (warp - kGroup / kWarp) * kStores * kStoreBytes;
     for (int tile = first_tile; tile < tiles; tile += step) {
-      float sums[kColumns / 2];
-      SharedAddress before = 0;
-      for (int k = 0; k < args.depth_stages; ++k, advance()) {
-        const SharedAddress x_at = base + slot * R::kStage + consumer * (64 * 128),
-                            w_at = base + slot * R::kStage + R::kX;
-        barrier_wait(full + 8 * slot, phase);
-        wgmma_fence();
-        const std::uint64_t a = wgmma_matrix(x_at), b = wgmma_matrix(w_at);
-#pragma unroll
-        for (int i = 0; i < kMatmulDepth / 16; ++i)
-          wgmma<kColumns>(sums, a + i * kWgmmaDepth, b + i * kWgmmaDepth, k > 0 || i > 0);
-        wgmma_commit();
-        wgmma_wait<1>();
-        if (k > 0 && lane < kCluster) barrier_arrive_at(before, lane);
-        before = empty + 8 * slot;
-      }
-      wgmma_wait<0>();
-      if (lane < kCluster) barrier_arrive_at(before, lane);
-
       const Place p = place_of(args, tile);
       const int row =
           (p.row * kCluster + static_cast<int>(rank)) * kBlockRows + consumer * 64 + warp % 4 * 16;
+      float sums[kColumns / 2];
+      if constexpr (kBlocks) {
+        // Sums of a stage, 128 columns at a time, leave the tensor cores for those in float32.
+        // While one warp group adds, the other's products run.
+        constexpr int kOfBlock = 64;
+#pragma unroll
+        for (float& sum : sums) sum = 0;
+        StageScales<kColumns, kSwiglu> scales(args, p, row);
+        for (int k = 0; k < args.depth_stages; ++k, advance()) {
+          const SharedAddress x_at = base + slot * R::kStage + consumer * (64 * 128),
+                              w_at = base + slot * R::kStage + R::kX;
+          const StageScales<kColumns, kSwiglu> now = scales;
+          scales.load(args, min(k + 1, args.depth_stages - 1));
+          barrier_wait(full + 8 * slot, phase);
+          const std::uint64_t a = wgmma_matrix(x_at), b = wgmma_matrix(w_at);
+#pragma unroll
+          for (int h = 0; h < kColumns / 128; ++h) {
+            float part[kOfBlock];
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              wgmma_e4m3<128>(part, a + i * kWgmmaDepth, moved(b, h * 128 * 128) + i * kWgmmaDepth,
+                              i > 0);
+            wgmma_commit();
+            wgmma_wait<0>();
+            if (h == kColumns / 128 - 1 && lane < kCluster)
+              barrier_arrive_at(empty + 8 * slot, lane);
+            const float upper = now.upper * now.blocks[h], lower = now.lower * now.blocks[h];
+#pragma unroll
+            for (int i = 0; i < kOfBlock; ++i)
+              sums[h * kOfBlock + i] =
+                  fmaf(part[i], i % 4 < 2 ? upper : lower, sums[h * kOfBlock + i]);
+          }
+        }
+      } else {
+        SharedAddress before = 0;
+        for (int k = 0; k < args.depth_stages; ++k, advance()) {
+          const SharedAddress x_at = base + slot * R::kStage + consumer * (64 * 128),
+                              w_at = base + slot * R::kStage + R::kX;
+          barrier_wait(full + 8 * slot, phase);
+          wgmma_fence();
+          const std::uint64_t a = wgmma_matrix(x_at), b = wgmma_matrix(w_at);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            if constexpr (kE4m3)
+              wgmma_e4m3<kColumns>(sums, a + i * kWgmmaDepth, b + i * kWgmmaDepth, k > 0 || i > 0);
+            else
+              wgmma<kColumns>(sums, a + i * kWgmmaDepth, b + i * kWgmmaDepth, k > 0 || i > 0);
+          }
+          wgmma_commit();
+          wgmma_wait<1>();
+          if (k > 0 && lane < kCluster) barrier_arrive_at(before, lane);
+          before = empty + 8 * slot;
+        }
+        const auto finish_products = [&] {
+          wgmma_wait<0>();
+          if (lane < kCluster) barrier_arrive_at(before, lane);
+        };
+        if constexpr (kE4m3) {
+          const TileScales<kColumns, kSwiglu> scales(args, p, row);
+          finish_products();
+          scales.apply(sums, stores);
+        } else {
+          finish_products();
+        }
+      }
       if constexpr (kSwiglu) {
         const int column = p.column * (kColumns / 2);
         if (args.bias[0] != nullptr) {
@@ -219,6 +397,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
 #pragma unroll
         for (int i = 0; i < kColumns / 4; ++i) sums[i] = gated(sums[i], sums[i + kColumns / 4]);
+        if constexpr (sizeof(Y) == 1) {
+          store_run(sums, stores, args, &maps.y[0], row, column);
+          continue;
+        }
         store_rows<Y, kColumns / 4>(sums, stores, &maps.y[0], row, column, false);
         // What is not whole boxes.
         constexpr int kBoxes = kColumns / 2 / kBox<Y> * kBox<Y>;
@@ -242,7 +424,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   cluster_sync();  // nobody ends while the other still arrives at its barriers or copies to it
 }
 
-template <int kColumns, bool kSwiglu, class Y>
+template <class X, int kColumns, bool kSwiglu, class Y>
 void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
   const std::int64_t tiles = std::int64_t{args.row_tiles} * args.column_tiles;
   const std::int64_t most = multiprocessors / kCluster;
@@ -252,19 +434,36 @@ void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int m
           .shared = Ring<kColumns>::kBytes,
           .cluster = kCluster,
           .overlap = true},
-         tiled_kernel<kColumns, kSwiglu, Y>, maps, args);
+         tiled_kernel<X, kColumns, kSwiglu, Y>, maps, args);
+}
+
+template <class X, int kColumns>
+void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
+  // With SwiGLU a tile has whole blocks of both weights.
+  constexpr bool kBlocks = std::is_same_v<X, E4m3Blocks>;
+  if constexpr (kBlocks && kColumns == 256)
+    if (args.y_scales != nullptr)
+      return run<X, kColumns, true, E4m3>(context, maps, args, multiprocessors);
+  if constexpr (!kBlocks || kColumns == 256) {
+    if (args.swiglu && args.y_is_bf16)
+      return run<X, kColumns, true, Bf16>(context, maps, args, multiprocessors);
+    if (args.swiglu) return run<X, kColumns, true, float>(context, maps, args, multiprocessors);
+  }
+  if (args.y_is_bf16)
+    run<X, kColumns, false, Bf16>(context, maps, args, multiprocessors);
+  else
+    run<X, kColumns, false, float>(context, maps, args, multiprocessors);
 }
 
 template <int kColumns>
 void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
-  if (args.swiglu && args.y_is_bf16)
-    run<kColumns, true, Bf16>(context, maps, args, multiprocessors);
-  else if (args.swiglu)
-    run<kColumns, true, float>(context, maps, args, multiprocessors);
-  else if (args.y_is_bf16)
-    run<kColumns, false, Bf16>(context, maps, args, multiprocessors);
+  if (args.run_step > 0) {
+    if constexpr (kColumns % 128 == 0)
+      run<E4m3Blocks, kColumns>(context, maps, args, multiprocessors);
+  } else if (args.x_scales != nullptr)
+    run<E4m3, kColumns>(context, maps, args, multiprocessors);
   else
-    run<kColumns, false, float>(context, maps, args, multiprocessors);
+    run<Bf16, kColumns>(context, maps, args, multiprocessors);
 }
 
 }  // namespace

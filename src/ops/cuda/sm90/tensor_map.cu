@@ -21,17 +21,19 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
 }
 
+CUtensorMapDataType data_type(DType dtype) {
+  if (dtype == DType::f32) return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+  return dtype == DType::u8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+}
+
 CUtensorMap encode(const Tensor& matrix, int rank, const cuuint64_t* sizes,
                    const cuuint64_t* pitches, const cuuint32_t* box) {
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = encoder();
   constexpr cuuint32_t kSteps[3] = {1, 1, 1};
   CUtensorMap map;
   const CUresult result =
-      encode(&map,
-             matrix.dtype == DType::f32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
-                                        : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-             static_cast<cuuint32_t>(rank), matrix.data, sizes, pitches, box, kSteps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(&map, data_type(matrix.dtype), static_cast<cuuint32_t>(rank), matrix.data, sizes,
+             pitches, box, kSteps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     throw Error(ErrorCode::internal,

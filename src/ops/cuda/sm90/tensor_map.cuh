@@ -15,8 +15,9 @@ constexpr std::int64_t kBoxRowBytes = 128;
 /// Whether copies can take this matrix: rows begin at multiples of 16 bytes.
 bool has_boxes(const Tensor& matrix);
 
-/// The map of a matrix [R, C] of bf16 or f32 in boxes of `rows` rows (up to 256) of kBoxRowBytes.
-/// It goes into a kernel by value, as `const __grid_constant__`. @throws Error(internal)
+/// The map of a matrix [R, C] of bf16, f32 or u8 in boxes of `rows` rows (up to 256) of
+/// kBoxRowBytes. It goes into a kernel by value, as `const __grid_constant__`. @throws
+/// Error(internal)
 CUtensorMap box_map(const Tensor& matrix, std::int64_t rows);
 
 /// The same of a matrix [R, heads x C] of bf16 in boxes of `rows` rows of one head (load_head_box).

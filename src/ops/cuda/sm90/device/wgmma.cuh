@@ -231,6 +231,42 @@ __device__ __forceinline__ void wgmma(float (&d)[kN / 2], const unsigned (&a)[4]
     static_assert(kN < 0, "no instruction of this width here");
 }
 
+/// The same of e4m3 numbers, 32 deep: as many bytes, so matrices lie as those of bf16 do and the
+/// next 32 depths are kWgmmaDepth further. Sums keep about 14 bits of the largest product.
+template <int kN>
+__device__ __forceinline__ void wgmma_e4m3(float (&d)[kN / 2], std::uint64_t a, std::uint64_t b,
+                                           int add) {
+  if constexpr (kN == 128)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" XLSTM_WGMMA_NAMES_16
+            XLSTM_WGMMA_NAMES_32 XLSTM_WGMMA_NAMES_48 XLSTM_WGMMA_NAMES_64
+        "}, %64, %65, p, 1, 1;\n}"
+        : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48, XLSTM_WGMMA_VALUES_64
+        : "l"(a), "l"(b), "r"(add));
+  else if constexpr (kN == 192)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 {" XLSTM_WGMMA_NAMES_16
+            XLSTM_WGMMA_NAMES_32 XLSTM_WGMMA_NAMES_48 XLSTM_WGMMA_NAMES_64 XLSTM_WGMMA_NAMES_88
+                XLSTM_WGMMA_NAMES_96 "}, %96, %97, p, 1, 1;\n}"
+        : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48,
+          XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_88, XLSTM_WGMMA_VALUES_96
+        : "l"(a), "l"(b), "r"(add));
+  else if constexpr (kN == 256)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k32.f32.e4m3.e4m3 {" XLSTM_WGMMA_NAMES_16
+            XLSTM_WGMMA_NAMES_32 XLSTM_WGMMA_NAMES_48 XLSTM_WGMMA_NAMES_64 XLSTM_WGMMA_NAMES_88
+                XLSTM_WGMMA_NAMES_96 XLSTM_WGMMA_NAMES_128 "}, %128, %129, p, 1, 1;\n}"
+        : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48,
+          XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_88, XLSTM_WGMMA_VALUES_96,
+          XLSTM_WGMMA_VALUES_128
+        : "l"(a), "l"(b), "r"(add));
+  else
+    static_assert(kN < 0, "no instruction of this width here");
+}
+
 #undef XLSTM_WGMMA_NAMES_16
 #undef XLSTM_WGMMA_VALUES_16
 #undef XLSTM_WGMMA_NAMES_32
