@@ -103,6 +103,29 @@ TEST(MatmulOnCuda, GroupsAndSizesThatFillNoTile) {
   }
 }
 
+TEST(MatmulOnCuda, LeavesWhatLiesBehindItsColumns) {
+  std::mt19937 random(29);
+  for (const std::int64_t rows : {40, 300}) {
+    for (const DType type : {DType::f32, DType::bf16}) {
+      constexpr std::int64_t kColumns = 146, kWidth = 152;
+      Exact p(random, rows, {136, 10}, 104, type, false);
+      test::Array wide = test::Array::random(random, type, {rows, kWidth});
+      const std::vector<double> before = wide.values();
+      LinearArgs args = p.args();
+      args.y = wide.tensor().cols(0, kColumns);
+      Context context(test_device());
+      test::run(context, linear, args);
+      const std::vector<double> after = wide.values();
+      for (std::int64_t t = 0; t < rows; ++t)
+        for (std::int64_t i = 0; i < kWidth; ++i)
+          ASSERT_EQ(after[static_cast<std::size_t>(t * kWidth + i)],
+                    i < kColumns ? p.want[static_cast<std::size_t>(t * kColumns + i)]
+                                 : before[static_cast<std::size_t>(t * kWidth + i)])
+              << rows << " rows, column " << i;
+    }
+  }
+}
+
 TEST(MatmulOnCuda, FewRowsMayGiveBf16) {
   std::mt19937 random(22);
   for (const DType y : {DType::f32, DType::bf16}) {

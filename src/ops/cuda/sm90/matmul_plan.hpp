@@ -95,10 +95,9 @@ constexpr MatmulPlan plan_tiled(const MatmulShape& s, bool blocks = false) {
   return best;
 }
 
-/// The plan with the fewest cycles. All sizes are positive.
-constexpr MatmulPlan plan_matmul(const MatmulShape& s) {
-  MatmulPlan best = plan_tiled(s);
-  if (s.rows > kMatmulStreamedRows) return best;
+/// Calls f with every streamed plan that is thought of, for at most kMatmulStreamedRows rows.
+template <class F>
+constexpr void each_streamed_plan(const MatmulShape& s, const F& f) {
   const int rows = s.rows <= 64 ? 64 : s.rows <= 128 ? 128 : 256;
   std::int64_t outputs = 0;
   for (const std::int64_t n : s.outputs) outputs += n;
@@ -123,11 +122,20 @@ constexpr MatmulPlan plan_matmul(const MatmulShape& s) {
           MatmulPlan plan = {MatmulKernel::streamed, rows, columns, height, split, 0, 0};
           if (at_once > 1) plan.stages = streamed_stages(rows, columns, at_once);
           plan.cycles = streamed_cycles(s, plan, at_once);
-          if (plan.cycles < best.cycles) best = plan;
+          f(plan);
         }
       }
     }
   }
+}
+
+/// The plan with the fewest cycles. All sizes are positive.
+constexpr MatmulPlan plan_matmul(const MatmulShape& s) {
+  MatmulPlan best = plan_tiled(s);
+  if (s.rows > kMatmulStreamedRows) return best;
+  each_streamed_plan(s, [&](const MatmulPlan& plan) {
+    if (plan.cycles < best.cycles) best = plan;
+  });
   return best;
 }
 
