@@ -7,6 +7,7 @@
 #include "ops/cuda/mlstm_cell.cuh"
 #include "ops/cuda/mlstm_plan.hpp"
 #include "ops/cuda/mlstm_tensor.cuh"
+#include "ops/cuda/norm_few.hpp"
 #include "ops/cuda/sm90/mlstm_fused.hpp"
 #include "ops/cuda/sm90/mlstm_steps.hpp"
 #include "ops/fused.hpp"
@@ -551,13 +552,14 @@ void with_steps(Context& context, const MlstmArgs& a, const HeadNormArgs* norm) 
   const bool has_sm90 = level(context.device()) == Level::sm90;
   const bool steps = singles > 0 && has_sm90 && sm90::serves_mlstm_steps(a);
   if (!steps || singles < a.batch.sequences()) {
-    if (!has_sm90 || !sm90::mlstm_fused(context, a))
+    const bool fused = has_sm90 && sm90::mlstm_fused(context, a, norm != nullptr);
+    if (!fused)
       mlstm_within(context, a, MlstmPlan::kStateBytes,
                    steps ? MlstmSequences::longer : MlstmSequences::all);
     else if (singles > 0 && !steps)
       mlstm_within(context, a, MlstmPlan::kStateBytes, MlstmSequences::steps);
     // The norm's kernel takes all tokens; what it makes of the others is replaced.
-    if (norm != nullptr) cuda::head_norm(context, *norm);
+    if (norm != nullptr) head_norm_of_cell(context, *norm, fused && a.h.dim(0) <= kFewNormRows);
   }
   if (steps) sm90::mlstm_steps(context, a, norm);
 }
