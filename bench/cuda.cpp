@@ -418,6 +418,79 @@ void blocks(Bench& bench) {
   }
 }
 
+/// The same of a short prompt of one sequence.
+void prompt_blocks(Bench& bench) {
+  for (const std::int64_t tokens : {128, 256}) {
+    Memory& memory = bench.memory;
+    constexpr std::size_t kC = static_cast<std::size_t>(kQk) * 512 * 4, kN = kQk * 4;
+    const double weights = 2.0 * kD * (2 * kQk + 3 * kD + 3 * kF);
+    const auto all = std::make_shared<std::vector<Block>>();
+    Tensor x, y, u, i, log_f, h, up;
+    const auto make = [&] {
+      if (all->empty()) {
+        x = memory.numbers(DType::f32, {tokens, kD});
+        y = memory.numbers(DType::bf16, {tokens, 2 * kQk + 2 * kD});
+        u = memory.numbers(DType::bf16, {tokens, kD});
+        up = memory.numbers(DType::bf16, {tokens, kF});
+        i = memory.numbers(DType::f32, {tokens, kHeads});
+        log_f = memory.numbers(DType::f32, {tokens, kHeads});
+        h = memory.numbers(DType::bf16, {tokens, kD});
+      }
+      const auto matrix = [&](std::int64_t n, std::int64_t k) {
+        return memory.numbers(DType::bf16, {n, k}, 0.02F);
+      };
+      Block block{
+          .qkvo = {matrix(kQk, kD), matrix(kQk, kD), matrix(kD, kD), matrix(kD, kD)},
+          .gates = {matrix(kHeads, kD), matrix(kHeads, kD), memory.numbers(DType::bf16, {kHeads}),
+                    memory.numbers(DType::bf16, {kHeads})},
+          .out = {matrix(kD, kD)},
+          .gate_up = {matrix(kF, kD), matrix(kF, kD)},
+          .down = {matrix(kD, kF)},
+          .norm = memory.numbers(DType::bf16, {kD}),
+          .sequences = std::make_unique<Sequences>(memory, 1, tokens, kC + kN + 256)};
+      const std::size_t at = all->size();
+      all->push_back(std::move(block));
+      return [=](Context& c) {
+        const Block& b = (*all)[at];
+        ops::norm_linear(c, {.x = x,
+                             .norm_w = b.norm,
+                             .norm_b = {},
+                             .activation = DType::bf16,
+                             .w = b.qkvo,
+                             .b = {},
+                             .y = y,
+                             .w_i = b.gates[0],
+                             .w_f = b.gates[1],
+                             .b_i = b.gates[2],
+                             .b_f = b.gates[3],
+                             .i = i,
+                             .log_f = log_f});
+        const ops::Batch batch = b.sequences->batch();
+        ops::mlstm_head_norm(c, {.cell = {.q = y.cols(0, kQk),
+                                          .k = y.cols(kQk, kQk),
+                                          .v = y.cols(2 * kQk, kD),
+                                          .i = i,
+                                          .log_f = log_f,
+                                          .batch = batch,
+                                          .state = {.c = 0, .n = kC, .m = kC + kN},
+                                          .h = h},
+                                 .norm = {.h = h,
+                                          .o = y.cols(2 * kQk + kD, kD),
+                                          .w = b.norm,
+                                          .b = {},
+                                          .heads = kHeads,
+                                          .y = h}});
+        ops::linear(c, {.x = h, .w = b.out, .b = {}, .y = x, .accumulate = true});
+        ops::rms_norm(c, {.x = x, .w = b.norm, .b = {}, .y = u});
+        ops::linear_swiglu(c, {.x = u, .w = b.gate_up, .b = {}, .y = up});
+        ops::linear(c, {.x = up, .w = b.down, .b = {}, .y = x, .accumulate = true});
+      };
+    };
+    bench.run(fmt::format("block 1x{}", tokens), weights + 8.0 * static_cast<double>(kQk * 513), 0,
+              make, 8);
+  }
+}
+
 /// One token each of many sequences, with the norm of the heads: with C written at each step; with
 /// pending tokens, the mean over steps, of which every few write C; and the median of those.
 void steps(Bench& bench) {
@@ -613,6 +686,7 @@ int main(int argc, char** argv) {
   linears(bench);
   e4m3_products(bench);
   blocks(bench);
+  prompt_blocks(bench);
   mlstms(bench);
   steps(bench);
   slstms(bench);

@@ -50,7 +50,6 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
       saved != nullptr ? *saved : make_saved(c.arena(), hp, tokens, Keep::nothing, 0, cell_type);
   const auto& [x_before, kept_u, i, log_f, qkvo, h, kept_y, dropout] = kept;
   if (x_before) copy_rows(c, x, x_before);
-  const Tensor u = kept_u ? kept_u : c.arena().tensor(hp.activation, {tokens, hp.d});
   const bool in_place = saved == nullptr && hp.activation == h.dtype;
   const Tensor y = kept_y ? kept_y : in_place ? h : c.arena().tensor(hp.activation, {tokens, hp.v});
   const auto [q, k, v, o] = Qkvo(qkvo, hp);
@@ -58,7 +57,7 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
 
   // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f));  mLSTMsig: i too
   // q, k, v, o = W u
-  if (fused) {
+  if (saved == nullptr) {
     ops::norm_linear(c, {.x = x,
                          .norm_w = norm,
                          .norm_b = norm_bias,
@@ -76,6 +75,7 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                          .i = i,
                          .log_f = log_f});
   } else {
+    const Tensor u = kept_u ? kept_u : c.arena().tensor(hp.activation, {tokens, hp.d});
     ops::rms_norm_gates(c, {.x = x,
                             .w = norm,
                             .b = norm_bias,

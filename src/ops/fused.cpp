@@ -35,11 +35,12 @@ Tensor scratch(Context& c, DType dtype, std::int64_t rows, std::int64_t columns)
 void check_norm_linear(const NormLinearArgs& a) {
   constexpr const char* kOp = "norm_linear";
   const std::int64_t tokens = a.x.dim(0), width = a.x.dim(1);
-  check_tokens(kOp, tokens);
   check_rms_norm({.x = a.x, .w = a.norm_w, .b = a.norm_b, .eps = a.eps, .y = a.x});
   Tensor u = a.x;
   u.dtype = a.activation;
   check_linear({.x = u, .w = a.w, .b = a.b, .y = a.y});
+  XLSTM_CHECK(tokens > kFusedTokens || a.y.dtype == DType::f32, invalid_argument,
+              "{}: expected y in f32 for {} tokens, found {}", kOp, tokens, to_string(a.y.dtype));
   if (!a.w_i) return;
   const std::int64_t heads = a.w_i.dim(0);
   check_tensor(kOp, "w_i", a.w_i, Types::weight, {heads, width});

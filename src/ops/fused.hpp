@@ -11,8 +11,8 @@
 
 namespace xlstm::ops {
 
-/// The most tokens of a pass that these ops serve. As in linear(), a token's result does not depend
-/// on how many there are.
+/// The most tokens of a pass that these ops serve unless they say otherwise. As in linear(), a
+/// token's result does not depend on how many there are.
 inline constexpr std::int64_t kFusedTokens = 16;
 
 /// Whether a pass of so many tokens is faster with these ops than with those they stand for.
@@ -27,15 +27,16 @@ inline bool pends(const Context& context, const Batch& batch) {
   return !context.device().is_cpu() && batch.sequences() > kFusedTokens;
 }
 
-/// rms_norm_gates(), or rms_norm() where there are no gates, and linear().
+/// rms_norm_gates(), or rms_norm() where there are no gates, and linear(). On a CUDA device the
+/// gates of more than kFusedTokens tokens are made while the products are.
 struct NormLinearArgs {
-  Tensor x;               ///< [T, D] f32, T <= kFusedTokens
+  Tensor x;               ///< [T, D] f32, of any number of tokens
   Tensor norm_w, norm_b;  ///< [D]; norm_b may be empty
   float eps = 1e-6F;
   DType activation;           ///< f32 or bf16, to which the normed row is rounded for the products
   std::span<const Tensor> w;  ///< each [N_i, D]
   std::span<const Tensor> b;  ///< empty, or one [N_i] each
-  Tensor y;                   ///< [T, sum N_i] f32
+  Tensor y;                   ///< [T, sum N_i] f32; with T > kFusedTokens as linear() takes it
   Tensor w_i = {}, w_f = {};  ///< [H, D] each, or empty: no gates
   Tensor b_i = {}, b_f = {};  ///< [H] each
   float cap = 15.0F;
@@ -65,8 +66,9 @@ struct MlstmHeadNormLinearArgs {
 };
 XLSTM_OP(mlstm_head_norm_linear, MlstmHeadNormLinearArgs)
 
-/// mlstm() and head_norm() of its h, for any number of tokens. Between two calls with one state
-/// lies another op: a CUDA device reads C before the op before this one is done.
+/// mlstm() and head_norm() of its h, for any number of tokens. A CUDA device reads states and gates
+/// before the op before this one is done: between two calls with one state lies another op, and
+/// gates are those of norm_linear() or of an op before the last.
 struct MlstmHeadNormArgs {
   MlstmArgs cell;     ///< what h holds afterwards is undefined, unless it is norm.y
   HeadNormArgs norm;  ///< of cell.h

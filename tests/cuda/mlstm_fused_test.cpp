@@ -81,6 +81,19 @@ TEST(MlstmFusedPlan, ScratchMemoryIsBounded) {
   EXPECT_LT(mixed.bytes() >> 20, 4U);
 }
 
+// Whose clusters have all columns of a head; a block for each multiprocessor at most.
+TEST(MlstmFusedPlan, BlocksOfShortSequencesMakeTheirGates) {
+  const Plan one = plan_of(8, 256, 512, {256});
+  EXPECT_TRUE(one.own_gates);
+  EXPECT_EQ(one.cluster, 4);
+  EXPECT_EQ(plan_of(2, 64, 64, {2, 17, 1}).cluster, 1);
+  for (const Plan& plan : {plan_of(8, 256, 512, {257}), plan_of(8, 256, 512, {64, 64, 64, 64, 64}),
+                           plan_of(2, 64, 384, {64})}) {
+    EXPECT_FALSE(plan.own_gates);
+    EXPECT_LE(plan.cluster, 2);
+  }
+}
+
 TEST(MlstmFusedPlan, ServesWhatTheKernelHas) {
   const auto serves = [](int dqk, int dv, std::int32_t length, DType type = DType::bf16) {
     Shapes shapes(2, dqk, dv, {length}, type);
@@ -121,6 +134,37 @@ TEST(CudaMlstmFused, SegmentsAndClustersMatchTheOracle) {
       EXPECT_EQ(call.records, records);
     }
   }
+}
+
+// Blocks make their own gates here, for one to four chunks.
+TEST(CudaMlstmFused, ShortSequencesMatchTheOracle) {
+  if (test_device().is_cpu() || cuda::level(test_device()) != cuda::Level::sm90)
+    GTEST_SKIP() << "no kernel of compute capability 9.0";
+  for (const MlstmGate gate : {MlstmGate::exponential, MlstmGate::sigmoid})
+    for (const MlstmShape shape : {MlstmShape{2, 256, 512}, MlstmShape{1, 128, 256},
+                                   MlstmShape{3, 64, 64}, MlstmShape{1, 200, 384}}) {
+      SCOPED_TRACE(std::to_string(shape.dqk) + " x " + std::to_string(shape.dv));
+      MlstmCall call(shape, {256, 130, 64, 1, 2, 192}, gate, 9, DType::bf16, Regime::typical, true);
+      call.has_record[2] = false;
+      call.run();
+      for (std::size_t s = 0; s < call.initial.size(); ++s) {
+        auto state = call.state<double>(s);
+        const auto want = oracle::mlstm_recurrent(call.inputs<double>(s), state);
+        EXPECT_LE(distance(call.h(s), want), 5e-3) << s;
+        if (!call.has_record[s]) continue;
+        const std::vector<float>& record = call.records[s];
+        const auto at = [&](std::size_t place) { return record.begin() + std::ptrdiff_t(place); };
+        EXPECT_LE(distance(std::vector<double>(at(0), at(call.n_at)), state.c), 3e-3) << s;
+        EXPECT_LE(distance(std::vector<double>(at(call.n_at), at(call.m_at)), state.n), 1e-5) << s;
+      }
+      const auto h = call.h_out.bytes();
+      const auto records = call.records;
+      for (int turn = 0; turn < 3; ++turn) {
+        call.run();
+        EXPECT_EQ(call.h_out.bytes(), h);
+        EXPECT_EQ(call.records, records);
+      }
+    }
 }
 
 TEST(CudaMlstmFused, NanStaysInItsSequenceAndHead) {

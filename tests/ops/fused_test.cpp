@@ -86,7 +86,7 @@ TEST(NormLinear, IsItsParts) {
   for (const Shape s : kShapes)
     for (const DType weights : kWeightTypes)
       for (const DType activation : kActivations)
-        for (const std::int64_t tokens : {1, 2, 5, 9, 16})
+        for (const std::int64_t tokens : {1, 2, 5, 9, 16, 17, 40, 257})
           for (const bool all : {false, true}) {
             SCOPED_TRACE(testing::Message() << s.width << " " << to_string(weights) << " "
                                             << to_string(activation) << " " << tokens);
@@ -194,10 +194,20 @@ TEST(NormLinearSwiglu, IsItsParts) {
 
 TEST(FusedOps, RefuseWhatDoesNotFit) {
   std::mt19937 random(5);
-  NormLinearProblem p(random, kShapes[0], 17, DType::f32);
-  NormLinearResult r(kShapes[0], 17);
-  expect_refused([&] { run_norm_linear(norm_linear, p, r, DType::f32, true, true); },
-                 "at most 16 tokens");
+  constexpr std::int64_t kTokens = 17, kWidth = 48, kOutputs = 40;
+  Array x = Array::random(random, DType::f32, {kTokens, kWidth}, 1.0);
+  Array norm_w = Array::random(random, DType::f32, {kWidth}, 0.3);
+  Array w = Array::random(random, DType::f32, {kOutputs, kWidth}, 0.2);
+  Array y(DType::f32, {kTokens, kOutputs});
+  const Tensor weights[] = {w.tensor(), w.tensor()};
+  Context context(test_device(), 2);
+  const NormLinearSwigluArgs args{.x = x.tensor(),
+                                  .norm_w = norm_w.tensor(),
+                                  .norm_b = {},
+                                  .w = weights,
+                                  .b = {},
+                                  .y = y.tensor()};
+  expect_refused([&] { run(context, norm_linear_swiglu, args); }, "at most 16 tokens");
 }
 
 }  // namespace

@@ -11,8 +11,10 @@
 #include "ops/cuda/level.hpp"
 #include "ops/cuda/linear_plan.hpp"
 #include "ops/cuda/mlstm_plan.hpp"
+#include "ops/cuda/norm_few.hpp"
 #include "ops/cuda/sm90/few_rows.hpp"
 #include "ops/cuda/sm90/mlstm_step.hpp"
+#include "ops/linear.hpp"
 #include "ops/norm.hpp"
 
 namespace xlstm::ops::cuda {
@@ -360,9 +362,41 @@ bool linear_of_few_tokens(Context& context, const LinearArgs& a) {
   return true;
 }
 
+namespace {
+
+/// norm_linear() of more tokens than this file's kernels take: where it can be, the gates beside
+/// the products, which memory alone bounds then.
+void norm_linear_of_many(Context& context, const NormLinearArgs& a) {
+  const ArenaScope scope(context.arena());
+  const Tensor u = context.arena().tensor(a.activation, {a.x.dim(0), a.x.dim(1)});
+  const RmsNormGatesArgs gates{.x = a.x,
+                               .w = a.norm_w,
+                               .b = a.norm_b,
+                               .w_i = a.w_i,
+                               .w_f = a.w_f,
+                               .b_i = a.b_i,
+                               .b_f = a.b_f,
+                               .eps = a.eps,
+                               .cap = a.cap,
+                               .u = u,
+                               .i = a.i,
+                               .log_f = a.log_f,
+                               .sigmoid_input = a.sigmoid_input};
+  const bool gates_last = a.w_i && serves_gates_of_few_rows(gates);
+  if (a.w_i && !gates_last)
+    cuda::rms_norm_gates(context, gates);
+  else
+    cuda::rms_norm(context, {.x = a.x, .w = a.norm_w, .b = a.norm_b, .eps = a.eps, .y = u});
+  cuda::linear(context, {.x = u, .w = a.w, .b = a.b, .y = a.y});
+  if (gates_last) gates_of_few_rows(context, gates);
+}
+
+}  // namespace
+
 void norm_linear(Context& context, const NormLinearArgs& a) {
   const std::int64_t tokens = a.x.dim(0);
   if (tokens == 0) return;
+  if (tokens > kFusedTokens) return norm_linear_of_many(context, a);
   if (is_sm90(context) && sm90::norm_linear(context, a)) return;
   if (!serves(a.w, a.activation)) return composed::norm_linear(context, a);
   const auto before = [&](std::int64_t t) {

@@ -32,6 +32,9 @@ struct Grid {
   int cluster = 1;           ///< blocks in x of a cluster; more than one with Level::sm90 alone
   bool cooperative = false;  ///< all blocks run at once, as those that wait for each other must
   bool overlap = false;      ///< begins while the kernel before it ends; it calls grid_wait()
+  /// Blocks of the next kernel may begin beside its own, also those that take nearly all shared
+  /// memory: a multiprocessor divides its memory anew only when it is idle.
+  bool beside = false;
 };
 
 constexpr std::int64_t blocks_for(std::int64_t count, std::int64_t per_block) {
@@ -101,6 +104,9 @@ void launch(Context& context, const char* name, const Grid& grid, void (*kernel)
   if (grid.shared > kUnasked)  // no work of the stream: a graph may be captured meanwhile
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(grid.shared));
+  if (error == cudaSuccess && grid.beside)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared);
   if (error == cudaSuccess && grid.cluster > 8)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   if (error == cudaSuccess)

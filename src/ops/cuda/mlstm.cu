@@ -8,6 +8,7 @@
 #include "ops/cuda/mlstm_plan.hpp"
 #include "ops/cuda/mlstm_ring.hpp"
 #include "ops/cuda/mlstm_tensor.cuh"
+#include "ops/cuda/norm_few.hpp"
 #include "ops/cuda/sm90/mlstm_fused.hpp"
 #include "ops/cuda/sm90/mlstm_steps.hpp"
 #include "ops/fused.hpp"
@@ -555,8 +556,10 @@ void with_steps(Context& context, const MlstmArgs& a, const HeadNormArgs* norm) 
                      (pends ? sm90::serves_mlstm_ring_steps(a) : sm90::serves_mlstm_steps(a));
   if (!steps || longer) {
     const bool apart = steps || pends;  // sequences of one token have kernels of their own
+    bool fused = false;
     if (longer || !apart) {
-      if (!has_sm90 || !sm90::mlstm_fused(context, a))
+      fused = has_sm90 && sm90::mlstm_fused(context, a, norm != nullptr);
+      if (!fused)
         mlstm_within(context, a, MlstmPlan::kStateBytes,
                      apart ? MlstmSequences::longer : MlstmSequences::all);
       else if (singles > 0 && !apart)
@@ -564,7 +567,7 @@ void with_steps(Context& context, const MlstmArgs& a, const HeadNormArgs* norm) 
     }
     if (pends && singles > 0 && !steps) mlstm_ring_steps(context, a);
     // The norm's kernel takes all tokens; what it makes of the others is replaced.
-    if (norm != nullptr) cuda::head_norm(context, *norm);
+    if (norm != nullptr) head_norm_of_cell(context, *norm, fused && a.h.dim(0) <= kFewNormRows);
   }
   if (steps) (pends ? sm90::mlstm_ring_steps : sm90::mlstm_steps)(context, a, norm);
 }

@@ -8,6 +8,7 @@
 #include "ops/cuda/device/row.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/level.hpp"
+#include "ops/cuda/norm_few.hpp"
 
 namespace xlstm::ops::cuda {
 namespace {
@@ -232,7 +233,8 @@ __global__ void head_norm_kernel(Matrix<const In> h, Matrix<const In> o, Weights
 // A warp has a row of a head, and a lane four numbers in each of kFours places of it.
 constexpr int kHeadWarps = 4;
 
-template <class In, class Y, int kFours>
+/// @tparam kFew  the next kernel fits beside the one before this one
+template <class In, class Y, int kFours, bool kFew>
 __global__ void __launch_bounds__(kHeadWarps* kWarp)
     head_norm_rows_kernel(Matrix<const In> h, Matrix<const In> o, Weights w, Weights b, float eps,
                           Matrix<Y> y, int heads, int width, std::int64_t items) {
@@ -240,8 +242,14 @@ __global__ void __launch_bounds__(kHeadWarps* kWarp)
       static_cast<std::int64_t>(blockIdx.x) * kHeadWarps + threadIdx.x / kWarp;
   const std::int64_t token = item / heads;
   const int first = static_cast<int>(item % heads) * width, own = threadIdx.x % kWarp * 4;
+  const auto weights = [&](int i) {
+    const int d = i * 4 * kWarp + own;
+    return FourWeights(w, first + (d < width ? d : 0));
+  };
+  if constexpr (kFew) grid_trigger();
+  const FourWeights early[4] = {weights(0), weights(1), weights(2), weights(3)};
   grid_wait();
-  grid_trigger();
+  if constexpr (!kFew) grid_trigger();
   if (item >= items) return;
   const In* from = h.row(token) + first;
   const In* gate = o.row(token) + first;
@@ -274,7 +282,7 @@ __global__ void __launch_bounds__(kHeadWarps* kWarp)
   for (int i = 0; i < kFours; ++i) {
     const int d = i * 4 * kWarp + own;
     if (d >= width) continue;
-    const float4 n = FourWeights(w, first + d).floats();
+    const float4 n = (kFew ? early[i % 4] : weights(i)).floats();
     float4 c = {};
     if (b.any()) c = FourWeights(b, first + d).floats();
     store_four(y.row(token) + first + d, {sigmoid(g[i].x) * fmaf(v[i].x * scale, n.x, c.x),
@@ -292,11 +300,16 @@ bool serves_heads(const HeadNormArgs& a, std::int64_t width) {
 }
 
 template <class In, class Y>
-void run_heads(Context& context, const HeadNormArgs& a, std::int64_t width) {
+void run_heads(Context& context, const HeadNormArgs& a, std::int64_t width, bool few) {
   const std::int64_t items = a.h.dim(0) * a.heads;
   launch(context, "head_norm",
-         {.x = blocks_for(items, kHeadWarps), .threads = kHeadWarps * kWarp, .overlap = true},
-         width <= 4 * 4 * kWarp ? head_norm_rows_kernel<In, Y, 4> : head_norm_rows_kernel<In, Y, 8>,
+         {.x = blocks_for(items, kHeadWarps),
+          .threads = kHeadWarps * kWarp,
+          .overlap = true,
+          .beside = few},
+         width > 4 * 4 * kWarp ? head_norm_rows_kernel<In, Y, 8, false>
+         : few                 ? head_norm_rows_kernel<In, Y, 4, true>
+                               : head_norm_rows_kernel<In, Y, 4, false>,
          Matrix<const In>(a.h), Matrix<const In>(a.o), Weights(a.w), Weights(a.b), a.eps,
          Matrix<Y>(a.y), static_cast<int>(a.heads), static_cast<int>(width), items);
 }
@@ -304,7 +317,7 @@ void run_heads(Context& context, const HeadNormArgs& a, std::int64_t width) {
 }  // namespace
 
 void rms_norm(Context& context, const RmsNormArgs& a) {
-  if (a.x.count() == 0) return;
+  if (a.x.count() == 0 || rms_norm_of_few_rows(context, a)) return;
   if (serves_rows(a.x, a.w, a.b, a.y)) {
     const Gate none(Tensor(), Tensor(), Tensor(), false);
     return run_rows<false>(context, "rms_norm", a.x, a.w, a.b, a.eps, {none, none, 0, 0}, a.y);
@@ -334,13 +347,15 @@ void rms_norm_gates(Context& context, const RmsNormGatesArgs& a) {
   });
 }
 
-void head_norm(Context& context, const HeadNormArgs& a) {
+void head_norm(Context& context, const HeadNormArgs& a) { head_norm_of_cell(context, a, false); }
+
+void head_norm_of_cell(Context& context, const HeadNormArgs& a, bool few) {
   if (a.h.count() == 0) return;
   const std::int64_t width = a.h.dim(1) / a.heads;
   const auto run = [&](auto in, auto out) {
     using In = decltype(in);
     using Y = decltype(out);
-    if (serves_heads(a, width)) return run_heads<In, Y>(context, a, width);
+    if (serves_heads(a, width)) return run_heads<In, Y>(context, a, width, few);
     launch(context, "head_norm", row_grid(a.h.dim(0), a.heads, width), head_norm_kernel<In, Y>,
            Matrix<const In>(a.h), Matrix<const In>(a.o), Weights(a.w), Weights(a.b), a.eps,
            Matrix<Y>(a.y), static_cast<int>(width));

@@ -13,6 +13,8 @@ namespace xlstm::ops::cuda::sm90 {
 namespace {
 
 static_assert(kChunk == MlstmFusedPlan::kChunk && kColumns == MlstmFusedPlan::kColumns);
+static_assert(MlstmFusedPlan::kOwnChunks <= kGateSlots &&
+              MlstmFusedPlan::kOwnChunks * 32 <= kGroup);
 static_assert(sizeof(ChunkGates) == MlstmFusedPlan::kGateBytes && sizeof(FusedFrame) == 24);
 
 /// Whether 16 bytes of a row can be copied at a time.
@@ -32,8 +34,10 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, const
                    .y = blocks_for(plan.heads, kGateWarps),
                    .threads = kGateWarps * 32,
                    .overlap = true};
-  launch(context, kName, gates, mlstm_fused_totals_kernel, cell, kDqk);
-  launch(context, kName, gates, mlstm_fused_gates_kernel, cell);
+  if (!plan.own_gates) {
+    launch(context, kName, gates, mlstm_fused_totals_kernel, cell, kDqk);
+    launch(context, kName, gates, mlstm_fused_gates_kernel, cell);
+  }
   Grid grid{.x = plan.blocks() / plan.segments * (plan.segments - 1),
             .threads = kFusedThreads,
             .shared = FusedShared<kDqk, false>::kBytes,
@@ -48,7 +52,7 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, const
 
 }  // namespace
 
-bool mlstm_fused(Context& context, const MlstmArgs& a) {
+bool mlstm_fused(Context& context, const MlstmArgs& a, bool early) {
   if (!MlstmFusedPlan::serves(a) || !has_units(a.q) || !has_units(a.k) || !has_units(a.v) ||
       !has_units(a.h))
     return false;
@@ -75,6 +79,8 @@ bool mlstm_fused(Context& context, const MlstmArgs& a) {
                        .normalise = a.normalise,
                        .all_chunks = plan.all_chunks,
                        .cluster = static_cast<int>(plan.cluster),
+                       .own_gates = plan.own_gates,
+                       .early = plan.own_gates && early,
                        .gates = reinterpret_cast<ChunkGates*>(scratch + plan.gates),
                        .totals = reinterpret_cast<double2*>(scratch + plan.totals),
                        .frames = reinterpret_cast<FusedFrame*>(scratch + plan.frames),

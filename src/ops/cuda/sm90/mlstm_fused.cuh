@@ -70,6 +70,8 @@ struct FusedCell {
   bool exponential, normalise;
   std::int64_t all_chunks;
   int cluster;
+  bool own_gates;  // blocks make them themselves: sequences are short, a cluster has all of a head
+  bool early;      // and read the state and the gates before grid_wait()
   // Scratch memory (MlstmFusedPlan).
   ChunkGates* gates;           // [heads, all chunks]
   double2* totals;             // of the same: the sum of log f and the largest beta
@@ -92,6 +94,13 @@ struct FusedCell {
     std::byte* slot = batch.slots[s];
     return slot == nullptr ? nullptr : reinterpret_cast<float*>(slot + offset) + floats;
   }
+};
+
+/// Where blocks make their gates: what they need of other chunks.
+struct __align__(16) FusedOwnGates {
+  double2 totals[kGateSlots];  // of chunks: the sum of log f and the largest beta
+  FusedFrame last;             // after the last chunk
+  double first_m;
 };
 
 /// The first barrier of each kind, which has one for each stage.
@@ -132,7 +141,8 @@ struct FusedShared {
   static constexpr int kFactors = kTileN + (kOutputs ? kBoxes * 1024 : 0);
   static constexpr int kOutputPlaces = kFactors + 2 * kChunk * 4;
   static constexpr int kN = kOutputPlaces + 3 * 16;
-  static constexpr int kBarriers = kN + kDqk * 4;
+  static constexpr int kOwnGates = kN + kDqk * 4;
+  static constexpr int kBarriers = kOwnGates + sizeof(FusedOwnGates);
   static constexpr int kBytes = kBarriers + kFusedBarriers * 8;
   static_assert(kBytes <= 227 << 10);
 };
@@ -174,7 +184,7 @@ struct FusedWork {
     begin = first + skipped;
     length = min(tokens - skipped, per_segment);
     chunks = (length + kChunk - 1) / kChunk;
-    first_chunk = cell.first_chunks[s] + segment * cell.segment_chunks;
+    first_chunk = cell.own_gates ? 0 : cell.first_chunks[s] + segment * cell.segment_chunks;
     last = skipped + length == tokens;
     whole = last && segment == 0;
   }
@@ -205,12 +215,18 @@ __device__ __forceinline__ void begin_state(const FusedCell& cell, const FusedWo
                                       frames[(next - 1) * cell.segment_chunks].decay)));
 }
 
-/// What makes the state after the last chunk that of the record: times this, twice. Without a
-/// stabiliser states may be so small that the whole factor is no normal float.
-__device__ __forceinline__ float last_factor(const FusedCell& cell, const FusedWork& work) {
+/// After the last chunk of the sequence.
+__device__ __forceinline__ FusedFrame last_frame(const FusedCell& cell, const FusedWork& work,
+                                                 const FusedOwnGates& own) {
+  if (cell.own_gates) return own.last;
   const int chunks =
       (cell.batch.offsets[work.s + 1] - cell.batch.offsets[work.s] + kChunk - 1) / kChunk;
-  const FusedFrame last = cell.frame(work.s, work.head)[chunks];
+  return cell.frame(work.s, work.head)[chunks];
+}
+
+/// What makes the state after the last chunk that of the record: times this, twice. Without a
+/// stabiliser states may be so small that the whole factor is no normal float.
+__device__ __forceinline__ float last_factor(const FusedCell& cell, const FusedFrame& last) {
   return expf(static_cast<float>(0.5 * (cell.exponential ? last.frame - last.m : last.frame)));
 }
 

@@ -10,6 +10,7 @@ namespace xlstm::ops::cuda::sm90 {
 /// whose rows begin on 16 bytes, dqk up to 256 and dv up to 512, multiples of 8. False, and nothing
 /// done, where it does not serve. A NaN also reaches earlier tokens of its chunk of 64; other
 /// sequences and heads keep their bits.
-bool mlstm_fused(Context& context, const MlstmArgs& args);
+/// @param early  as mlstm_head_norm(): states and gates are there when this op may begin
+bool mlstm_fused(Context& context, const MlstmArgs& args, bool early);
 
 }  // namespace xlstm::ops::cuda::sm90

@@ -218,10 +218,11 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       for (int j = 0; j < 8; ++j)
         factors[j] = *reinterpret_cast<const float2*>(at.factors(chunk) + 8 * j + 2 * (lane % 4));
       wgmma_wait<1>();
-      if (cell.cluster == 2) {  // for the block that makes them
+      if (cell.cluster > 1) {  // for the block of the pair that makes them
         __syncwarp();
         if (chunk + 2 < chunks && lane == 0)
-          barrier_arrive_at(at.barrier(kEmptyScores + chunk % 2), chunk % 2);
+          barrier_arrive_at(at.barrier(kEmptyScores + chunk % 2),
+                            (cluster_rank() & ~1U) + chunk % 2);
       }
       // h takes the place of v: a warp's columns are its own.
       const std::uint32_t out = at.v(chunk) + group * Shared::kBox;
@@ -280,7 +281,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
 
     const FusedWork done(cell);
     if (done.last && cell.batch.slots[done.s] != nullptr) {
-      const float factor = last_factor(cell, done);
+      const float factor = last_factor(cell, last_frame(cell, done, at.own()));
 #pragma unroll
       for (float& value : c) value = factor * (factor * value);
       store_c(done, FusedSource::record, 0);

@@ -31,14 +31,14 @@ struct LaneScan {
       // Beyond the end: nothing forgotten, nothing added.
       const bool live = 2 * lane + u < at.z;
       const std::int64_t t = at.y + 2 * lane + u;
-      beta[u] = live ? cell.i[t * cell.i_stride + head] : -INFINITY;
+      beta[u] = live ? __ldcg(cell.i + t * cell.i_stride + head) : -INFINITY;
       // log f is cut where e^log f is 0 in any format: sums of it stay exact and finite.
-      const float log_f = live ? cell.log_f[t * cell.log_f_stride + head] : 0.0F;
+      const float log_f = live ? __ldcg(cell.log_f + t * cell.log_f_stride + head) : 0.0F;
       b[u] = log_f < -1e4F ? -1e4 : double{log_f};
     }
     b[1] += b[0];
     double sum = b[1];
-#pragma unroll
+#pragma unroll 1  // short code: some blocks run it once, and wait for its instructions
     for (int step = 1; step < 32; step *= 2) {
       const double other = __shfl_up_sync(~0U, sum, step);
       if (lane >= step) sum += other;
@@ -50,7 +50,7 @@ struct LaneScan {
       beta[u] -= b[u];
     }
     double top = larger_or_nan(beta[0], beta[1]);
-#pragma unroll
+#pragma unroll 1
     for (int step = 1; step < 32; step *= 2) {
       const double other = __shfl_up_sync(~0U, top, step);
       if (lane >= step) top = larger_or_nan(top, other);
@@ -66,6 +66,7 @@ struct LaneScan {
 __global__ void __launch_bounds__(kGateWarps * 32)
     mlstm_fused_totals_kernel(const __grid_constant__ FusedCell cell, int padded_dqk) {
   grid_wait();
+  grid_trigger();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int head = static_cast<int>(blockIdx.y) * kGateWarps + warp;
   const int sequences = static_cast<int>(cell.batch.sequences);
@@ -122,10 +123,76 @@ struct FusedTop {
   }
 };
 
+/// Where both stand before a chunk and after it.
+struct ChunkTops {
+  double first_m, sum_before, sum;  // of log f before the chunk, and up to its end
+  FusedTop before, after;
+
+  /// @param highest  as FusedTop's, before the chunk
+  /// @param total    as in FusedCell::totals
+  __device__ ChunkTops(double first, double highest, double2 total, double so_far)
+      : first_m(first),
+        sum_before(so_far),
+        sum(so_far + total.x),
+        before(first, highest),
+        after(first, larger_or_nan(highest, total.y - so_far)) {}
+  __device__ FusedFrame frame_before() const {
+    return {before.highest + sum_before, before.frame + sum_before, first_m - before.frame};
+  }
+  __device__ FusedFrame frame_after() const {
+    return {after.highest + sum, after.frame + sum, first_m - after.frame};
+  }
+};
+
+/// What a chunk leaves for the products, by a warp.
+__device__ __forceinline__ void write_gates(const FusedCell& cell, ChunkGates& to,
+                                            const LaneScan& scan, const ChunkTops& tops, int lane) {
+  const double m = tops.before.highest + tops.sum_before;
+  const double top = tops.after.frame + tops.sum_before;
+  const bool guard = !(tops.after.frame - tops.before.highest <= kGuard);
+  float weight[2], floor[2], eps[2];
+#pragma unroll
+  for (int u = 0; u < 2; ++u) {
+    const double mu = larger_or_nan(m, scan.high[u]);
+    weight[u] = expf(static_cast<float>(scan.beta[u] - top));
+    floor[u] = expf(static_cast<float>(-(scan.b[u] + (guard ? mu : top))));
+    eps[u] = cell.eps * (!cell.exponential ? floor[u]
+                         : guard           ? 1.0F
+                                           : expf(static_cast<float>(mu - top)));
+    if (guard) {
+      const int t = 2 * lane + u;
+      const auto beta_high = static_cast<float>(scan.beta[u]), mu_high = static_cast<float>(mu);
+      to.carried[t] = expf(static_cast<float>(tops.before.frame + tops.sum_before - mu));
+      to.beta_high[t] = beta_high;
+      to.beta_low[t] =
+          fabsf(beta_high) == INFINITY ? 0.0F : static_cast<float>(scan.beta[u] - beta_high);
+      to.mu_high[t] = mu_high;
+      to.mu_low[t] = static_cast<float>(mu - mu_high);
+    }
+  }
+  reinterpret_cast<float2*>(to.weight)[lane] = make_float2(weight[0], weight[1]);
+  reinterpret_cast<float2*>(to.floor)[lane] = make_float2(floor[0], floor[1]);
+  reinterpret_cast<float2*>(to.eps)[lane] = make_float2(eps[0], eps[1]);
+  float rest[2] = {weight[0], weight[1]};
+#pragma unroll
+  for (int part = 0; part < 3; ++part) {
+    const unsigned packed = pack_bf16(rest[0], rest[1]);
+    // The 16-byte units of a row are swizzled.
+    reinterpret_cast<unsigned*>(to.parts[part])[((lane / 4) ^ part) * 4 + lane % 4] = packed;
+    rest[0] -= first_of(packed);
+    rest[1] -= second_of(packed);
+  }
+  if (lane == 0) {
+    to.decay = expf(static_cast<float>(tops.before.frame - tops.after.frame));
+    to.guard = guard ? 1 : 0;
+  }
+}
+
 /// A warp has a chunk and head.
 __global__ void __launch_bounds__(kGateWarps * 32)
     mlstm_fused_gates_kernel(const __grid_constant__ FusedCell cell) {
   grid_wait();
+  grid_trigger();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int head = static_cast<int>(blockIdx.y) * kGateWarps + warp;
   if (head >= cell.heads) return;
@@ -154,58 +221,15 @@ __global__ void __launch_bounds__(kGateWarps * 32)
     highest = larger_or_nan(highest, __shfl_xor_sync(~0U, highest, step));
 
   const LaneScan scan(cell, at, head, lane);
-  const double chunk_high = __shfl_sync(~0U, scan.high[1], 31);
-  const FusedTop before(first_m, highest),
-      after(first_m, larger_or_nan(highest, chunk_high - sum_before));
-  const double m = before.highest + sum_before, top = after.frame + sum_before;
-  const bool guard = !(after.frame - before.highest <= kGuard);
+  const ChunkTops tops(first_m, highest, cell.totals[head * cell.all_chunks + blockIdx.x],
+                       sum_before);
   if (lane == 0) {
     FusedFrame* frames = cell.frame(at.x, head) + at.w;
-    frames[0] = {m, before.frame + sum_before, first_m - before.frame};
+    frames[0] = tops.frame_before();
     const int length = cell.batch.offsets[at.x + 1] - cell.batch.offsets[at.x];
-    if ((at.w + 1) * kChunk >= length) {
-      const double sum = sum_before + cell.totals[head * cell.all_chunks + blockIdx.x].x;
-      frames[1] = {after.highest + sum, after.frame + sum, first_m - after.frame};
-    }
+    if ((at.w + 1) * kChunk >= length) frames[1] = tops.frame_after();
   }
-
-  ChunkGates& to = cell.gates[head * cell.all_chunks + blockIdx.x];
-  float weight[2], floor[2], eps[2];
-#pragma unroll
-  for (int u = 0; u < 2; ++u) {
-    const double mu = larger_or_nan(m, scan.high[u]);
-    weight[u] = expf(static_cast<float>(scan.beta[u] - top));
-    floor[u] = expf(static_cast<float>(-(scan.b[u] + (guard ? mu : top))));
-    eps[u] = cell.eps * (!cell.exponential ? floor[u]
-                         : guard           ? 1.0F
-                                           : expf(static_cast<float>(mu - top)));
-    if (guard) {
-      const int t = 2 * lane + u;
-      const auto beta_high = static_cast<float>(scan.beta[u]), mu_high = static_cast<float>(mu);
-      to.carried[t] = expf(static_cast<float>(before.frame + sum_before - mu));
-      to.beta_high[t] = beta_high;
-      to.beta_low[t] =
-          fabsf(beta_high) == INFINITY ? 0.0F : static_cast<float>(scan.beta[u] - beta_high);
-      to.mu_high[t] = mu_high;
-      to.mu_low[t] = static_cast<float>(mu - mu_high);
-    }
-  }
-  reinterpret_cast<float2*>(to.weight)[lane] = make_float2(weight[0], weight[1]);
-  reinterpret_cast<float2*>(to.floor)[lane] = make_float2(floor[0], floor[1]);
-  reinterpret_cast<float2*>(to.eps)[lane] = make_float2(eps[0], eps[1]);
-  float rest[2] = {weight[0], weight[1]};
-#pragma unroll
-  for (int part = 0; part < 3; ++part) {
-    const unsigned packed = pack_bf16(rest[0], rest[1]);
-    // The 16-byte units of a row are swizzled.
-    reinterpret_cast<unsigned*>(to.parts[part])[((lane / 4) ^ part) * 4 + lane % 4] = packed;
-    rest[0] -= first_of(packed);
-    rest[1] -= second_of(packed);
-  }
-  if (lane == 0) {
-    to.decay = expf(static_cast<float>(before.frame - after.frame));
-    to.guard = guard ? 1 : 0;
-  }
+  write_gates(cell, cell.gates[head * cell.all_chunks + blockIdx.x], scan, tops, lane);
 }
 
 }  // namespace

@@ -24,9 +24,10 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
   // A base that the compiler knows saves registers.
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   const FusedPlaces<kDqk, kOutputs> at{shared_bytes, shared_address(shared_bytes)};
-  grid_wait();
+  if (!cell.early) grid_wait();
   {
     const FusedWork work(cell);
+    const std::byte* const record = cell.own_gates ? cell.batch.slots[work.s] : nullptr;
     // The blocks of a cluster leave together.
     if (work.chunks == 0 || (!kOutputs && work.last)) return;
     if (threadIdx.x < 2) {
@@ -37,6 +38,17 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
       to.columns = cell.dv - column;
       to.length = work.length;
       if (group == 0) at.tiles() = {work.begin, work.head, work.slice * kColumns, work.first_chunk};
+    }
+    // Before any block of the head can write its record: they meet below.
+    if (cell.own_gates && threadIdx.x < kGroup) {
+      const bool has_record = record != nullptr;
+      const float* n = cell.record(work.s, cell.offsets.n, std::int64_t{work.head} * cell.dqk);
+      for (int key = threadIdx.x; key < kDqk; key += kGroup)
+        at.n()[key] = has_record && key < cell.dqk ? n[key] : 0.0F;
+      if (threadIdx.x == 0)
+        at.own().first_m = has_record && cell.exponential
+                               ? double{*cell.record(work.s, cell.offsets.m, work.head)}
+                               : 0.0;
     }
   }
 

@@ -59,6 +59,12 @@ struct FusedPlaces {
     return *reinterpret_cast<const ChunkGates*>(bytes + Shared::kGates +
                                                 chunk % kGateSlots * Shared::kGateSlot);
   }
+  __device__ ChunkGates& own_gates(int chunk) const {
+    return *reinterpret_cast<ChunkGates*>(bytes + Shared::kGates + chunk * Shared::kGateSlot);
+  }
+  __device__ FusedOwnGates& own() const {
+    return *reinterpret_cast<FusedOwnGates*>(bytes + Shared::kOwnGates);
+  }
   __device__ float* n() const { return reinterpret_cast<float*>(bytes + Shared::kN); }
   /// n as the sum of three bf16 in three rows of a tile of wgmma.
   __device__ void set_parts_of_n(int key, float value) const {

@@ -22,6 +22,7 @@ struct MlstmFusedPlan {
   static constexpr std::int64_t kMultiprocessors = 132;
   /// Below this a segment is not worth the loads and stores of its state.
   static constexpr std::int64_t kLeastChunks = 4;
+  static constexpr std::int64_t kOwnChunks = 4;  ///< of which a block can make the gates itself
 
   explicit MlstmFusedPlan(const MlstmArgs& a)
       : sequences(a.batch.sequences()),
@@ -50,6 +51,8 @@ struct MlstmFusedPlan {
     }
     segments = std::max<std::int64_t>(1, (chunks + segment_chunks - 1) / segment_chunks);
     cluster = slices % 2 == 0 ? 2 : 1;
+    own_gates = chunks <= kOwnChunks && blocks <= kMultiprocessors && slices != 3;
+    if (own_gates) cluster = slices;
     const auto place = [this](std::int64_t bytes) {
       const std::size_t at = bytes_;
       bytes_ += (static_cast<std::size_t>(bytes) + 255) / 256 * 256;
@@ -89,6 +92,9 @@ struct MlstmFusedPlan {
   /// multiprocessors badly.
   std::int64_t cluster = 1;
   std::int64_t segment_chunks = 1, segments = 1;
+  /// Whether blocks make the gates of their chunks themselves. Then a cluster has all columns of a
+  /// head, so that none writes its state before all have read it.
+  bool own_gates = false;
   // Bytes from the beginning of the scratch memory: what the kernels of the gates leave, and n of
   // the records, which a block may write before another has read it.
   std::size_t gates = 0, totals = 0, frames = 0, chunks_at = 0, first_chunks = 0, first_n = 0;

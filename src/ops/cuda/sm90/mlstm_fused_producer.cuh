@@ -1,6 +1,7 @@
 #pragma once
 // Warpgroup 0 of the fused mLSTM kernel (mlstm_fused.cuh).
 
+#include "ops/cuda/sm90/mlstm_fused_gates.cuh"
 #include "ops/cuda/sm90/mlstm_fused_places.cuh"
 
 namespace xlstm::ops::cuda::sm90 {
@@ -125,6 +126,31 @@ __device__ __forceinline__ void finish_scores(const FusedCell& cell, const Chunk
   }
 }
 
+/// The gates of all chunks into shared memory, each by a warp. The first m is there.
+template <int kDqk, bool kOutputs>
+__device__ __forceinline__ void make_own_gates(const FusedCell& cell, const FusedWork& work,
+                                               const FusedPlaces<kDqk, kOutputs>& at) {
+  const int lane = thread_index() % 32, chunk = thread_index() / 32;
+  FusedOwnGates& own = at.own();
+  const LaneScan scan(
+      cell, make_int4(work.s, work.begin + chunk * kChunk, work.length - chunk * kChunk, chunk),
+      work.head, lane);
+  if (lane == 31) own.totals[chunk] = make_double2(scan.b[1], scan.high[1]);
+  named_barrier(1, kGroup);
+  if (chunk >= work.chunks) return;
+  double sum_before = 0, highest = own.first_m;
+  for (int i = 0; i < chunk; ++i) {
+    highest = larger_or_nan(highest, own.totals[i].y - sum_before);
+    sum_before += own.totals[i].x;
+  }
+  const ChunkTops tops(own.first_m, highest, own.totals[chunk], sum_before);
+  if (chunk + 1 == work.chunks && lane == 0) own.last = tops.frame_after();
+  write_gates(cell, at.own_gates(chunk), scan, tops, lane);
+  fence_async();  // wgmma reads some of it
+  __syncwarp();
+  if (lane == 0) barrier_arrive(at.barrier(kFullGates + chunk));
+}
+
 template <int kDqk, bool kOutputs>
 __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs>& at,
                              const CUtensorMap& q_map, const CUtensorMap& k_map,
@@ -133,9 +159,13 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   const FusedWork work(cell);
   const int chunks = work.chunks;
   const FusedCopies<kDqk, kOutputs> copies{at, q_map, k_map, v_map, cell};
-  if (threadIdx.x == 32) {
+  if (threadIdx.x / 32 == 3) {  // has gates to make only where there are four chunks
+    if (cell.early) grid_wait();
+    if (cell.own_gates) grid_trigger();
+  }
+  if (threadIdx.x == 96) {
     for (int chunk = 0; chunk < min(Shared::kStagesK, chunks); ++chunk) {
-      if (chunk < Shared::kGatesAhead) copies.gates(chunk);
+      if (chunk < Shared::kGatesAhead && !cell.own_gates) copies.gates(chunk);
       copies.k(chunk);
       if (chunk < Shared::kStagesQ) copies.q(chunk);
       if (chunk < Shared::kStagesV) copies.v(chunk);
@@ -156,7 +186,12 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     const float* from = cell.n + work.state(cell, slot) * kDqk;
     each_key([&](float& n, int key) { n = from[key] + factor * n; });
   };
-  begin_state(cell, work, !kOutputs, load_n, add_n);
+  if (cell.own_gates) {
+    __syncwarp();
+    if constexpr (kOutputs) make_own_gates(cell, work, at);
+  } else {
+    begin_state(cell, work, !kOutputs, load_n, add_n);
+  }
   const auto keep = [&](const FusedWork& work, int slot) {  // this slice's, in scratch memory
     float* to = cell.n + work.state(cell, slot) * kDqk;
     each_key([&](float n, int key) {
@@ -171,7 +206,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   constexpr int kTiles = kDqk / 64;  // of keys
   // Whether this block makes the scores of a chunk.
   const auto makes_scores = [&](int chunk) {
-    return kOutputs && (cell.cluster != 2 || chunk % 2 == static_cast<int>(cluster_rank()));
+    return kOutputs && (cell.cluster == 1 || chunk % 2 == static_cast<int>(cluster_rank() % 2));
   };
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int rows = min(kChunk, at.output(0).length - chunk * kChunk);
@@ -202,7 +237,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     };
     if (makes_scores(chunk)) {
       at.wait_gates(chunk);
-      if (cell.cluster == 2 && chunk >= 2)
+      if (cell.cluster > 1 && chunk >= 2)
         barrier_wait(at.barrier(kEmptyScores + chunk % 2), (chunk / 2 - 1) % 2);
       float s[32], q_n[4];
       wgmma_fence();
@@ -222,7 +257,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       finish_scores(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk));
       fence_async();
       barrier_arrive(at.barrier_v(kFullScores, chunk));
-      if (cell.cluster == 2) {
+      if (cell.cluster > 1) {
         named_barrier(1, kGroup);
         if (thread_index() == 0) {
           const unsigned peer = cluster_rank() ^ 1;
@@ -291,7 +326,8 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
         at.wait_v(kEmptyV, chunk - kLag);
         copies.v(chunk + Shared::kStagesV - kLag);
       }
-      if (chunk + Shared::kGatesAhead < chunks) copies.gates(chunk + Shared::kGatesAhead);
+      if (chunk + Shared::kGatesAhead < chunks && !cell.own_gates)
+        copies.gates(chunk + Shared::kGatesAhead);
     }
     if (thread_index() == 96 && chunk >= kLag && chunk + Shared::kStagesK - kLag < chunks) {
       at.wait_k(kEmptyK, chunk - kLag);
@@ -306,16 +342,14 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     keep(done, done.segment + 1);
   } else if (done.last && done.slice == 0 && cell.batch.slots[done.s] != nullptr) {
     float* record = cell.record(done.s, cell.offsets.n, std::int64_t{done.head} * cell.dqk);
-    const float factor = last_factor(cell, done);
+    const FusedFrame last = last_frame(cell, done, at.own());
+    const float factor = last_factor(cell, last);
     each_key([&](float n, int key) {
       if (key < cell.dqk) record[key] = factor * (factor * n);
     });
-    if (thread_index() == 0) {
-      const int all =
-          (cell.batch.offsets[done.s + 1] - cell.batch.offsets[done.s] + kChunk - 1) / kChunk;
+    if (thread_index() == 0)
       *cell.record(done.s, cell.offsets.m, done.head) =
-          cell.exponential ? static_cast<float>(cell.frame(done.s, done.head)[all].m) : 0.0F;
-    }
+          cell.exponential ? static_cast<float>(last.m) : 0.0F;
   }
 }
 

@@ -1,0 +1,216 @@
+#include "ops/cuda/norm_few.hpp"
+
+#include "ops/cuda/device/gate.cuh"
+#include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/device/overlap.cuh"
+#include "ops/cuda/device/pack.cuh"
+#include "ops/cuda/device/row.cuh"
+#include "ops/cuda/launch.cuh"
+
+namespace xlstm::ops::cuda {
+namespace {
+
+// A block has a row, and a thread sixteen numbers of it, eight in each half of the row. Blocks
+// leave room on their multiprocessor for one of the product before or after them: 3 warps of that
+// are in one of its quarters, and 2 of these, of at most 80 registers.
+constexpr int kOwn = 16;
+constexpr int kHalf = kOwn / 2;
+constexpr int kMostThreads = 256;
+constexpr int kBlocks = 3;  // that could share a multiprocessor: bounds the registers
+constexpr int kMostWarps = kMostThreads / kWarp;
+constexpr int kGatesAtOnce = 4;
+constexpr int kMostGates = kWarp;  // what the smallest block has threads for
+
+/// Where a thread's numbers lie in a row.
+struct Places {
+  int first, second;
+  int width;
+  __device__ explicit Places(int width_)
+      : first(static_cast<int>(threadIdx.x) * kHalf),
+        second(first + static_cast<int>(blockDim.x) * kHalf),
+        width(width_) {}
+  __device__ int of(int half) const { return half == 0 ? first : second; }
+  __device__ bool has(int half) const { return of(half) < width; }
+  /// Where weights are read, also those of numbers that do not exist.
+  __device__ int weights(int half) const { return has(half) ? of(half) : 0; }
+};
+
+__device__ __forceinline__ void unpack(const float4& four, float* to) {
+  to[0] = four.x;
+  to[1] = four.y;
+  to[2] = four.z;
+  to[3] = four.w;
+}
+
+/// The weights of a thread's numbers, as they lie in memory.
+struct OwnWeights {
+  FourWeights fours[kOwn / 4];
+  __device__ OwnWeights(const Weights& w, const Places& at)
+      : fours{FourWeights(w, at.weights(0)), FourWeights(w, at.weights(0) + 4),
+              FourWeights(w, at.weights(1)), FourWeights(w, at.weights(1) + 4)} {}
+  __device__ void floats(float (&to)[kOwn]) const {
+#pragma unroll
+    for (int i = 0; i < kOwn / 4; ++i) unpack(fours[i].floats(), to + 4 * i);
+  }
+};
+
+/// A thread's numbers of a row; zeros where there are none.
+__device__ __forceinline__ void load_own(const float* row, const Places& at, float (&x)[kOwn]) {
+  float4 fours[kOwn / 4];
+#pragma unroll
+  for (int i = 0; i < kOwn / 4; ++i) {
+    fours[i] = {};
+    if (at.has(i / 2)) fours[i] = load_four(row + at.of(i / 2) + i % 2 * 4);
+  }
+#pragma unroll
+  for (int i = 0; i < kOwn / 4; ++i) unpack(fours[i], x + 4 * i);
+}
+
+/// x / rms(row) w + b in place of x.
+/// @param partial  one for each warp
+__device__ __forceinline__ void norm_own(float (&x)[kOwn], const OwnWeights& w, const Weights& b,
+                                         const Places& at, float eps, float* partial) {
+  float sum = 0;
+#pragma unroll
+  for (const float own : x) sum = fmaf(own, own, sum);
+  sum = warp_sum(sum);
+  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = sum;
+  __syncthreads();
+  sum = 0;
+  for (int i = 0; i < static_cast<int>(blockDim.x) / kWarp; ++i) sum += partial[i];
+  const float scale = reciprocal_root(sum / static_cast<float>(at.width), eps);
+  float n[kOwn], c[kOwn] = {};
+  w.floats(n);
+  if (b.any()) OwnWeights(b, at).floats(c);
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) x[i] = fmaf(x[i] * scale, n[i], c[i]);
+}
+
+template <class Y>
+__global__ void __launch_bounds__(kMostThreads, kBlocks)
+    few_norms_kernel(Matrix<const float> x, Weights w, Weights b, float eps, Matrix<Y> y,
+                     int width) {
+  __shared__ float partial[kMostWarps];
+  const Places at(width);
+  const OwnWeights weights(w, at);  // while the kernel before this one ends
+  grid_wait();
+  float v[kOwn];
+  load_own(x.row(blockIdx.x), at, v);
+  grid_trigger();  // not before: weights of the next kernel would be ahead of the row
+  norm_own(v, weights, b, at, eps, partial);
+#pragma unroll
+  for (int i = 0; i < kOwn; i += 4)
+    if (at.has(i / kHalf))
+      store_four(y.row(blockIdx.x) + at.of(i / kHalf) + i % kHalf,
+                 {v[i], v[i + 1], v[i + 2], v[i + 3]});
+}
+
+/// The gates of a block's row.
+struct FewGates {
+  Gate input, forget;
+  int heads;
+  float cap;
+  /// The weights of gate i of both; the last one's for those that do not exist.
+  __device__ const Bf16* row(int i) const {
+    const int own = min(i, 2 * heads - 1);
+    const Gate& gate = own < heads ? input : forget;
+    return static_cast<const Bf16*>(gate.w.data) + own % heads * gate.stride;
+  }
+};
+
+/// Adds up what the lanes have of four sums; lane l gets number l / 8.
+__device__ __forceinline__ float shared_sum(const float (&sums)[kGatesAtOnce], int lane) {
+  float two[2];
+  const auto keep = [lane](float low, float high, int width) {
+    const bool upper = (lane & width) != 0;
+    return (upper ? high : low) + __shfl_xor_sync(~0U, upper ? low : high, width);
+  };
+#pragma unroll
+  for (int i = 0; i < 2; ++i) two[i] = keep(sums[i], sums[i + 2], 16);
+  float one = keep(two[0], two[1], 8);
+  one += __shfl_xor_sync(~0U, one, 4);
+  one += __shfl_xor_sync(~0U, one, 2);
+  return one + __shfl_xor_sync(~0U, one, 1);
+}
+
+__global__ void __launch_bounds__(kMostThreads, kBlocks)
+    few_gates_kernel(Matrix<const float> x, Weights w, Weights b, float eps, FewGates gates,
+                     int width) {
+  __shared__ float partial[kMostWarps], sums[kMostWarps][kMostGates];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const Places at(width);
+  float v[kOwn];
+  load_own(x.row(blockIdx.x), at, v);
+  const OwnWeights weights(w, at);
+  norm_own(v, weights, b, at, eps, partial);
+  for (int first = 0; first < 2 * gates.heads; first += kGatesAtOnce) {
+    Pack<Bf16> rows[kGatesAtOnce][2];
+#pragma unroll
+    for (int i = 0; i < kGatesAtOnce; ++i)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        rows[i][half] =
+            *reinterpret_cast<const Pack<Bf16>*>(gates.row(first + i) + at.weights(half));
+    float dots[kGatesAtOnce] = {};
+#pragma unroll
+    for (int i = 0; i < kGatesAtOnce; ++i)
+#pragma unroll
+      for (int k = 0; k < kOwn; ++k)
+        if (at.has(k / kHalf))
+          dots[i] = fmaf(v[k], to_float(rows[i][k / kHalf].at(k % kHalf)), dots[i]);
+    const float sum = shared_sum(dots, lane);
+    if (lane % 8 == 0) sums[threadIdx.x / kWarp][first + lane / 8] = sum;
+  }
+  __syncthreads();
+  const int gate = static_cast<int>(threadIdx.x);
+  if (gate < 2 * gates.heads) {  // all at once: it takes microseconds
+    float all = 0;
+    for (int i = 0; i < static_cast<int>(blockDim.x) / kWarp; ++i) all += sums[i][gate];
+    finish_gate(gate < gates.heads ? gates.input : gates.forget, blockIdx.x, gate % gates.heads,
+                all, gates.cap);
+    __threadfence();
+  }
+  // The next kernel begins when all gates are there.
+  __syncwarp();
+  if (threadIdx.x < kWarp) grid_trigger();
+  grid_wait();
+}
+
+bool serves(const Tensor& x, const Tensor& w, const Tensor& b) {
+  return x.dim(0) <= kFewNormRows && x.dim(1) % kHalf == 0 && x.dim(1) <= kMostThreads * kOwn &&
+         on_16_bytes(x) && on_16_bytes(w) && (!b || on_16_bytes(b));
+}
+
+Grid grid_of(const Tensor& x) {
+  return {.x = x.dim(0),
+          .threads = static_cast<int>(blocks_for(x.dim(1), kOwn * kWarp)) * kWarp,
+          .overlap = true,
+          .beside = true};
+}
+
+}  // namespace
+
+bool rms_norm_of_few_rows(Context& context, const RmsNormArgs& a) {
+  if (!serves(a.x, a.w, a.b) || !on_16_bytes(a.y)) return false;
+  with_type(a.y.dtype, [&](auto type) {
+    using Y = decltype(type);
+    launch(context, "rms_norm", grid_of(a.x), few_norms_kernel<Y>, Matrix<const float>(a.x),
+           Weights(a.w), Weights(a.b), a.eps, Matrix<Y>(a.y), static_cast<int>(a.x.dim(1)));
+  });
+  return true;
+}
+
+bool serves_gates_of_few_rows(const RmsNormGatesArgs& a) {
+  return serves(a.x, a.w, a.b) && on_16_bytes(a.u) && a.w_i.dtype == DType::bf16 &&
+         2 * a.w_i.dim(0) <= kMostGates && a.w_f.dtype == DType::bf16 && on_16_bytes(a.w_i) &&
+         on_16_bytes(a.w_f);
+}
+
+void gates_of_few_rows(Context& context, const RmsNormGatesArgs& a) {
+  const FewGates gates{Gate(a.w_i, a.b_i, a.i, a.sigmoid_input), Gate(a.w_f, a.b_f, a.log_f, true),
+                       static_cast<int>(a.w_i.dim(0)), a.cap};
+  launch(context, "rms_norm_gates", grid_of(a.x), few_gates_kernel, Matrix<const float>(a.x),
+         Weights(a.w), Weights(a.b), a.eps, gates, static_cast<int>(a.x.dim(1)));
+}
+
+}  // namespace xlstm::ops::cuda

@@ -1,0 +1,31 @@
+#pragma once
+// Norms of few rows, for which a card has more threads than numbers.
+
+#include <cstdint>
+
+#include "core/context.hpp"
+#include "ops/norm.hpp"
+
+namespace xlstm::ops::cuda {
+
+/// The most rows of these kernels. Which kernel norms a row decides the order of its sums, and so
+/// depends on nothing but the number of rows and their form.
+inline constexpr std::int64_t kFewNormRows = 256;
+
+/// rms_norm(). False, and nothing done, where it does not serve.
+bool rms_norm_of_few_rows(Context& context, const RmsNormArgs& args);
+
+/// Whether gates_of_few_rows() serves these; then rms_norm_of_few_rows() makes u.
+bool serves_gates_of_few_rows(const RmsNormGatesArgs& args);
+
+/// Of rms_norm_gates() the gates alone. It does not wait for the op before it, which must be
+/// linear(): the gates are made while products are, and memory is busy with their weights. x, i and
+/// log_f are not that op's. The kernel after it finds them without grid_wait().
+void gates_of_few_rows(Context& context, const RmsNormGatesArgs& args);
+
+/// head_norm().
+/// @param few  the op before it is a cell that leaves multiprocessors idle: the op after this one
+///             then begins there
+void head_norm_of_cell(Context& context, const HeadNormArgs& args, bool few);
+
+}  // namespace xlstm::ops::cuda
