@@ -5,22 +5,16 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstring>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <numeric>
-#include <random>
 #include <string>
 #include <vector>
 
-#include "core/cuda_device.hpp"
-#include "core/float_bits.hpp"
+#include "cuda_timing.hpp"
 #include "ops/best.hpp"
 #include "ops/conv.hpp"
 #include "ops/device_peaks.hpp"
-#include "ops/e4m3.hpp"
 #include "ops/fused.hpp"
 #include "ops/headwise.hpp"
 #include "ops/linear.hpp"
@@ -33,106 +27,9 @@
 namespace {
 
 using namespace xlstm;
+using namespace xlstm::bench;
 
-constexpr Device kCard{DeviceType::cuda, 0};
-constexpr double kProducts = 989e12;        // bf16 on tensor cores, by the data sheet of an H200
-constexpr std::size_t kCache = 120U << 20;  // twice the second-level cache
-constexpr std::int64_t kD = 4096, kF = 10944, kQk = 2048, kHeads = 8, kVocabulary = 50304;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-/// Memory of the card with normal numbers, which stays until the program ends.
-class Memory {
- public:
-  Tensor numbers(DType dtype, std::initializer_list<std::int64_t> shape, float scale = 1) {
-    Tensor t = Tensor::dense(nullptr, dtype, shape, kCard);
-    Buffer& buffer = buffers_.emplace_back(t.bytes(), kCard);
-    std::vector<std::byte> pattern(std::size_t{1} << 20);
-    std::minstd_rand random(static_cast<unsigned>(buffers_.size()));
-    std::normal_distribution<float> normal(0, scale);
-    for (std::size_t i = 0; i < pattern.size(); i += size_of(dtype)) {
-      const float value = normal(random);
-      const std::uint16_t half = f32_to_bf16(value);
-      if (dtype == DType::bf16)
-        std::memcpy(pattern.data() + i, &half, sizeof(half));
-      else
-        std::memcpy(pattern.data() + i, &value, sizeof(value));
-    }
-    for (std::size_t at = 0; at < t.bytes(); at += pattern.size())
-      copy_memory(buffer.data() + at, kCard, pattern.data(), {},
-                  std::min(pattern.size(), t.bytes() - at));
-    t.data = buffer.data();
-    return t;
-  }
-  std::byte* bytes(std::size_t count) { return buffers_.emplace_back(count, kCard, true).data(); }
-  template <class T>
-  const T* copy(const std::vector<T>& values) {
-    Buffer& buffer = buffers_.emplace_back(values.size() * sizeof(T), kCard);
-    copy_memory(buffer.data(), kCard, values.data(), {}, buffer.size());
-    return reinterpret_cast<const T*>(buffer.data());
-  }
-  void clear() { buffers_.clear(); }
-
- private:
-  std::deque<Buffer> buffers_;
-};
-
-class Bench {
- public:
-  explicit Bench(std::string part)
-      : part_(std::move(part)), read_(1e9 * measure_device_read_bandwidth(kCard)) {
-    fmt::print("read rate: {:.0f} GB/s\n", read_ / 1e9);
-  }
-
-  /// @param make     the op on memory of its own; called once for every set that rotates
-  /// @param repeats  how often it then runs the op
-  void run(const std::string& name, double bytes, double products,
-           const std::function<std::function<void(Context&)>()>& make, int least = 2,
-           int repeats = 1) {
-    if (name.find(part_) == std::string::npos) return;
-    try {
-      Context context(kCard);
-      const int sets = std::max(
-          least,
-          static_cast<int>(std::clamp(static_cast<double>(kCache) / (bytes + 1), 1.0, 32.0)) + 1);
-      std::vector<std::function<void(Context&)>> calls;
-      for (int i = 0; i < sets; ++i) calls.push_back(make());
-      context.start_measuring();
-      for (const auto& call : calls) call(context);
-      context.finish_measuring();
-      for (const auto& call : calls) call(context);
-      context.synchronize();
-      cuda::begin_capture(context.stream(), kCard);
-      for (const auto& call : calls) call(context);
-      void* graph = cuda::end_capture(context.stream(), kCard);
-      std::vector<double> times;
-      for (int i = 0; i < 23; ++i) {
-        const double start = now();
-        cuda::launch_graph(graph, context.stream(), kCard);
-        context.synchronize();
-        if (i >= 3) times.push_back((now() - start) / (sets * repeats));
-      }
-      cuda::destroy_graph(graph, kCard);
-      std::ranges::sort(times);
-      const double time = times[times.size() / 2];
-      const double floor = std::max(bytes / read_, products / kProducts);
-      fmt::print("{}: {:.1f} us ({:.0f} % of {:.1f})\n", name, 1e6 * time, 100 * floor / time,
-                 1e6 * floor);
-    } catch (const Error& error) {
-      fmt::print("{}: {}\n", name, error.what());
-    }
-    std::fflush(stdout);
-    memory.clear();
-  }
-
-  Memory memory;
-
- private:
-  std::string part_;
-  double read_;
-};
+constexpr std::int64_t kHeads = 8;
 
 // --- a linear layer: weights [N_i, K] ---
 
@@ -187,84 +84,6 @@ void linears(Bench& bench) {
                   };
                 });
     }
-}
-
-// --- prompts in e4m3, percent of the rate of bf16 ---
-
-ops::E4m3Matrix coded(Memory& memory, ops::E4m3Scales kind, std::int64_t rows, std::int64_t columns,
-                      bool fill) {
-  const auto [first, second] = ops::e4m3_scales_shape(kind, rows, columns);
-  const auto place = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
-    Tensor t = Tensor::dense(nullptr, dtype, shape, kCard);
-    t.data = memory.bytes(t.bytes());
-    return t;
-  };
-  const ops::E4m3Matrix m{
-      place(DType::u8, {rows, columns}),
-      second == 0 ? place(DType::f32, {first}) : place(DType::f32, {first, second}), kind};
-  if (!fill) return m;
-  Context context(kCard);
-  ops::run_alone(context, ops::quantise_e4m3,
-                 {.x = memory.numbers(DType::bf16, {rows, columns}, 0.02F), .y = m});
-  context.synchronize();
-  return m;
-}
-
-void e4m3_products(Bench& bench) {
-  struct Layer {
-    const char* name;
-    std::vector<std::int64_t> outputs;
-    std::int64_t inputs;
-  };
-  const Layer layers[] = {{"qkvo", {kQk, kQk, kD, kD}, kD},
-                          {"out", {kD}, kD},
-                          {"gate_up", {kF, kF}, kD},
-                          {"down", {kD}, kF}};
-  Memory& memory = bench.memory;
-  for (const Layer& layer : layers) {
-    for (const std::int64_t rows : {256, 2048, 16384}) {
-      for (const auto kind : {ops::E4m3Scales::rows, ops::E4m3Scales::blocks}) {
-        const bool blocks = kind == ops::E4m3Scales::blocks, gates = layer.outputs.size() == 2;
-        const auto of_x = blocks ? ops::E4m3Scales::runs : kind;
-        const auto n = std::accumulate(layer.outputs.begin(), layer.outputs.end(), std::int64_t{0});
-        const auto numbers = static_cast<double>(n * layer.inputs);
-        bench.run(fmt::format("{} fp8{} x{}", layer.name, blocks ? "-blocks" : "", rows),
-                  numbers + static_cast<double>(rows * layer.inputs),
-                  2 * numbers * static_cast<double>(rows), [&] {
-                    std::vector<ops::E4m3Matrix> w;
-                    for (const std::int64_t outputs : layer.outputs)
-                      w.push_back(coded(memory, kind, outputs, layer.inputs, true));
-                    const ops::E4m3Matrix x = coded(memory, of_x, rows, layer.inputs, true);
-                    const bool adds = layer.outputs.size() == 1;
-                    ops::E4m3Matrix y_coded;
-                    Tensor y;
-                    if (gates && blocks)
-                      y_coded = coded(memory, of_x, rows, kF, false);
-                    else
-                      y = memory.numbers(adds ? DType::f32 : DType::bf16, {rows, gates ? kF : n});
-                    return [=](Context& c) {
-                      if (gates)
-                        ops::linear_swiglu_e4m3(
-                            c, {.x = x, .w = w, .b = {}, .y = y, .coded = y_coded});
-                      else
-                        ops::linear_e4m3(c, {.x = x, .w = w, .b = {}, .y = y, .accumulate = adds});
-                    };
-                  });
-      }
-    }
-  }
-  for (const std::int64_t width : {kD, kF}) {
-    for (const auto kind : {ops::E4m3Scales::rows, ops::E4m3Scales::runs}) {
-      constexpr std::int64_t kRows = 16384;
-      bench.run(fmt::format("to fp8{} {}x{}", kind == ops::E4m3Scales::runs ? "-blocks" : "", kRows,
-                            width),
-                3.0 * static_cast<double>(kRows * width), 0, [&] {
-                  const Tensor x = memory.numbers(DType::bf16, {kRows, width});
-                  const ops::E4m3Matrix y = coded(memory, kind, kRows, width, false);
-                  return [=](Context& c) { ops::quantise_e4m3(c, {.x = x, .y = y}); };
-                });
-    }
-  }
 }
 
 // --- cells ---
@@ -677,14 +496,9 @@ void rows(Bench& bench) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const CudaReport report = query_cuda();
-  if (report.devices.empty()) {
-    fmt::print(stderr, "bench_cuda: no CUDA device: {}\n", report.problem);
-    return 1;
-  }
+  if (!has_card("bench_cuda")) return 1;
   Bench bench(argc > 1 ? argv[1] : "");
   linears(bench);
-  e4m3_products(bench);
   blocks(bench);
   prompt_blocks(bench);
   mlstms(bench);

@@ -57,7 +57,8 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
 
   // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f));  mLSTMsig: i too
   // q, k, v, o = W u
-  if (saved == nullptr) {
+  const bool coded = prompt && e4m3_qkvo[0];
+  if (saved == nullptr && !coded) {
     ops::norm_linear(c, {.x = x,
                          .norm_w = norm,
                          .norm_b = norm_bias,
@@ -89,7 +90,7 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                             .i = i,
                             .log_f = log_f,
                             .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid});
-    if (prompt && e4m3_qkvo[0]) {
+    if (coded) {
       const ArenaScope codes(c.arena());
       ops::linear_e4m3(
           c, {.x = to_e4m3(c, u, e4m3_qkvo[0]), .w = e4m3_qkvo, .b = present(b_qkvo), .y = qkvo});

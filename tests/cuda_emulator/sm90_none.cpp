@@ -16,7 +16,7 @@ namespace sm90 {
 bool linear_of_few_tokens(Context&, const LinearArgs&) { return false; }
 bool norm_linear(Context&, const NormLinearArgs&) { return false; }
 bool norm_linear_swiglu(Context&, const NormLinearSwigluArgs&) { return false; }
-bool mlstm_fused(Context&, const MlstmArgs&, bool) { return false; }
+bool mlstm_fused(Context&, const MlstmArgs&, bool, std::int64_t) { return false; }
 bool serves_mlstm_step(const MlstmHeadNormLinearArgs&) { return false; }
 void mlstm_step(Context&, const MlstmHeadNormLinearArgs&, const Tensor&) {}
 bool serves_mlstm_steps(const MlstmArgs&) { return false; }

@@ -52,11 +52,11 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, const
 
 }  // namespace
 
-bool mlstm_fused(Context& context, const MlstmArgs& a, bool early) {
+bool mlstm_fused(Context& context, const MlstmArgs& a, bool early, std::int64_t segments) {
   if (!MlstmFusedPlan::serves(a) || !has_units(a.q) || !has_units(a.k) || !has_units(a.v) ||
       !has_units(a.h))
     return false;
-  const MlstmFusedPlan plan(a);
+  const MlstmFusedPlan plan(a, segments);
   ArenaScope scope(context.arena());
   std::byte* scratch = context.arena().take(plan.bytes());
   const FusedCell cell{.i = static_cast<const float*>(a.i.data),

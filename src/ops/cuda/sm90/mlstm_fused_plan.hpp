@@ -24,7 +24,8 @@ struct MlstmFusedPlan {
   static constexpr std::int64_t kLeastChunks = 4;
   static constexpr std::int64_t kOwnChunks = 4;  ///< of which a block can make the gates itself
 
-  explicit MlstmFusedPlan(const MlstmArgs& a)
+  /// @param wanted_segments  of the longest sequence; 0: as many as are thought best
+  explicit MlstmFusedPlan(const MlstmArgs& a, std::int64_t wanted_segments = 0)
       : sequences(a.batch.sequences()),
         heads(a.i.dim(1)),
         dqk(a.q.dim(1) / heads),
@@ -43,15 +44,16 @@ struct MlstmFusedPlan {
     const std::int64_t chunks = (longest + kChunk - 1) / kChunk;
     const std::int64_t blocks = std::max<std::int64_t>(1, sequences * heads * slices);
     segment_chunks = std::max<std::int64_t>(1, chunks);
-    if (blocks < kEnoughBlocks) {
-      const std::int64_t wanted =
-          std::min(kMaxSegments, std::max<std::int64_t>(1, kMultiprocessors / blocks));
+    if (wanted_segments > 0 || blocks < kEnoughBlocks) {
+      const std::int64_t wanted = std::min(
+          kMaxSegments, wanted_segments > 0 ? wanted_segments
+                                            : std::max<std::int64_t>(1, kMultiprocessors / blocks));
       segment_chunks = std::max(kLeastChunks, (chunks + wanted - 1) / wanted);
       segment_chunks = std::max<std::int64_t>(1, std::min(segment_chunks, chunks));
     }
     segments = std::max<std::int64_t>(1, (chunks + segment_chunks - 1) / segment_chunks);
     cluster = slices % 2 == 0 ? 2 : 1;
-    own_gates = chunks <= kOwnChunks && blocks <= kMultiprocessors && slices != 3;
+    own_gates = segments == 1 && chunks <= kOwnChunks && blocks <= kMultiprocessors && slices != 3;
     if (own_gates) cluster = slices;
     const auto place = [this](std::int64_t bytes) {
       const std::size_t at = bytes_;

@@ -1,0 +1,182 @@
+// What the plans choose beside all that they could have chosen, on a card of capability 9.0 at the
+// 7B model's shape: two tables, as docs/performance.md has them.
+//   bench_cuda_sweep [rows of x, separated by commas]
+#include <fmt/core.h>
+
+#include <numeric>
+#include <string>
+
+#include "cuda_timing.hpp"
+#include "ops/cuda/level.hpp"
+#include "ops/cuda/sm90/matmul.hpp"
+#include "ops/cuda/sm90/matmul_plan.hpp"
+#include "ops/cuda/sm90/mlstm_fused.hpp"
+#include "ops/cuda/sm90/mlstm_fused_plan.hpp"
+#include "xlstm/error.hpp"
+
+namespace {
+
+using namespace xlstm;
+using namespace xlstm::bench;
+using ops::cuda::MatmulKernel;
+using ops::cuda::MatmulPlan;
+using ops::cuda::MatmulShape;
+
+struct Layer {
+  const char* name;
+  std::vector<std::int64_t> outputs;
+  std::int64_t inputs;
+  bool swiglu;
+};
+
+const Layer kLayers[] = {{"qkvo", {kQk, kQk, kD, kD}, kD, false},
+                         {"out", {kD}, kD, false},
+                         {"gate_up", {kF, kF}, kD, true},
+                         {"down", {kD}, kF, false},
+                         {"head", {kVocabulary}, kD, false}};
+
+std::string describe(const MatmulPlan& p) {
+  if (p.kernel == MatmulKernel::tiled) return fmt::format("tiled, {} columns", p.columns);
+  return fmt::format("streamed, {} columns, {} high{}{}", p.columns, p.height,
+                     p.split > 1 ? ", depth in 2" : "",
+                     p.stages > 0 ? fmt::format(", {} stages", p.stages) : "");
+}
+
+std::vector<MatmulPlan> all_plans(const MatmulShape& s) {
+  std::vector<MatmulPlan> all;
+  for (const int columns : {256, 192, 128})
+    all.push_back({MatmulKernel::tiled, 256, columns, s.swiglu ? columns / 2 : columns, 1, 0,
+                   ops::cuda::tiled_cycles(s, columns)});
+  if (s.rows <= ops::cuda::kMatmulStreamedRows)
+    ops::cuda::each_streamed_plan(s, [&](const MatmulPlan& plan) { all.push_back(plan); });
+  return all;
+}
+
+void print_row(const std::string& what, const std::string& chosen, double chosen_time,
+               const std::string& fastest, double least) {
+  fmt::print("| {} | {} | {:.1f} | {} | {:.1f} | {:.0f} % |\n", what, chosen, 1e6 * chosen_time,
+             chosen == fastest ? "the same" : fastest, 1e6 * least, 100 * least / chosen_time);
+  std::fflush(stdout);
+}
+
+void sweep_products(const Layer& layer, std::int64_t rows, int multiprocessors) {
+  Memory memory;
+  const auto n = std::accumulate(layer.outputs.begin(), layer.outputs.end(), std::int64_t{0});
+  const int sets = rotating_sets(2.0 * static_cast<double>(n * layer.inputs));
+  std::vector<std::vector<Tensor>> w(static_cast<std::size_t>(sets));
+  for (std::vector<Tensor>& each : w)
+    for (const std::int64_t outputs : layer.outputs)
+      each.push_back(memory.numbers(DType::bf16, {outputs, layer.inputs}, 0.02F));
+  const Tensor x = memory.numbers(DType::bf16, {rows, layer.inputs});
+  const Tensor y =
+      memory.numbers(layer.swiglu ? DType::bf16 : DType::f32, {rows, layer.swiglu ? n / 2 : n});
+  const auto outputs = std::span(layer.outputs).first(layer.swiglu ? 1 : layer.outputs.size());
+  const MatmulShape shape{rows, outputs, layer.inputs, layer.swiglu, multiprocessors};
+  const auto time = [&](const MatmulPlan& plan) {
+    std::vector<std::function<void(Context&)>> calls;
+    for (const std::vector<Tensor>& each : w)
+      calls.emplace_back([&, plan](Context& c) {
+        if (!ops::cuda::planned_product(
+                c, {.x = x, .w = each, .b = {}, .y = y, .swiglu = layer.swiglu}, plan))
+          throw Error(ErrorCode::internal, "a plan that does not serve");
+      });
+    return time_calls(calls);
+  };
+  const MatmulPlan chosen = ops::cuda::plan_matmul(shape);
+  MatmulPlan fastest = chosen;
+  const double chosen_time = time(chosen);
+  double least = chosen_time;
+  for (const MatmulPlan& plan : all_plans(shape)) {
+    if (plan == chosen) continue;
+    const double seconds = time(plan);
+    if (seconds >= least) continue;
+    least = seconds;
+    fastest = plan;
+  }
+  print_row(fmt::format("{} x{}", layer.name, rows), describe(chosen), chosen_time,
+            describe(fastest), least);
+}
+
+void sweep_segments(std::int64_t sequences, std::int64_t length) {
+  constexpr std::int64_t kHeads = 8, kDqk = 256, kDv = 512;
+  Memory memory;
+  const std::int64_t tokens = sequences * length;
+  const Tensor q = memory.numbers(DType::bf16, {tokens, kHeads * kDqk}),
+               k = memory.numbers(DType::bf16, {tokens, kHeads * kDqk}),
+               v = memory.numbers(DType::bf16, {tokens, kHeads * kDv}),
+               h = memory.numbers(DType::bf16, {tokens, kHeads * kDv}),
+               i = memory.numbers(DType::f32, {tokens, kHeads}),
+               log_f = memory.numbers(DType::f32, {tokens, kHeads}, 1e-3F);
+  constexpr auto kC = static_cast<std::size_t>(kHeads * kDqk * kDv) * 4;
+  constexpr auto kN = static_cast<std::size_t>(kHeads * kDqk) * 4;
+  std::vector<std::int32_t> offsets{0};
+  std::vector<std::byte*> slots;
+  for (std::int64_t s = 1; s <= sequences; ++s) {
+    offsets.push_back(static_cast<std::int32_t>(s * length));
+    slots.push_back(memory.bytes(kC + kN + 256));
+  }
+  const ops::Batch batch{.offsets = offsets,
+                         .slots = slots,
+                         .device_offsets = memory.copy(offsets),
+                         .device_slots = memory.copy(slots)};
+  const ops::MlstmArgs args{.q = q,
+                            .k = k,
+                            .v = v,
+                            .i = i,
+                            .log_f = log_f,
+                            .batch = batch,
+                            .state = {.c = 0, .n = kC, .m = kC + kN},
+                            .h = h};
+  const auto time = [&](std::int64_t segments) {
+    return time_calls({2, [&](Context& c) {
+                         if (!ops::cuda::sm90::mlstm_fused(c, args, false, segments))
+                           throw Error(ErrorCode::internal, "the kernel does not serve");
+                       }});
+  };
+  using Plan = ops::cuda::sm90::MlstmFusedPlan;
+  const auto describe = [](std::int64_t segments) { return fmt::format("{} segments", segments); };
+  const std::int64_t chosen = Plan(args).segments;
+  std::int64_t fastest = chosen;
+  const double chosen_time = time(chosen);
+  double least = chosen_time;
+  for (std::int64_t wanted = 1; wanted <= Plan::kMaxSegments; ++wanted) {
+    if (Plan(args, wanted).segments != wanted || wanted == chosen) continue;
+    const double seconds = time(wanted);
+    if (seconds >= least) continue;
+    least = seconds;
+    fastest = wanted;
+  }
+  print_row(fmt::format("mlstm {}x{}", sequences, length), describe(chosen), chosen_time,
+            describe(fastest), least);
+}
+
+int run(const std::string& list) {
+  if (!has_card("bench_cuda_sweep")) return 1;
+  if (ops::cuda::level(kCard) != ops::cuda::Level::sm90) {
+    fmt::print(stderr, "bench_cuda_sweep: the card is not of capability 9.0\n");
+    return 1;
+  }
+  const int multiprocessors = ops::cuda::multiprocessors(kCard);
+  fmt::print("| what | chosen | us | fastest | us | of chosen |\n|---|---|---:|---|---:|---:|\n");
+  for (std::size_t begin = 0; begin < list.size();) {
+    const std::size_t end = std::min(list.find(',', begin), list.size());
+    const std::int64_t rows = std::stoll(list.substr(begin, end - begin));
+    begin = end + 1;
+    for (const Layer& layer : kLayers) sweep_products(layer, rows, multiprocessors);
+  }
+  for (const auto& [sequences, length] :
+       {std::pair{1, 128}, {1, 512}, {1, 2048}, {1, 8192}, {2, 8192}, {8, 2048}, {2, 32768}})
+    sweep_segments(sequences, length);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc > 1 ? argv[1] : "32,64,128,256,512,2048,8192");
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "bench_cuda_sweep: {}\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,143 @@
+#pragma once
+// What timings on a CUDA device share: memory with numbers, and calls replayed from a graph.
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/buffer.hpp"
+#include "core/context.hpp"
+#include "core/cuda_device.hpp"
+#include "core/float_bits.hpp"
+#include "ops/device_peaks.hpp"
+#include "xlstm/error.hpp"
+
+namespace xlstm::bench {
+
+inline constexpr Device kCard{DeviceType::cuda, 0};
+inline constexpr double kProducts = 989e12;  // bf16 on tensor cores, data sheet of an H200
+inline constexpr std::int64_t kD = 4096, kF = 10944, kQk = 2048, kVocabulary = 50304;  // the 7B's
+inline constexpr std::size_t kCache = 120U << 20;  // twice the second-level cache
+
+/// Memory of the card with normal numbers, which stays until the program ends.
+class Memory {
+ public:
+  Tensor numbers(DType dtype, std::initializer_list<std::int64_t> shape, float scale = 1) {
+    Tensor t = Tensor::dense(nullptr, dtype, shape, kCard);
+    Buffer& buffer = buffers_.emplace_back(t.bytes(), kCard);
+    std::vector<std::byte> pattern(std::size_t{1} << 20);
+    std::minstd_rand random(static_cast<unsigned>(buffers_.size()));
+    std::normal_distribution<float> normal(0, scale);
+    for (std::size_t i = 0; i < pattern.size(); i += size_of(dtype)) {
+      const float value = normal(random);
+      const std::uint16_t half = f32_to_bf16(value);
+      if (dtype == DType::bf16)
+        std::memcpy(pattern.data() + i, &half, sizeof(half));
+      else
+        std::memcpy(pattern.data() + i, &value, sizeof(value));
+    }
+    for (std::size_t at = 0; at < t.bytes(); at += pattern.size())
+      copy_memory(buffer.data() + at, kCard, pattern.data(), {},
+                  std::min(pattern.size(), t.bytes() - at));
+    t.data = buffer.data();
+    return t;
+  }
+  std::byte* bytes(std::size_t count) { return buffers_.emplace_back(count, kCard, true).data(); }
+  template <class T>
+  const T* copy(const std::vector<T>& values) {
+    Buffer& buffer = buffers_.emplace_back(values.size() * sizeof(T), kCard);
+    copy_memory(buffer.data(), kCard, values.data(), {}, buffer.size());
+    return reinterpret_cast<const T*>(buffer.data());
+  }
+  void clear() { buffers_.clear(); }
+
+ private:
+  std::deque<Buffer> buffers_;
+};
+
+/// Sets of operands so that each finds nothing of its own in the cache, for an op of so many bytes.
+inline int rotating_sets(double bytes, int least = 2) {
+  return std::max(
+      least,
+      static_cast<int>(std::clamp(static_cast<double>(kCache) / (bytes + 1), 1.0, 32.0)) + 1);
+}
+
+/// Seconds of a call, the median of replays of a graph of all of them.
+inline double time_calls(const std::vector<std::function<void(Context&)>>& calls) {
+  const auto now = [] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  };
+  Context context(kCard);
+  context.start_measuring();
+  for (const auto& call : calls) call(context);
+  context.finish_measuring();
+  for (const auto& call : calls) call(context);
+  context.synchronize();
+  cuda::begin_capture(context.stream(), kCard);
+  for (const auto& call : calls) call(context);
+  void* graph = cuda::end_capture(context.stream(), kCard);
+  std::vector<double> times;
+  for (int i = 0; i < 23; ++i) {
+    const double start = now();
+    cuda::launch_graph(graph, context.stream(), kCard);
+    context.synchronize();
+    if (i >= 3) times.push_back((now() - start) / static_cast<double>(calls.size()));
+  }
+  cuda::destroy_graph(graph, kCard);
+  std::ranges::sort(times);
+  return times[times.size() / 2];
+}
+
+/// Whether there is a card; else says so.
+inline bool has_card(const char* program) {
+  const CudaReport report = query_cuda();
+  if (report.devices.empty())
+    fmt::print(stderr, "{}: no CUDA device: {}\n", program, report.problem);
+  return !report.devices.empty();
+}
+
+/// A line an op: "name: microseconds (percent of its floor)". The floor is the larger of the bytes
+/// at the card's read rate and the products at kProducts.
+class Bench {
+ public:
+  explicit Bench(std::string part)
+      : part_(std::move(part)), read_(1e9 * measure_device_read_bandwidth(kCard)) {
+    fmt::print("read rate: {:.0f} GB/s\n", read_ / 1e9);
+  }
+
+  /// @param make     the op on memory of its own; called once for every set that rotates
+  /// @param repeats  how often it then runs the op
+  void run(const std::string& name, double bytes, double products,
+           const std::function<std::function<void(Context&)>()>& make, int least = 2,
+           int repeats = 1) {
+    if (name.find(part_) == std::string::npos) return;
+    try {
+      std::vector<std::function<void(Context&)>> calls;
+      for (int i = rotating_sets(bytes, least); i > 0; --i) calls.push_back(make());
+      const double time = time_calls(calls) / repeats;
+      const double floor = std::max(bytes / read_, products / kProducts);
+      fmt::print("{}: {:.1f} us ({:.0f} % of {:.1f})\n", name, 1e6 * time, 100 * floor / time,
+                 1e6 * floor);
+    } catch (const Error& error) {
+      fmt::print("{}: {}\n", name, error.what());
+    }
+    std::fflush(stdout);
+    memory.clear();
+  }
+
+  Memory memory;
+
+ private:
+  std::string part_;
+  double read_;
+};
+
+}  // namespace xlstm::bench
