@@ -127,13 +127,14 @@ void sweep_segments(std::int64_t sequences, std::int64_t length) {
                             .batch = batch,
                             .state = {.c = 0, .n = kC, .m = kC + kN},
                             .h = h};
-  const auto time = [&](std::int64_t segments) {
-    return time_calls({2, [&](Context& c) {
-                         if (!ops::cuda::sm90::mlstm_fused(c, args, false, segments))
-                           throw Error(ErrorCode::internal, "the kernel does not serve");
-                       }});
-  };
   using Plan = ops::cuda::sm90::MlstmFusedPlan;
+  const auto time = [&](std::int64_t segments) {
+    const std::vector<std::function<void(Context&)>> calls(2, [&, segments](Context& c) {
+      if (!ops::cuda::sm90::mlstm_fused(c, args, false, segments))
+        throw Error(ErrorCode::internal, "the kernel does not serve");
+    });
+    return time_calls(calls, Plan(args, segments).bytes());
+  };
   const auto describe = [](std::int64_t segments) { return fmt::format("{} segments", segments); };
   const std::int64_t chosen = Plan(args).segments;
   std::int64_t fastest = chosen;

@@ -70,14 +70,19 @@ inline int rotating_sets(double bytes, int least = 2) {
 }
 
 /// Seconds of a call, the median of replays of a graph of all of them.
-inline double time_calls(const std::vector<std::function<void(Context&)>>& calls) {
+/// @param scratch  bytes that a call takes; 0: as its op says
+inline double time_calls(const std::vector<std::function<void(Context&)>>& calls,
+                         std::size_t scratch = 0) {
   const auto now = [] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
         .count();
   };
   Context context(kCard);
   context.start_measuring();
-  for (const auto& call : calls) call(context);
+  if (scratch > 0)
+    context.arena().take(scratch);
+  else
+    for (const auto& call : calls) call(context);
   context.finish_measuring();
   for (const auto& call : calls) call(context);
   context.synchronize();

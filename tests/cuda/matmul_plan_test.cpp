@@ -48,6 +48,16 @@ TEST(MatmulPlan, UpTo64RowsHaveOnePlan) {
       EXPECT_EQ(plan(rows, outputs, 4096), plan(1, outputs, 4096));
 }
 
+// Sums have one order with both plans.
+TEST(MatmulPlan, AThirdOfATileOfRowsLeavesOneBlockToAMultiprocessor) {
+  for (const std::int64_t rows : {17, 24, 32, 40}) {
+    EXPECT_EQ(plan(rows, kUp, 4096, true).stages, 0) << rows;
+    EXPECT_EQ(plan(rows, kUp, 4096, true).split, 1);
+  }
+  EXPECT_GT(plan(64, kUp, 4096, true).stages, 0);
+  EXPECT_EQ(plan(64, kUp, 4096, true).split, 1);
+}
+
 // One block on each, or three.
 TEST(MatmulPlan, FewRowsKeepEveryMultiprocessorBusy) {
   for (const std::int64_t rows : {64, 128}) {
