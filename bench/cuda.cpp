@@ -158,156 +158,127 @@ void mlstms(Bench& bench) {
 
 // --- blocks of xLSTM-large, as a step runs them ---
 
+constexpr std::size_t kC = static_cast<std::size_t>(kQk) * 512 * 4, kN = kQk * 4;  // of a state
+constexpr double kBlockBytes = 2.0 * kD * (2 * kQk + 3 * kD + 3 * kF);             // of weights
+
 struct Block {
   std::vector<Tensor> qkvo, gates, out, gate_up, down;
   Tensor norm;
   std::unique_ptr<Sequences> sequences;
+
+  Block(Memory& memory, std::int64_t count, std::int64_t length)
+      : norm(memory.numbers(DType::bf16, {kD})),
+        sequences(std::make_unique<Sequences>(memory, count, length, kC + kN + 256)) {
+    const auto matrix = [&](std::int64_t n, std::int64_t k) {
+      return memory.numbers(DType::bf16, {n, k}, 0.02F);
+    };
+    qkvo = {matrix(kQk, kD), matrix(kQk, kD), matrix(kD, kD), matrix(kD, kD)};
+    gates = {matrix(kHeads, kD), matrix(kHeads, kD), memory.numbers(DType::bf16, {kHeads}),
+             memory.numbers(DType::bf16, {kHeads})};
+    out = {matrix(kD, kD)};
+    gate_up = {matrix(kF, kD), matrix(kF, kD)};
+    down = {matrix(kD, kF)};
+  }
 };
 
+/// What blocks of one size hand to each other.
+struct Activations {
+  Tensor x, u, y, i, log_f, h, up;
+  /// @param between  the type of what kernels hand on
+  Activations(Memory& memory, std::int64_t tokens, DType between)
+      : x(memory.numbers(DType::f32, {tokens, kD})),
+        u(memory.numbers(DType::bf16, {tokens, kD})),
+        y(memory.numbers(between, {tokens, 2 * kQk + 2 * kD})),
+        i(memory.numbers(DType::f32, {tokens, kHeads})),
+        log_f(memory.numbers(DType::f32, {tokens, kHeads})),
+        h(memory.numbers(between, {tokens, kD})),
+        up(memory.numbers(DType::bf16, {tokens, kF})) {}
+};
+
+void norm_qkvo(Context& c, const Block& b, const Activations& a) {
+  ops::norm_linear(c, {.x = a.x,
+                       .norm_w = b.norm,
+                       .norm_b = {},
+                       .activation = DType::bf16,
+                       .w = b.qkvo,
+                       .b = {},
+                       .y = a.y,
+                       .w_i = b.gates[0],
+                       .w_f = b.gates[1],
+                       .b_i = b.gates[2],
+                       .b_f = b.gates[3],
+                       .i = a.i,
+                       .log_f = a.log_f});
+}
+
+ops::MlstmArgs cell_of(const Activations& a, const ops::Batch& batch) {
+  return {.q = a.y.cols(0, kQk),
+          .k = a.y.cols(kQk, kQk),
+          .v = a.y.cols(2 * kQk, kD),
+          .i = a.i,
+          .log_f = a.log_f,
+          .batch = batch,
+          .state = {.c = 0, .n = kC, .m = kC + kN},
+          .h = a.h};
+}
+
+/// Blocks in turn, each of `run`.
+void time_blocks(Bench& bench, const std::string& name, std::int64_t count, std::int64_t length,
+                 DType between,
+                 const std::function<void(Context&, const Block&, const Activations&)>& run) {
+  std::shared_ptr<Activations> activations;
+  const auto make = [&] {
+    if (activations == nullptr)
+      activations = std::make_shared<Activations>(bench.memory, count * length, between);
+    const auto block = std::make_shared<Block>(bench.memory, count, length);
+    return [block, activations, run](Context& c) { run(c, *block, *activations); };
+  };
+  bench.run(name, kBlockBytes + 8.0 * static_cast<double>(count * kQk * 513), 0, make, 8);
+}
+
 void blocks(Bench& bench) {
-  for (const std::int64_t tokens : {1, 8, 16}) {
-    Memory& memory = bench.memory;
-    constexpr std::size_t kC = static_cast<std::size_t>(kQk) * 512 * 4, kN = kQk * 4;
-    const double weights = 2.0 * kD * (2 * kQk + 3 * kD + 3 * kF);
-    const auto all = std::make_shared<std::vector<Block>>();
-    Tensor x, y, u, i, log_f, h;
-    const auto make = [&] {
-      if (all->empty()) {
-        x = memory.numbers(DType::f32, {tokens, kD});
-        y = memory.numbers(DType::f32, {tokens, 2 * kQk + 2 * kD});
-        u = memory.numbers(DType::bf16, {tokens, kF});
-        i = memory.numbers(DType::f32, {tokens, kHeads});
-        log_f = memory.numbers(DType::f32, {tokens, kHeads});
-        h = memory.numbers(DType::f32, {tokens, kD});
-      }
-      const auto matrix = [&](std::int64_t n, std::int64_t k) {
-        return memory.numbers(DType::bf16, {n, k}, 0.02F);
-      };
-      Block block{
-          .qkvo = {matrix(kQk, kD), matrix(kQk, kD), matrix(kD, kD), matrix(kD, kD)},
-          .gates = {matrix(kHeads, kD), matrix(kHeads, kD), memory.numbers(DType::bf16, {kHeads}),
-                    memory.numbers(DType::bf16, {kHeads})},
-          .out = {matrix(kD, kD)},
-          .gate_up = {matrix(kF, kD), matrix(kF, kD)},
-          .down = {matrix(kD, kF)},
-          .norm = memory.numbers(DType::bf16, {kD}),
-          .sequences = std::make_unique<Sequences>(memory, tokens, 1, kC + kN + 256)};
-      const std::size_t at = all->size();
-      all->push_back(std::move(block));
-      return [=](Context& c) {
-        const Block& b = (*all)[at];
-        ops::norm_linear(c, {.x = x,
-                             .norm_w = b.norm,
-                             .norm_b = {},
-                             .activation = DType::bf16,
-                             .w = b.qkvo,
-                             .b = {},
-                             .y = y,
-                             .w_i = b.gates[0],
-                             .w_f = b.gates[1],
-                             .b_i = b.gates[2],
-                             .b_f = b.gates[3],
-                             .i = i,
-                             .log_f = log_f});
-        const ops::Batch batch = b.sequences->batch();
-        ops::mlstm_head_norm_linear(c, {.cell = {.q = y.cols(0, kQk),
-                                                 .k = y.cols(kQk, kQk),
-                                                 .v = y.cols(2 * kQk, kD),
-                                                 .i = i,
-                                                 .log_f = log_f,
-                                                 .batch = batch,
-                                                 .state = {.c = 0, .n = kC, .m = kC + kN},
-                                                 .h = h},
-                                        .norm = {.h = h,
-                                                 .o = y.cols(2 * kQk + kD, kD),
-                                                 .norm_w = b.norm,
-                                                 .norm_b = {},
-                                                 .heads = kHeads,
-                                                 .activation = DType::bf16,
-                                                 .w = b.out,
-                                                 .b = {},
-                                                 .y = x}});
-        ops::norm_linear_swiglu(
-            c, {.x = x, .norm_w = b.norm, .norm_b = {}, .w = b.gate_up, .b = {}, .y = u});
-        ops::linear(c, {.x = u, .w = b.down, .b = {}, .y = x, .accumulate = true});
-      };
-    };
-    bench.run(fmt::format("block x{}", tokens),
-              weights + 8.0 * static_cast<double>(tokens * kQk * 513), 0, make, 8);
-  }
+  for (const std::int64_t sequences : {1, 8, 16})
+    time_blocks(
+        bench, fmt::format("block x{}", sequences), sequences, 1, DType::f32,
+        [](Context& c, const Block& b, const Activations& a) {
+          norm_qkvo(c, b, a);
+          const ops::Batch batch = b.sequences->batch();
+          ops::mlstm_head_norm_linear(c, {.cell = cell_of(a, batch),
+                                          .norm = {.h = a.h,
+                                                   .o = a.y.cols(2 * kQk + kD, kD),
+                                                   .norm_w = b.norm,
+                                                   .norm_b = {},
+                                                   .heads = kHeads,
+                                                   .activation = DType::bf16,
+                                                   .w = b.out,
+                                                   .b = {},
+                                                   .y = a.x}});
+          ops::norm_linear_swiglu(
+              c, {.x = a.x, .norm_w = b.norm, .norm_b = {}, .w = b.gate_up, .b = {}, .y = a.up});
+          ops::linear(c, {.x = a.up, .w = b.down, .b = {}, .y = a.x, .accumulate = true});
+        });
 }
 
 /// The same of a short prompt of one sequence.
 void prompt_blocks(Bench& bench) {
-  for (const std::int64_t tokens : {128, 256}) {
-    Memory& memory = bench.memory;
-    constexpr std::size_t kC = static_cast<std::size_t>(kQk) * 512 * 4, kN = kQk * 4;
-    const double weights = 2.0 * kD * (2 * kQk + 3 * kD + 3 * kF);
-    const auto all = std::make_shared<std::vector<Block>>();
-    Tensor x, y, u, i, log_f, h, up;
-    const auto make = [&] {
-      if (all->empty()) {
-        x = memory.numbers(DType::f32, {tokens, kD});
-        y = memory.numbers(DType::bf16, {tokens, 2 * kQk + 2 * kD});
-        u = memory.numbers(DType::bf16, {tokens, kD});
-        up = memory.numbers(DType::bf16, {tokens, kF});
-        i = memory.numbers(DType::f32, {tokens, kHeads});
-        log_f = memory.numbers(DType::f32, {tokens, kHeads});
-        h = memory.numbers(DType::bf16, {tokens, kD});
-      }
-      const auto matrix = [&](std::int64_t n, std::int64_t k) {
-        return memory.numbers(DType::bf16, {n, k}, 0.02F);
-      };
-      Block block{
-          .qkvo = {matrix(kQk, kD), matrix(kQk, kD), matrix(kD, kD), matrix(kD, kD)},
-          .gates = {matrix(kHeads, kD), matrix(kHeads, kD), memory.numbers(DType::bf16, {kHeads}),
-                    memory.numbers(DType::bf16, {kHeads})},
-          .out = {matrix(kD, kD)},
-          .gate_up = {matrix(kF, kD), matrix(kF, kD)},
-          .down = {matrix(kD, kF)},
-          .norm = memory.numbers(DType::bf16, {kD}),
-          .sequences = std::make_unique<Sequences>(memory, 1, tokens, kC + kN + 256)};
-      const std::size_t at = all->size();
-      all->push_back(std::move(block));
-      return [=](Context& c) {
-        const Block& b = (*all)[at];
-        ops::norm_linear(c, {.x = x,
-                             .norm_w = b.norm,
-                             .norm_b = {},
-                             .activation = DType::bf16,
-                             .w = b.qkvo,
-                             .b = {},
-                             .y = y,
-                             .w_i = b.gates[0],
-                             .w_f = b.gates[1],
-                             .b_i = b.gates[2],
-                             .b_f = b.gates[3],
-                             .i = i,
-                             .log_f = log_f});
-        const ops::Batch batch = b.sequences->batch();
-        ops::mlstm_head_norm(c, {.cell = {.q = y.cols(0, kQk),
-                                          .k = y.cols(kQk, kQk),
-                                          .v = y.cols(2 * kQk, kD),
-                                          .i = i,
-                                          .log_f = log_f,
-                                          .batch = batch,
-                                          .state = {.c = 0, .n = kC, .m = kC + kN},
-                                          .h = h},
-                                 .norm = {.h = h,
-                                          .o = y.cols(2 * kQk + kD, kD),
-                                          .w = b.norm,
-                                          .b = {},
-                                          .heads = kHeads,
-                                          .y = h}});
-        ops::linear(c, {.x = h, .w = b.out, .b = {}, .y = x, .accumulate = true});
-        ops::rms_norm(c, {.x = x, .w = b.norm, .b = {}, .y = u});
-        ops::linear_swiglu(c, {.x = u, .w = b.gate_up, .b = {}, .y = up});
-        ops::linear(c, {.x = up, .w = b.down, .b = {}, .y = x, .accumulate = true});
-      };
-    };
-    bench.run(fmt::format("block 1x{}", tokens), weights + 8.0 * static_cast<double>(kQk * 513), 0,
-              make, 8);
-  }
+  for (const std::int64_t tokens : {128, 256})
+    time_blocks(bench, fmt::format("block 1x{}", tokens), 1, tokens, DType::bf16,
+                [](Context& c, const Block& b, const Activations& a) {
+                  norm_qkvo(c, b, a);
+                  const ops::Batch batch = b.sequences->batch();
+                  ops::mlstm_head_norm(c, {.cell = cell_of(a, batch),
+                                           .norm = {.h = a.h,
+                                                    .o = a.y.cols(2 * kQk + kD, kD),
+                                                    .w = b.norm,
+                                                    .b = {},
+                                                    .heads = kHeads,
+                                                    .y = a.h}});
+                  ops::linear(c, {.x = a.h, .w = b.out, .b = {}, .y = a.x, .accumulate = true});
+                  const Tensor u = a.y.cols(0, kD);  // q and k are read
+                  ops::rms_norm(c, {.x = a.x, .w = b.norm, .b = {}, .y = u});
+                  ops::linear_swiglu(c, {.x = u, .w = b.gate_up, .b = {}, .y = a.up});
+                  ops::linear(c, {.x = a.up, .w = b.down, .b = {}, .y = a.x, .accumulate = true});
+                });
 }
 
 /// One token each of many sequences, with the norm of the heads: with C written at each step; with
@@ -316,8 +287,6 @@ void steps(Bench& bench) {
   Memory& memory = bench.memory;
   constexpr std::int64_t kV = kD, kDqk = kQk / kHeads, kDv = kV / kHeads;
   const ops::MlstmRing ring(kHeads, kDqk, kDv);
-  constexpr auto kC = static_cast<std::size_t>(kHeads * kDqk * kDv) * 4;
-  constexpr auto kN = static_cast<std::size_t>(kQk) * 4;
   const auto steps_of = [&](std::int64_t count, std::size_t pending, int repeats) {
     const Tensor all = memory.numbers(DType::bf16, {count, 2 * kQk + 2 * kV});
     const Tensor h = memory.numbers(DType::bf16, {count, kV});

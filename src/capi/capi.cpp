@@ -76,6 +76,17 @@ const xlstm::Tokenizer& tokenizer_of(const xlstm_model& model) {
   return *model.value.tokenizer();
 }
 
+xlstm::Prefill prefill_of(std::int32_t value) {
+  switch (value) {
+    case 0: return xlstm::Prefill::same;
+    case 1: return xlstm::Prefill::fp8;
+    case 2: return xlstm::Prefill::fp8_blocks;
+    default:
+      throw xlstm::Error(xlstm::ErrorCode::invalid_argument,
+                         fmt::format("prefill: expected 0, 1 or 2, found {}", value));
+  }
+}
+
 xlstm::GenerateOptions convert(const xlstm_generate_options& o) {
   xlstm::GenerateOptions options;
   options.max_tokens = o.max_tokens;
@@ -111,6 +122,7 @@ xlstm_status xlstm_model_load(const char* directory, const xlstm_load_options* o
       load.threads = options->threads;
       load.dtype = options->bf16 != 0 ? xlstm::DType::bf16 : xlstm::DType::f32;
       load.check_tensors = options->check_tensors != 0;
+      load.prefill = prefill_of(options->prefill);
       if (options->device != nullptr) load.device = xlstm::parse_device(options->device);
       const auto adapters = list(options->adapters, options->adapter_count, "adapters");
       for (std::size_t i = 0; i < adapters.size(); ++i)

@@ -83,6 +83,17 @@ TEST_F(CApiTest, LoadOptionsNameDeviceAndAdapters) {
   EXPECT_NE(std::string(xlstm_last_error()).find("nowhere"), std::string::npos);
 }
 
+TEST_F(CApiTest, LoadOptionsNameTheTypeOfPrompts) {
+  xlstm_load_options options = {};
+  xlstm_model* other = nullptr;
+  options.prefill = 1;  // this model runs on the CPU, which has no products of e4m3
+  EXPECT_NE(xlstm_model_load(kModel.c_str(), &options, &other), XLSTM_OK);
+  EXPECT_NE(std::string(xlstm_last_error()).find("fp8"), std::string::npos) << xlstm_last_error();
+  options.prefill = 3;
+  EXPECT_EQ(xlstm_model_load(kModel.c_str(), &options, &other), XLSTM_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(xlstm_last_error()), "prefill: expected 0, 1 or 2, found 3");
+}
+
 TEST_F(CApiTest, TextToIdsAndBack) {
   EXPECT_EQ(ids_, (std::vector<std::int32_t>{51, 48, 46, 38, 48, 27, 200}));
   std::size_t count = 0, length = 0;
