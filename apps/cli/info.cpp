@@ -338,9 +338,10 @@ int run_info(Arguments args) {
   add_run_options(parser, run);
   if (!parser.parse(args)) return 0;
   apply(run.log);
-  const LoadOptions options = to_load_options(run);
+  LoadOptions options = to_load_options(run);
   const bool with_memory = sequences > 0 || !options.device.is_cpu();
   run.device = "cpu";  // weights are looked at where they are
+  run.prefill_dtype = "same";
   if (!train.wanted && !with_memory && !train.config.empty())
     throw UsageError(
         "--config goes with --train, --device or --sequences; a model is named with -m");
@@ -368,6 +369,7 @@ int run_info(Arguments args) {
     return 0;
   }
   const LoadedModel loaded = load_model(run);
+  if (run.dtype.empty()) options.dtype = arithmetic_on(options.device, main_dtype(loaded.model));
   Json object = json ? info_json(loaded, run.lora) : Json();
   std::string text = json ? "" : info_text(loaded, run.lora);
   if (with_memory) {

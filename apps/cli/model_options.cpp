@@ -113,6 +113,10 @@ DType main_dtype(const Model& model) {
   return largest(bytes);
 }
 
+DType arithmetic_on(Device device, DType weights) {
+  return !device.is_cpu() && weights == DType::bf16 ? DType::bf16 : DType::f32;
+}
+
 LoadOptions to_load_options(const RunOptions& options) {
   LoadOptions load;
   try {
@@ -177,9 +181,8 @@ LoadedModel load_model(const RunOptions& options) {
   const Stopwatch watch;
   LoadOptions load = to_load_options(options);
   const fs::path directory = model_directory(options.model);
-  // A card is slow in f32 and fast in bf16.
-  if (options.dtype.empty() && !load.device.is_cpu() && main_dtype(directory) == DType::bf16)
-    load.dtype = DType::bf16;
+  if (options.dtype.empty() && !load.device.is_cpu())
+    load.dtype = arithmetic_on(load.device, main_dtype(directory));
   ProgressBar bar("loading", options.progress);
   load.progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };
   Model model = Model::load(directory, load);

@@ -44,6 +44,9 @@ LoadOptions to_load_options(const RunOptions& options);
 
 /// The type of most of the weights' bytes.
 DType main_dtype(const Model& model);
+/// The arithmetic of a model with weights of this type where no --dtype is given: a card is slow in
+/// f32 and fast in bf16.
+DType arithmetic_on(Device device, DType weights);
 
 /// The default model: beside the program, in the current directory, or installed.
 std::optional<std::filesystem::path> find_default_model();
