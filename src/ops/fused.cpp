@@ -113,25 +113,29 @@ std::size_t norm_linear_swiglu_workspace(const Context& context, const NormLinea
   return measured(context, composed::norm_linear_swiglu, a);
 }
 
+RmsNormGatesArgs norm_gates_of(const NormLinearArgs& a, const Tensor& u) {
+  return {.x = a.x,
+          .w = a.norm_w,
+          .b = a.norm_b,
+          .w_i = a.w_i,
+          .w_f = a.w_f,
+          .b_i = a.b_i,
+          .b_f = a.b_f,
+          .eps = a.eps,
+          .cap = a.cap,
+          .u = u,
+          .i = a.i,
+          .log_f = a.log_f,
+          .sigmoid_input = a.sigmoid_input};
+}
+
 namespace composed {
 
 void norm_linear(Context& c, const NormLinearArgs& a) {
   const ArenaScope scope(c.arena());
   const Tensor u = scratch(c, a.activation, a.x.dim(0), a.x.dim(1));
   if (a.w_i)
-    rms_norm_gates(c, {.x = a.x,
-                       .w = a.norm_w,
-                       .b = a.norm_b,
-                       .w_i = a.w_i,
-                       .w_f = a.w_f,
-                       .b_i = a.b_i,
-                       .b_f = a.b_f,
-                       .eps = a.eps,
-                       .cap = a.cap,
-                       .u = u,
-                       .i = a.i,
-                       .log_f = a.log_f,
-                       .sigmoid_input = a.sigmoid_input});
+    rms_norm_gates(c, norm_gates_of(a, u));
   else
     rms_norm(c, {.x = a.x, .w = a.norm_w, .b = a.norm_b, .eps = a.eps, .y = u});
   linear(c, {.x = u, .w = a.w, .b = a.b, .y = a.y});

@@ -44,6 +44,8 @@ struct NormLinearArgs {
   Tensor i = {}, log_f = {};  ///< [T, H] f32
 };
 XLSTM_OP(norm_linear, NormLinearArgs)
+/// The norm and the gates of it, where it has gates. @param u  the normed x
+RmsNormGatesArgs norm_gates_of(const NormLinearArgs& a, const Tensor& u);
 
 /// head_norm() and linear(), added to y.
 struct HeadNormLinearArgs {

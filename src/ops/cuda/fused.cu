@@ -369,19 +369,7 @@ namespace {
 void norm_linear_of_many(Context& context, const NormLinearArgs& a) {
   const ArenaScope scope(context.arena());
   const Tensor u = context.arena().tensor(a.activation, {a.x.dim(0), a.x.dim(1)});
-  const RmsNormGatesArgs gates{.x = a.x,
-                               .w = a.norm_w,
-                               .b = a.norm_b,
-                               .w_i = a.w_i,
-                               .w_f = a.w_f,
-                               .b_i = a.b_i,
-                               .b_f = a.b_f,
-                               .eps = a.eps,
-                               .cap = a.cap,
-                               .u = u,
-                               .i = a.i,
-                               .log_f = a.log_f,
-                               .sigmoid_input = a.sigmoid_input};
+  const RmsNormGatesArgs gates = norm_gates_of(a, u);
   const bool gates_last = a.w_i && serves_gates_of_few_rows(gates);
   if (a.w_i && !gates_last)
     cuda::rms_norm_gates(context, gates);

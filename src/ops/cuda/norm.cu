@@ -77,23 +77,11 @@ constexpr int kMostWarps = 16;
 constexpr int kMostRows = 8;
 constexpr int kGateRows = 16;  // of an mma
 
-struct RowGates {
-  Gate input, forget;
-  int heads;
-  float cap;
-  /// The weights of gate i of both; the last one's for those that do not exist.
-  __device__ const Bf16* row(int i) const {
-    const int own = min(i, 2 * heads - 1);
-    const Gate& gate = own < heads ? input : forget;
-    return static_cast<const Bf16*>(gate.w.data) + own % heads * gate.stride;
-  }
-};
-
 // kWhole: every warp has all its steps. Nothing branches around a load then, so that the loads of
 // several steps are under way together.
 template <class Y, bool kGates, bool kWhole>
 __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
-    rms_norm_rows_kernel(Matrix<const float> x, Weights w, Weights b, float eps, RowGates gates,
+    rms_norm_rows_kernel(Matrix<const float> x, Weights w, Weights b, float eps, GatePair gates,
                          Matrix<Y> y, int width, int each, std::int64_t tokens) {
   __shared__ float squares[kMostWarps][kMostRows];
   __shared__ float sums[kGates ? kMostWarps : 1][kGateRows][kMostRows];
@@ -182,7 +170,7 @@ bool serves_rows(const Tensor& x, const Tensor& w, const Tensor& b, const Tensor
 
 template <bool kGates>
 void run_rows(Context& context, const char* name, const Tensor& x, const Tensor& w, const Tensor& b,
-              float eps, const RowGates& gates, const Tensor& y) {
+              float eps, const GatePair& gates, const Tensor& y) {
   const std::int64_t tokens = x.dim(0), width = x.dim(1);
   // As many rows for each block as let all blocks run at once.
   std::int64_t each = blocks_for(tokens, multiprocessors(context.device()));

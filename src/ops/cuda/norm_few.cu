@@ -105,19 +105,6 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
                  {v[i], v[i + 1], v[i + 2], v[i + 3]});
 }
 
-/// The gates of a block's row.
-struct FewGates {
-  Gate input, forget;
-  int heads;
-  float cap;
-  /// The weights of gate i of both; the last one's for those that do not exist.
-  __device__ const Bf16* row(int i) const {
-    const int own = min(i, 2 * heads - 1);
-    const Gate& gate = own < heads ? input : forget;
-    return static_cast<const Bf16*>(gate.w.data) + own % heads * gate.stride;
-  }
-};
-
 /// Adds up what the lanes have of four sums; lane l gets number l / 8.
 __device__ __forceinline__ float shared_sum(const float (&sums)[kGatesAtOnce], int lane) {
   float two[2];
@@ -134,7 +121,7 @@ __device__ __forceinline__ float shared_sum(const float (&sums)[kGatesAtOnce], i
 }
 
 __global__ void __launch_bounds__(kMostThreads, kBlocks)
-    few_gates_kernel(Matrix<const float> x, Weights w, Weights b, float eps, FewGates gates,
+    few_gates_kernel(Matrix<const float> x, Weights w, Weights b, float eps, GatePair gates,
                      int width) {
   __shared__ float partial[kMostWarps], sums[kMostWarps][kMostGates];
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -207,7 +194,7 @@ bool serves_gates_of_few_rows(const RmsNormGatesArgs& a) {
 }
 
 void gates_of_few_rows(Context& context, const RmsNormGatesArgs& a) {
-  const FewGates gates{Gate(a.w_i, a.b_i, a.i, a.sigmoid_input), Gate(a.w_f, a.b_f, a.log_f, true),
+  const GatePair gates{Gate(a.w_i, a.b_i, a.i, a.sigmoid_input), Gate(a.w_f, a.b_f, a.log_f, true),
                        static_cast<int>(a.w_i.dim(0)), a.cap};
   launch(context, "rms_norm_gates", grid_of(a.x), few_gates_kernel, Matrix<const float>(a.x),
          Weights(a.w), Weights(a.b), a.eps, gates, static_cast<int>(a.x.dim(1)));

@@ -20,6 +20,19 @@ struct Gate {
       : w(w_), stride(w_.row_stride()), b(b_), result(result_), log_sigmoid(log_sigmoid_) {}
 };
 
+/// Both gates of all heads, with weights of bf16.
+struct GatePair {
+  Gate input, forget;
+  int heads;
+  float cap;
+  /// The weights of gate i of both; the last one's for those that do not exist.
+  __device__ const Bf16* row(int i) const {
+    const int own = min(i, 2 * heads - 1);
+    const Gate& gate = own < heads ? input : forget;
+    return static_cast<const Bf16*>(gate.w.data) + own % heads * gate.stride;
+  }
+};
+
 /// A lane's share of the product of a row with weights.
 template <class T, class Row>
 __device__ float lane_dot(const T* w, const Row& row, int width) {
