@@ -79,6 +79,7 @@ void check_linear_swiglu_e4m3(const LinearSwigluE4m3Args& a) {
   XLSTM_CHECK(a.w.size() == 2 && (a.b.empty() || a.b.size() == 2), invalid_argument,
               "{}: expected 2 weights and no or 2 biases, found {} and {}", kOp, a.w.size(),
               a.b.size());
+  XLSTM_CHECK(!a.y || !a.coded.codes, invalid_argument, "{}: expected either y or coded", kOp);
   check_matrix(kOp, "x", a.x, of_activations(a.w[0].kind), rows, depth);
   for (const E4m3Matrix& w : a.w) check_matrix(kOp, "w", w, of_weights(a.x.kind), f, depth);
   for (const Tensor& b : a.b) check_tensor(kOp, "b", b, Types::weight, {f});

@@ -103,6 +103,16 @@ TEST(MatmulOnCuda, GroupsAndSizesThatFillNoTile) {
   }
 }
 
+TEST(MatmulOnCuda, DepthsThatEndOff16Bytes) {
+  std::mt19937 random(30);
+  for (const std::int64_t rows : {17, 100, 300}) {
+    Exact p(random, rows, {136, 8}, 100, DType::f32, false, 4);
+    Context context(test_device());
+    test::run(context, linear, p.args());
+    p.expect_done();
+  }
+}
+
 TEST(MatmulOnCuda, LeavesWhatLiesBehindItsColumns) {
   std::mt19937 random(29);
   for (const std::int64_t rows : {40, 300}) {

@@ -95,6 +95,22 @@ TEST(CudaModel, PromptsInFp8AreNearThoseInBf16) {
   }
 }
 
+// Products in e4m3 behind products in e4m3, and lengths whose norms are those of few rows.
+TEST(CudaModel, PromptsInFp8ThroughSeveralBlocks) {
+  Config config = small_config();
+  config.num_blocks = 4;
+  for (const Prefill prefill : {Prefill::fp8, Prefill::fp8_blocks}) {
+    Model same = fp8_model(config, Prefill::same), fp8 = fp8_model(config, prefill);
+    for (const std::int64_t length : {192, 230, 300}) {
+      State a = same.make_state(), b = fp8.make_state(), again = fp8.make_state();
+      const std::vector<std::int32_t> ids = some_ids(static_cast<std::size_t>(length));
+      expect_near(fp8.eval(b, ids), same.eval(a, ids), 0.2);
+      static_cast<void>(fp8.eval(again, ids));
+      EXPECT_EQ(record_of(again), record_of(b));
+    }
+  }
+}
+
 TEST(CudaModel, Fp8IsForPromptsAlone) {
   Model same = fp8_model(small_config(), Prefill::same),
         fp8 = fp8_model(small_config(), Prefill::fp8);

@@ -166,14 +166,14 @@ TEST(E4m3, NaNStaysInItsPlaceAndInfinityTakesItsScale) {
 TEST(E4m3, ProductsOfWholeNumbersAreExact) {
   std::mt19937 random(32);
   for (const E4m3Scales kind : kKinds) {
-    for (const std::int64_t gap : {0, 5, 16}) {
+    for (const auto& [depth, gap] : {std::pair{144, 0}, {144, 5}, {144, 16}, {141, 3}}) {
       for (const std::int64_t rows : {1, 17, 65, 130, 300}) {
         const bool accumulate = rows % 2 == 0;
-        SCOPED_TRACE(name_of(kind) + ", " + std::to_string(rows) + " rows, gap " +
-                     std::to_string(gap) + (accumulate ? ", added" : ""));
-        constexpr std::int64_t kDepth = 144;
+        SCOPED_TRACE(name_of(kind) + ", " + std::to_string(rows) + " rows of " +
+                     std::to_string(depth) + ", gap " + std::to_string(gap) +
+                     (accumulate ? ", added" : ""));
         const std::int64_t sizes[] = {72, 8, 5, 140};
-        Coded x(of_activations(kind), rows, kDepth, gap);
+        Coded x(of_activations(kind), rows, depth, gap);
         const std::vector<double> xs = x.fill(random);
         std::vector<Coded> w;
         std::vector<test::Array> b;
@@ -184,12 +184,12 @@ TEST(E4m3, ProductsOfWholeNumbersAreExact) {
         std::vector<double> want = accumulate ? before : std::vector<double>(before.size(), 0.0);
         std::int64_t first = 0;
         for (const std::int64_t n : sizes) {
-          const std::vector<double> ws = w.emplace_back(kind, n, kDepth, gap).fill(random);
+          const std::vector<double> ws = w.emplace_back(kind, n, depth, gap).fill(random);
           std::vector<double> bs(static_cast<std::size_t>(n));
           for (double& value : bs) value = static_cast<double>(random() % 9) - 4;
           b.push_back(test::Array::of(DType::bf16, {n}, bs));
           const std::vector<double> sums =
-              oracle::linear<double>(xs, ws, bs, static_cast<int>(kDepth), static_cast<int>(n));
+              oracle::linear<double>(xs, ws, bs, depth, static_cast<int>(n));
           for (std::int64_t t = 0; t < rows; ++t)
             for (std::int64_t i = 0; i < n; ++i)
               want[static_cast<std::size_t>(t * columns + first + i)] +=
@@ -315,6 +315,20 @@ TEST(E4m3, SwigluMayGiveRuns) {
       }
     }
   }
+}
+
+TEST(E4m3, SwigluGivesNumbersOrCodes) {
+  Coded x(E4m3Scales::runs, 2, 16), gate(E4m3Scales::blocks, 3, 16), up(E4m3Scales::blocks, 3, 16),
+      coded(E4m3Scales::runs, 2, 3);
+  const E4m3Matrix w[2] = {gate.matrix(), up.matrix()};
+  test::Array y(DType::f32, {2, 3});
+  Context context(test_device());
+  test::expect_refused(
+      [&] {
+        linear_swiglu_e4m3(
+            context, {.x = x.matrix(), .w = w, .b = {}, .y = y.tensor(), .coded = coded.matrix()});
+      },
+      "either y or coded");
 }
 
 TEST(E4m3, WrongShapesAndKindsAreRefused) {

@@ -60,7 +60,10 @@ __device__ __forceinline__ void load_own(const float* row, const Places& at, flo
 #pragma unroll
   for (int i = 0; i < kOwn / 4; ++i) {
     fours[i] = {};
-    if (at.has(i / 2)) fours[i] = load_four(row + at.of(i / 2) + i % 2 * 4);
+    // Not by the first-level cache, where the gates' kernel, which does not wait, could find what a
+    // kernel before the last one has read there.
+    if (at.has(i / 2))
+      fours[i] = __ldcg(reinterpret_cast<const float4*>(row + at.of(i / 2) + i % 2 * 4));
   }
 #pragma unroll
   for (int i = 0; i < kOwn / 4; ++i) unpack(fours[i], x + 4 * i);

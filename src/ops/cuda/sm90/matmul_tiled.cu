@@ -90,8 +90,8 @@ struct TileScales {
 
   __device__ __forceinline__ TileScales(const MatmulArgs& a, const Place& p, int row) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp, t = row + lane / 4;
-    upper = t < a.rows ? __ldg(a.x_scales + t) : 0.0F;
-    lower = t + 8 < a.rows ? __ldg(a.x_scales + t + 8) : 0.0F;
+    upper = t < a.rows ? __ldcg(a.x_scales + t) : 0.0F;
+    lower = t + 8 < a.rows ? __ldcg(a.x_scales + t + 8) : 0.0F;
 #pragma unroll
     for (int i = 0; i < kColumns / kWarp; ++i) {
       constexpr int kOfWeight = kSwiglu ? kColumns / 2 : kColumns;
@@ -155,8 +155,8 @@ struct StageScales {
     load(a, 0);
   }
   __device__ __forceinline__ void load(const MatmulArgs& a, int stage) {
-    upper = __ldg(x[0] + stage * a.run_step);
-    lower = __ldg(x[1] + stage * a.run_step);
+    upper = __ldcg(x[0] + stage * a.run_step);
+    lower = __ldcg(x[1] + stage * a.run_step);
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) blocks[i] = __ldg(w[i] + stage);
   }
