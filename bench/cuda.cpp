@@ -88,29 +88,6 @@ void linears(Bench& bench) {
 
 // --- cells ---
 
-/// Sequences of one length with their states.
-struct Sequences {
-  std::vector<std::int32_t> offsets{0};
-  std::vector<std::byte*> slots;
-  const std::int32_t* device_offsets;
-  std::byte* const* device_slots;
-
-  Sequences(Memory& memory, std::int64_t count, std::int64_t length, std::size_t state_bytes) {
-    for (std::int64_t s = 0; s < count; ++s) {
-      slots.push_back(memory.bytes(state_bytes));
-      offsets.push_back(offsets.back() + static_cast<std::int32_t>(length));
-    }
-    device_offsets = memory.copy(offsets);
-    device_slots = memory.copy(slots);
-  }
-  ops::Batch batch() const {
-    return {.offsets = offsets,
-            .slots = slots,
-            .device_offsets = device_offsets,
-            .device_slots = device_slots};
-  }
-};
-
 void mlstms(Bench& bench) {
   struct Shape {
     std::int64_t sequences, length, heads, dqk, dv;

@@ -109,16 +109,8 @@ void sweep_segments(std::int64_t sequences, std::int64_t length) {
                log_f = memory.numbers(DType::f32, {tokens, kHeads}, 1e-3F);
   constexpr auto kC = static_cast<std::size_t>(kHeads * kDqk * kDv) * 4;
   constexpr auto kN = static_cast<std::size_t>(kHeads * kDqk) * 4;
-  std::vector<std::int32_t> offsets{0};
-  std::vector<std::byte*> slots;
-  for (std::int64_t s = 1; s <= sequences; ++s) {
-    offsets.push_back(static_cast<std::int32_t>(s * length));
-    slots.push_back(memory.bytes(kC + kN + 256));
-  }
-  const ops::Batch batch{.offsets = offsets,
-                         .slots = slots,
-                         .device_offsets = memory.copy(offsets),
-                         .device_slots = memory.copy(slots)};
+  const Sequences all(memory, sequences, length, kC + kN + 256);
+  const ops::Batch batch = all.batch();
   const ops::MlstmArgs args{.q = q,
                             .k = k,
                             .v = v,

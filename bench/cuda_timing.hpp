@@ -16,6 +16,7 @@
 #include "core/context.hpp"
 #include "core/cuda_device.hpp"
 #include "core/float_bits.hpp"
+#include "ops/batch.hpp"
 #include "ops/device_peaks.hpp"
 #include "xlstm/error.hpp"
 
@@ -60,6 +61,29 @@ class Memory {
 
  private:
   std::deque<Buffer> buffers_;
+};
+
+/// Sequences of one length with their states.
+struct Sequences {
+  std::vector<std::int32_t> offsets{0};
+  std::vector<std::byte*> slots;
+  const std::int32_t* device_offsets;
+  std::byte* const* device_slots;
+
+  Sequences(Memory& memory, std::int64_t count, std::int64_t length, std::size_t state_bytes) {
+    for (std::int64_t s = 0; s < count; ++s) {
+      slots.push_back(memory.bytes(state_bytes));
+      offsets.push_back(offsets.back() + static_cast<std::int32_t>(length));
+    }
+    device_offsets = memory.copy(offsets);
+    device_slots = memory.copy(slots);
+  }
+  ops::Batch batch() const {
+    return {.offsets = offsets,
+            .slots = slots,
+            .device_offsets = device_offsets,
+            .device_slots = device_slots};
+  }
 };
 
 /// Sets of operands so that each finds nothing of its own in the cache, for an op of so many bytes.

@@ -2,6 +2,7 @@
 
 #include "core/check.hpp"
 #include "model/model_impl.hpp"
+#include "model/parameters.hpp"
 
 namespace xlstm::model {
 namespace {
@@ -26,8 +27,6 @@ void for_each_product(Network& network, Body&& body) {
   }
 }
 
-std::size_t placed(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
 }  // namespace
 
 void expect_prefill(const Config& config, const LoadOptions& options) {
@@ -48,7 +47,7 @@ std::size_t place_e4m3_weights(Network& network, Prefill prefill, Device device,
   const auto place = [&](DType dtype, std::initializer_list<std::int64_t> sizes) {
     const Tensor t =
         Tensor::dense(memory == nullptr ? nowhere : memory + bytes, dtype, sizes, device);
-    bytes += placed(t.bytes());
+    bytes += placed_bytes(t);
     return t;
   };
   for_each_product(network, [&](const Tensor& w, ops::E4m3Matrix& to) {

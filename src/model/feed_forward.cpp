@@ -27,8 +27,7 @@ void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x, const
   const Saved kept = saved != nullptr ? *saved : Saved();
   const auto& [x_before, kept_u, gate_up, kept_y, dropout] = kept;
   if (x_before) copy_rows(c, x, x_before);
-  if (saved == nullptr && reads_e4m3(batch) && (e4m3_gate_up[0] || e4m3_down[0]))
-    return forward_e4m3(c, hp, x);
+  if (saved == nullptr && e4m3_down[0] && reads_e4m3(batch)) return forward_e4m3(c, hp, x);
   const Tensor y = kept_y ? kept_y : c.arena().tensor(hp.activation, {tokens, hp.f});
 
   if (saved == nullptr && ops::fuses(c, tokens)) {  // the same in one kernel
@@ -55,10 +54,9 @@ void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x, const
 void FeedForward::forward_e4m3(Context& c, const Hyperparameters& hp, Tensor x) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
-  const ops::E4m3Matrix &up = e4m3_gate_up[0], &down = e4m3_down[0];
-  const std::span<const Tensor> b = present(b_gate_up);
+  const ops::E4m3Matrix& down = e4m3_down[0];
   // What down multiplies comes out of the product where its runs are whole there.
-  const bool coded = up && down && down.kind == ops::E4m3Scales::blocks;
+  const bool coded = down.kind == ops::E4m3Scales::blocks;
   Tensor y;
   ops::E4m3Matrix y_coded;
   if (coded)
@@ -69,13 +67,12 @@ void FeedForward::forward_e4m3(Context& c, const Hyperparameters& hp, Tensor x) 
     const ArenaScope before(c.arena());
     const Tensor u = c.arena().tensor(hp.activation, {tokens, hp.d});
     ops::rms_norm(c, {.x = x, .w = norm, .b = norm_bias, .eps = hp.norm_eps, .y = u});
-    if (up)
-      ops::linear_swiglu_e4m3(
-          c, {.x = to_e4m3(c, u, up), .w = e4m3_gate_up, .b = b, .y = y, .coded = y_coded});
-    else
-      ops::linear_swiglu(c, {.x = u, .w = w_gate_up, .b = b, .y = y});
+    ops::linear_swiglu_e4m3(c, {.x = to_e4m3(c, u, e4m3_gate_up[0]),
+                                .w = e4m3_gate_up,
+                                .b = present(b_gate_up),
+                                .y = y,
+                                .coded = y_coded});
   }
-  if (!down) return add_branch(c, y, w_down, b_down, x, {});
   if (!coded) y_coded = to_e4m3(c, y, down);
   ops::linear_e4m3(
       c, {.x = y_coded, .w = e4m3_down, .b = present(b_down), .y = x, .accumulate = true});

@@ -15,7 +15,7 @@ struct FeedForward {
   std::array<Tensor, 2> w_gate_up;                   ///< [F, D] each
   std::array<Tensor, 2> b_gate_up;                   ///< [F] each, or empty
   std::array<Tensor, 1> w_down, b_down;              ///< [D, F], [D]
-  std::array<ops::E4m3Matrix, 2> e4m3_gate_up = {};  ///< for prompts, or empty
+  std::array<ops::E4m3Matrix, 2> e4m3_gate_up = {};  ///< for prompts; with that of down, or empty
   std::array<ops::E4m3Matrix, 1> e4m3_down = {};
 
   /// What backward() needs of forward().

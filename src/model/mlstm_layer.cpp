@@ -43,7 +43,7 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
   const bool fused = saved == nullptr && ops::fuses(c, tokens);  // the same in fewer kernels
-  const bool prompt = saved == nullptr && reads_e4m3(batch);
+  const bool coded = saved == nullptr && e4m3_out[0] && reads_e4m3(batch);
   // What a CUDA device multiplies in bf16 travels so too.
   const DType cell_type = c.device().is_cpu() || fused ? DType::f32 : hp.activation;
   const Saved kept =
@@ -57,39 +57,27 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
 
   // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f));  mLSTMsig: i too
   // q, k, v, o = W u
-  const bool coded = prompt && e4m3_qkvo[0];
+  const ops::NormLinearArgs products{.x = x,
+                                     .norm_w = norm,
+                                     .norm_b = norm_bias,
+                                     .eps = hp.norm_eps,
+                                     .activation = hp.activation,
+                                     .w = w_qkvo,
+                                     .b = present(b_qkvo),
+                                     .y = qkvo,
+                                     .w_i = w_i,
+                                     .w_f = w_f,
+                                     .b_i = b_i,
+                                     .b_f = b_f,
+                                     .cap = hp.gate_cap,
+                                     .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid,
+                                     .i = i,
+                                     .log_f = log_f};
   if (saved == nullptr && !coded) {
-    ops::norm_linear(c, {.x = x,
-                         .norm_w = norm,
-                         .norm_b = norm_bias,
-                         .eps = hp.norm_eps,
-                         .activation = hp.activation,
-                         .w = w_qkvo,
-                         .b = present(b_qkvo),
-                         .y = qkvo,
-                         .w_i = w_i,
-                         .w_f = w_f,
-                         .b_i = b_i,
-                         .b_f = b_f,
-                         .cap = hp.gate_cap,
-                         .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid,
-                         .i = i,
-                         .log_f = log_f});
+    ops::norm_linear(c, products);
   } else {
     const Tensor u = kept_u ? kept_u : c.arena().tensor(hp.activation, {tokens, hp.d});
-    ops::rms_norm_gates(c, {.x = x,
-                            .w = norm,
-                            .b = norm_bias,
-                            .w_i = w_i,
-                            .w_f = w_f,
-                            .b_i = b_i,
-                            .b_f = b_f,
-                            .eps = hp.norm_eps,
-                            .cap = hp.gate_cap,
-                            .u = u,
-                            .i = i,
-                            .log_f = log_f,
-                            .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid});
+    ops::rms_norm_gates(c, ops::norm_gates_of(products, u));
     if (coded) {
       const ArenaScope codes(c.arena());
       ops::linear_e4m3(
@@ -137,7 +125,7 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
       ops::mlstm(c, cell);
       ops::head_norm(c, normed);
     }
-    if (prompt && e4m3_out[0])
+    if (coded)
       add_e4m3_branch(c, y, e4m3_out, b_out, x);
     else
       add_branch(c, y, w_out, b_out, x, dropout);

@@ -18,7 +18,7 @@ struct MlstmLayer {
   Tensor w_i, b_i, w_f, b_f;                      ///< [H, D], [H]
   Tensor head_norm, head_norm_bias;               ///< [H dv]
   std::array<Tensor, 1> w_out, b_out;             ///< [D, H dv], [D]
-  std::array<ops::E4m3Matrix, 4> e4m3_qkvo = {};  ///< for prompts, or empty
+  std::array<ops::E4m3Matrix, 4> e4m3_qkvo = {};  ///< for prompts; with that of out, or empty
   std::array<ops::E4m3Matrix, 1> e4m3_out = {};
 
   /// What backward() needs of forward().

@@ -18,6 +18,8 @@ enum class E4m3Scales : std::uint8_t {
   blocks  ///< of weights, 128 x 128: [R / 128, C / 128], the last ones smaller
 };
 inline constexpr std::int64_t kE4m3Run = 128;
+/// Where the largest number is below this, all become 0.
+inline constexpr float kLeastE4m3 = 1e-30F;
 
 /// A matrix whose numbers are what the codes say times a scale.
 struct E4m3Matrix {
@@ -47,7 +49,7 @@ std::array<std::int64_t, 2> e4m3_scales_shape(E4m3Scales kind, std::int64_t rows
                                               std::int64_t columns);
 
 /// The largest of what shares a scale becomes 448, the largest number of e4m3,
-/// and all others the nearest multiple; where it is below 1e-30 all are 0. NaN
+/// and all others the nearest multiple; where it is below kLeastE4m3 all are 0. NaN
 /// stays in its place, infinity makes all that shares its scale NaN.
 struct QuantiseE4m3Args {
   Tensor x;      ///< [R, C] f32, bf16 or f16

@@ -25,7 +25,6 @@ float value_of(const E4m3Matrix& m, std::int64_t row, std::int64_t column) {
 }  // namespace
 
 void quantise_e4m3(Context&, const QuantiseE4m3Args& a) {
-  constexpr float kLeast = 1e-30F;
   const std::int64_t rows = a.x.dim(0), columns = a.x.dim(1);
   const std::int64_t high = a.y.kind == E4m3Scales::blocks ? kE4m3Run : 1;
   const std::int64_t wide = a.y.kind == E4m3Scales::rows ? columns : kE4m3Run;
@@ -38,7 +37,7 @@ void quantise_e4m3(Context&, const QuantiseE4m3Args& a) {
       float most = 0;
       for (std::int64_t r = first; r < end; ++r)
         for (std::int64_t c = from; c < to; ++c) most = std::fmax(most, std::fabs(x(r, c)));
-      const bool zero = most < kLeast;
+      const bool zero = most < kLeastE4m3;
       const float factor = zero ? 0.0F : kMostE4m3 / most;
       a.y.scales.as<float>()[first / high * a.y.row_step() + from / kE4m3Run * a.y.run_step()] =
           zero ? 0.0F : most / kMostE4m3;

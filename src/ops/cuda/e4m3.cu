@@ -6,6 +6,7 @@
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/device/pack.cuh"
+#include "ops/cuda/device/row.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/level.hpp"
 #include "ops/cuda/linear_tiled.cuh"
@@ -136,11 +137,6 @@ __global__ void __launch_bounds__(kThreads)
       store(y.row(r) + column, to_float(x.row(r)[column]) * s.factor);
 }
 
-bool on_bytes(const Tensor& t, std::size_t bytes) {
-  return reinterpret_cast<std::uintptr_t>(t.data) % bytes == 0 &&
-         static_cast<std::size_t>(t.row_stride()) * size_of(t.dtype) % bytes == 0;
-}
-
 /// Rows of e4m3 numbers, for linear_tiled.cuh.
 struct ScaledRows : PackedRows<E4m3> {
   const float* scales;
@@ -204,7 +200,7 @@ void quantise_e4m3(Context& context, const QuantiseE4m3Args& a) {
   auto* scales = a.y.scales.as<float>();
   constexpr int kFew = 2, kMany = 6, kPass = kThreads * kPackNumbers;
   if (a.x.dtype == DType::bf16 && width % kPackNumbers == 0 && width <= kMany * kPass &&
-      on_bytes(a.x, 16) && on_bytes(a.y.codes, 8))
+      on_16_bytes(a.x) && on_bytes(a.y.codes, 8))
     return launch(
         context, kName, grid,
         width <= kFew * kPass ? quantise_packs_kernel<kFew> : quantise_packs_kernel<kMany>,

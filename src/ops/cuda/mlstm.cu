@@ -21,9 +21,6 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kChunk = MlstmPlan::kChunk;
 static_assert(kThreads == kTileThreads && kChunk == kTile);
 
-/// The larger one; NaN if one is.
-__device__ double larger(double a, double b) { return a != a || a > b ? a : b; }
-
 // --- the gates: a block a sequence and head ---
 
 constexpr int kMostGateThreads = 512;

@@ -37,9 +37,6 @@ struct Steps {
   MlstmRingStep* results;  // [sequences, heads]
 };
 
-/// The larger one; NaN if one is.
-__device__ double larger(double a, double b) { return a != a || a > b ? a : b; }
-
 /// Moves n, m and the ring over the token of a sequence of one. A block a sequence and head.
 template <class In>
 __global__ void __launch_bounds__(kThreads) ring_gates_kernel(Steps step) {

@@ -3,6 +3,7 @@
 
 #include "core/float_bits.hpp"
 #include "ops/cuda/device/numbers.cuh"
+#include "ops/e4m3.hpp"
 
 namespace xlstm::ops::cuda {
 
@@ -10,8 +11,7 @@ namespace xlstm::ops::cuda {
 struct E4m3Scale {
   float factor, scale;
   __device__ explicit E4m3Scale(float most) : factor(0), scale(0) {
-    constexpr float kLeast = 1e-30F;
-    if (most < kLeast) return;
+    if (most < kLeastE4m3) return;
     factor = kMostE4m3 / most;
     scale = most / kMostE4m3;
   }

@@ -116,6 +116,9 @@ __device__ inline float block_sum(float x, float* partial) {
   return sum;
 }
 
+/// The larger one; NaN if one is.
+__device__ __forceinline__ double larger(double a, double b) { return a != a || a > b ? a : b; }
+
 /// log σ(z) = min(z, 0) - log1p(e^-|z|)
 __device__ inline float log_sigmoid(float z) { return fminf(z, 0.0F) - log1pf(expf(-fabsf(z))); }
 __device__ inline float sigmoid(float z) { return 1.0F / (1.0F + expf(-z)); }

@@ -108,10 +108,11 @@ struct FourWeights {
   }
 };
 
-/// Whether rows begin on 16 bytes; how many there are does not count.
-inline bool on_16_bytes(const Tensor& t) {
-  return reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0 &&
-         (t.rank < 2 || static_cast<std::size_t>(t.row_stride()) * size_of(t.dtype) % 16 == 0);
+/// Whether rows begin at multiples of so many bytes; how many there are does not count.
+inline bool on_bytes(const Tensor& t, std::size_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(t.data) % bytes == 0 &&
+         (t.rank < 2 || static_cast<std::size_t>(t.row_stride()) * size_of(t.dtype) % bytes == 0);
 }
+inline bool on_16_bytes(const Tensor& t) { return on_bytes(t, 16); }
 
 }  // namespace xlstm::ops::cuda

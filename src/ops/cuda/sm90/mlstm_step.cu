@@ -59,9 +59,6 @@ __device__ __forceinline__ void store_remote(float* to, int block, float value) 
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
 
-/// The larger one; NaN if one is.
-__device__ double larger(double a, double b) { return a != a || a > b ? a : b; }
-
 template <int kColumns, int kHeld, int kBlocks>
 __global__ void __launch_bounds__(Shared<kColumns, kHeld>::kThreads, kBlocks)
     mlstm_step_kernel(Step step) {

@@ -44,9 +44,6 @@ struct MlstmStepsCall {
   bool has_stabiliser, normalise, has_norm;
 };
 
-/// The larger one; NaN if one is.
-__device__ __forceinline__ double larger(double a, double b) { return a != a || a > b ? a : b; }
-
 /// @param norm  null: h is wanted
 inline MlstmStepsCall mlstm_steps_call(const MlstmArgs& cell, const HeadNormArgs* norm) {
   const auto heads = static_cast<int>(cell.i.dim(1));
