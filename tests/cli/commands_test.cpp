@@ -278,8 +278,8 @@ TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
       << "the type of the weights, as generate would have it: " << text.out;
   const Outcome f32 = run({"info", "--device", "cuda", "--dtype", "f32"});
   EXPECT_NE(f32.out.find("memory of cuda:0, 1 sequence, f32"), std::string::npos) << f32.out;
-  const Outcome fp8 = run({"info", "--device", "cuda", "--prefill-dtype", "fp8"});
-  EXPECT_EQ(fp8.status, 0) << fp8.err;
+  const Outcome coded = run({"info", "--device", "cuda", "--prefill-dtype", "fp8"});
+  EXPECT_EQ(coded.status, 0) << coded.err;
 
   const json on_cpu = run({"info", "--json", "--sequences", "2"}).json()["memory"];
   EXPECT_EQ(on_cpu["device"], "cpu");

@@ -76,7 +76,7 @@ void measure(const std::string& self, const Column& column, const std::string& o
     }
     Row& row = find_or_add(find_or_add(tables, field[0]).rows, field[1]);
     bool known = false;  // every process reports the plain figures
-    for (const auto& [column, figure] : row.cells) known |= column == field[2];
+    for (const auto& [name, figure] : row.cells) known |= name == field[2];
     if (!known) row.cells.emplace_back(field[2], field[3]);
   }
 }
