@@ -14,6 +14,7 @@
 #include "ops/linear.hpp"
 #include "ops/mlstm.hpp"
 #include "ops/norm.hpp"
+#include "ops/packed.hpp"
 #include "ops/slstm.hpp"
 
 #define XLSTM_CUDA_STUB(name, Args)                                              \
@@ -38,6 +39,7 @@ XLSTM_CUDA_STUB(linear_swiglu, LinearSwigluArgs)
 XLSTM_CUDA_STUB(quantise_e4m3, QuantiseE4m3Args)
 XLSTM_CUDA_STUB(linear_e4m3, LinearE4m3Args)
 XLSTM_CUDA_STUB(linear_swiglu_e4m3, LinearSwigluE4m3Args)
+XLSTM_CUDA_STUB(pack_weights, PackWeightsArgs)
 XLSTM_CUDA_STUB(swiglu, SwigluArgs)
 XLSTM_CUDA_STUB(soft_cap, SoftCapArgs)
 XLSTM_CUDA_STUB(mlstm, MlstmArgs)

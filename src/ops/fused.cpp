@@ -38,7 +38,7 @@ void check_norm_linear(const NormLinearArgs& a) {
   check_rms_norm({.x = a.x, .w = a.norm_w, .b = a.norm_b, .eps = a.eps, .y = a.x});
   Tensor u = a.x;
   u.dtype = a.activation;
-  check_linear({.x = u, .w = a.w, .b = a.b, .y = a.y});
+  check_linear({.x = u, .w = a.w, .b = a.b, .y = a.y, .packed = a.packed});
   XLSTM_CHECK(tokens > kFusedTokens || a.y.dtype == DType::f32, invalid_argument,
               "{}: expected y in f32 for {} tokens, found {}", kOp, tokens, to_string(a.y.dtype));
   if (!a.w_i) return;
@@ -61,7 +61,7 @@ void check_head_norm_linear(const HeadNormLinearArgs& a) {
       {.h = a.h, .o = a.o, .w = a.norm_w, .b = a.norm_b, .heads = a.heads, .eps = a.eps, .y = a.h});
   Tensor u = a.h;
   u.dtype = a.activation;
-  check_linear({.x = u, .w = a.w, .b = a.b, .y = a.y, .accumulate = true});
+  check_linear({.x = u, .w = a.w, .b = a.b, .y = a.y, .accumulate = true, .packed = a.packed});
 }
 
 std::size_t head_norm_linear_workspace(const Context& context, const HeadNormLinearArgs& a) {
@@ -106,6 +106,7 @@ void check_norm_linear_swiglu(const NormLinearSwigluArgs& a) {
               a.b.size());
   for (const Tensor& w : a.w) check_tensor(kOp, "w", w, Types::weight, {f, width});
   for (const Tensor& b : a.b) check_tensor(kOp, "b", b, Types::weight, {f});
+  check_packed(kOp, a.packed, a.w);
   check_tensor(kOp, "y", a.y, Types::f32_bf16, {tokens, f});
 }
 
@@ -138,7 +139,7 @@ void norm_linear(Context& c, const NormLinearArgs& a) {
     rms_norm_gates(c, norm_gates_of(a, u));
   else
     rms_norm(c, {.x = a.x, .w = a.norm_w, .b = a.norm_b, .eps = a.eps, .y = u});
-  linear(c, {.x = u, .w = a.w, .b = a.b, .y = a.y});
+  linear(c, {.x = u, .w = a.w, .b = a.b, .y = a.y, .packed = a.packed});
 }
 
 void head_norm_linear(Context& c, const HeadNormLinearArgs& a) {
@@ -147,7 +148,7 @@ void head_norm_linear(Context& c, const HeadNormLinearArgs& a) {
   head_norm(
       c,
       {.h = a.h, .o = a.o, .w = a.norm_w, .b = a.norm_b, .heads = a.heads, .eps = a.eps, .y = u});
-  linear(c, {.x = u, .w = a.w, .b = a.b, .y = a.y, .accumulate = true});
+  linear(c, {.x = u, .w = a.w, .b = a.b, .y = a.y, .accumulate = true, .packed = a.packed});
 }
 
 void mlstm_head_norm_linear(Context& c, const MlstmHeadNormLinearArgs& a) {
@@ -158,7 +159,7 @@ void mlstm_head_norm_linear(Context& c, const MlstmHeadNormLinearArgs& a) {
   head_norm(
       c,
       {.h = n.h, .o = n.o, .w = n.norm_w, .b = n.norm_b, .heads = n.heads, .eps = n.eps, .y = u});
-  linear(c, {.x = u, .w = n.w, .b = n.b, .y = n.y, .accumulate = true});
+  linear(c, {.x = u, .w = n.w, .b = n.b, .y = n.y, .accumulate = true, .packed = n.packed});
 }
 
 void mlstm_head_norm(Context& c, const MlstmHeadNormArgs& a) {
@@ -172,7 +173,7 @@ void norm_linear_swiglu(Context& c, const NormLinearSwigluArgs& a) {
   const Tensor u = scratch(c, a.y.dtype, tokens, a.x.dim(1));
   const Tensor gate_up = scratch(c, DType::f32, tokens, 2 * f);
   rms_norm(c, {.x = a.x, .w = a.norm_w, .b = a.norm_b, .eps = a.eps, .y = u});
-  linear(c, {.x = u, .w = a.w, .b = a.b, .y = gate_up});
+  linear(c, {.x = u, .w = a.w, .b = a.b, .y = gate_up, .packed = a.packed});
   swiglu(c, {.gate = gate_up.cols(0, f), .up = gate_up.cols(f, f), .y = a.y});
 }
 

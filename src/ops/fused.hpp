@@ -8,6 +8,7 @@
 #include "ops/mlstm.hpp"
 #include "ops/norm.hpp"
 #include "ops/op.hpp"
+#include "ops/packed.hpp"
 
 namespace xlstm::ops {
 
@@ -41,7 +42,8 @@ struct NormLinearArgs {
   Tensor b_i = {}, b_f = {};  ///< [H] each
   float cap = 15.0F;
   bool sigmoid_input = false;
-  Tensor i = {}, log_f = {};  ///< [T, H] f32
+  Tensor i = {}, log_f = {};                   ///< [T, H] f32
+  std::span<const PackedWeights> packed = {};  ///< as in LinearArgs
 };
 XLSTM_OP(norm_linear, NormLinearArgs)
 /// The norm and the gates of it, where it has gates. @param u  the normed x
@@ -53,10 +55,11 @@ struct HeadNormLinearArgs {
   Tensor norm_w, norm_b;  ///< [H dv]; norm_b may be empty
   std::int64_t heads = 1;
   float eps = 1e-6F;
-  DType activation;           ///< f32 or bf16
-  std::span<const Tensor> w;  ///< one [N, H dv]
-  std::span<const Tensor> b;  ///< empty, or one [N]
-  Tensor y;                   ///< [T, N] f32, +=
+  DType activation;                            ///< f32 or bf16
+  std::span<const Tensor> w;                   ///< one [N, H dv]
+  std::span<const Tensor> b;                   ///< empty, or one [N]
+  Tensor y;                                    ///< [T, N] f32, +=
+  std::span<const PackedWeights> packed = {};  ///< as in LinearArgs
 };
 XLSTM_OP(head_norm_linear, HeadNormLinearArgs)
 
@@ -82,9 +85,10 @@ struct NormLinearSwigluArgs {
   Tensor x;               ///< [T, D] f32, T <= kFusedTokens
   Tensor norm_w, norm_b;  ///< [D]; norm_b may be empty
   float eps = 1e-6F;
-  std::span<const Tensor> w;  ///< of the gate and of what it gates, [F, D] each
-  std::span<const Tensor> b;  ///< empty, or two [F]
-  Tensor y;                   ///< [T, F] f32 or bf16, the type of the activations
+  std::span<const Tensor> w;                   ///< of the gate and of what it gates, [F, D] each
+  std::span<const Tensor> b;                   ///< empty, or two [F]
+  Tensor y;                                    ///< [T, F] f32 or bf16, the type of the activations
+  std::span<const PackedWeights> packed = {};  ///< as in LinearArgs
 };
 XLSTM_OP(norm_linear_swiglu, NormLinearSwigluArgs)
 

@@ -35,6 +35,7 @@ void check_linear(const LinearArgs& args) {
     }
     outputs += w.dim(0);
   }
+  check_packed("linear", args.packed, args.w);
   const bool cpu = y.device.is_cpu();
   XLSTM_CHECK(y.rank == 2 && (y.dtype == DType::f32 || (!cpu && y.dtype == DType::bf16)) &&
                   y.dim(0) == x.dim(0) && y.dim(1) == outputs,
@@ -56,6 +57,7 @@ void check_linear_swiglu(const LinearSwigluArgs& a) {
               a.b.size());
   for (const Tensor& w : a.w) check_tensor(kOp, "w", w, Types::weight, {f, inputs});
   for (const Tensor& b : a.b) check_tensor(kOp, "b", b, Types::weight, {f});
+  check_packed(kOp, a.packed, a.w);
   check_tensor(kOp, "y", a.y, Types::f32_bf16, {tokens, f});
 }
 
@@ -74,7 +76,7 @@ void composed::linear_swiglu(Context& c, const LinearSwigluArgs& a) {
   for (std::int64_t t = 0; t < tokens; t += kMostRows) {
     const std::int64_t rows = std::min(tokens - t, kMostRows);
     const Tensor both = gate_up.rows(0, rows);
-    linear(c, {.x = a.x.rows(t, rows), .w = a.w, .b = a.b, .y = both});
+    linear(c, {.x = a.x.rows(t, rows), .w = a.w, .b = a.b, .y = both, .packed = a.packed});
     swiglu(c, {.gate = both.cols(0, f), .up = both.cols(f, f), .y = a.y.rows(t, rows)});
   }
 }

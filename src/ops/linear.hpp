@@ -4,6 +4,7 @@
 #include <span>
 
 #include "ops/op.hpp"
+#include "ops/packed.hpp"
 
 namespace xlstm::ops {
 
@@ -16,16 +17,19 @@ struct LinearArgs {
   std::span<const Tensor> b;  ///< empty, or one [N_i] each
   Tensor y;                   ///< [T, sum N_i] f32; on CUDA also bf16
   bool accumulate = false;    ///< y += instead of y =
+  /// Empty, or w packed, which kernels of few rows read in its place: the result is the same.
+  std::span<const PackedWeights> packed = {};
 };
 XLSTM_OP(linear, LinearArgs)
 
 /// y = silu(x W_0^T + b_0) (x W_1^T + b_1): linear() and swiglu(), in one kernel where there is
 /// one.
 struct LinearSwigluArgs {
-  Tensor x;                   ///< [T, K] f32 or bf16
-  std::span<const Tensor> w;  ///< of the gate and of what it gates, [F, K] each
-  std::span<const Tensor> b;  ///< empty, or two [F]
-  Tensor y;                   ///< [T, F] f32 or bf16
+  Tensor x;                                    ///< [T, K] f32 or bf16
+  std::span<const Tensor> w;                   ///< of the gate and of what it gates, [F, K] each
+  std::span<const Tensor> b;                   ///< empty, or two [F]
+  Tensor y;                                    ///< [T, F] f32 or bf16
+  std::span<const PackedWeights> packed = {};  ///< as in LinearArgs
 };
 XLSTM_OP(linear_swiglu, LinearSwigluArgs)
 

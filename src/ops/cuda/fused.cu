@@ -375,7 +375,7 @@ void norm_linear_of_many(Context& context, const NormLinearArgs& a) {
     cuda::rms_norm_gates(context, gates);
   else
     cuda::rms_norm(context, {.x = a.x, .w = a.norm_w, .b = a.norm_b, .eps = a.eps, .y = u});
-  cuda::linear(context, {.x = u, .w = a.w, .b = a.b, .y = a.y});
+  cuda::linear(context, {.x = u, .w = a.w, .b = a.b, .y = a.y, .packed = a.packed});
   if (gates_last) gates_of_few_rows(context, gates);
 }
 
@@ -435,7 +435,8 @@ void mlstm_head_norm_linear(Context& context, const MlstmHeadNormLinearArgs& a) 
         {.h = n.h, .o = n.o, .w = n.norm_w, .b = n.norm_b, .heads = n.heads, .eps = n.eps, .y = u});
   }
   if (singles > 0) sm90::mlstm_step(context, a, u);
-  cuda::linear(context, {.x = u, .w = n.w, .b = n.b, .y = n.y, .accumulate = true});
+  cuda::linear(context,
+               {.x = u, .w = n.w, .b = n.b, .y = n.y, .accumulate = true, .packed = n.packed});
 }
 
 void norm_linear_swiglu(Context& context, const NormLinearSwigluArgs& a) {

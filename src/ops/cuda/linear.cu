@@ -336,7 +336,9 @@ void linear(Context& context, const LinearArgs& a) {
   const bool few = a.x.dim(0) <= kLinearFewRows;
   if (few && a.y.dtype == DType::f32 && linear_of_few_tokens(context, a)) return;
   if (!few && level(context.device()) == Level::sm90 &&
-      product(context, {.x = a.x, .w = a.w, .b = a.b, .y = a.y, .accumulate = a.accumulate}))
+      product(
+          context,
+          {.x = a.x, .w = a.w, .b = a.b, .y = a.y, .accumulate = a.accumulate, .packed = a.packed}))
     return;
   std::int64_t first = 0;
   for (std::size_t i = 0; i < a.w.size(); ++i) {
@@ -357,7 +359,8 @@ void linear(Context& context, const LinearArgs& a) {
 void linear_swiglu(Context& context, const LinearSwigluArgs& a) {
   if (a.x.dim(0) == 0) return;
   if (level(context.device()) == Level::sm90 &&
-      product(context, {.x = a.x, .w = a.w, .b = a.b, .y = a.y, .swiglu = true}))
+      product(context,
+              {.x = a.x, .w = a.w, .b = a.b, .y = a.y, .swiglu = true, .packed = a.packed}))
     return;
   composed::linear_swiglu(context, a);
 }

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "core/context.hpp"
+#include "ops/packed.hpp"
 #include "xlstm/tensor.hpp"
 
 namespace xlstm::ops::cuda {
@@ -20,6 +21,7 @@ struct Product {
   Tensor y;                   ///< [M, sum N_i] f32 or bf16; [M, F] with `swiglu`, then also u8
   bool accumulate = false;
   bool swiglu = false;
+  std::span<const PackedWeights> packed = {};  ///< empty, or w packed
   // Of e4m3:
   Tensor x_scales = {};                   ///< [M] f32, or of runs [K / 128, M] (ops/e4m3.hpp)
   std::span<const Tensor> w_scales = {};  ///< [N_i] f32 each, or of blocks [N_i / 128, K / 128]

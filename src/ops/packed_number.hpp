@@ -1,0 +1,55 @@
+#pragma once
+// One weight of ops/packed.hpp, on any device.
+
+#include <cstdint>
+
+#include "ops/packed.hpp"
+
+namespace xlstm::ops {
+
+/// A row of bf16 numbers.
+struct PackedRow {
+  unsigned top;  ///< its largest exponent field of a finite number; 0: all are 0, or too small
+
+  /// That of the number if it is finite.
+  XLSTM_HOST_DEVICE static constexpr unsigned exponent(unsigned bits) {
+    const unsigned field = bits >> 7 & 0xFFU;
+    return field == 0xFFU ? 0 : field;
+  }
+  /// Of the scale, a float: 2^(top - 127), or 0.
+  XLSTM_HOST_DEVICE constexpr unsigned scale_bits() const { return top << 23; }
+};
+
+struct PackedNumber {
+  unsigned fraction = 0, exponent = 0;
+  unsigned patch = 0;   ///< bits of weight / scale, where `listed`
+  bool listed = false;  ///< goes to the list
+  bool exact = true;    ///< the list can say it
+
+  XLSTM_HOST_DEVICE constexpr PackedNumber(unsigned bits, PackedRow row) {
+    const unsigned top = row.top;
+    const unsigned sign = bits & 0x8000U, field = bits >> 7 & 0xFFU, below = bits & 0x7FU;
+    if (field > 0 && field <= top && field + 15 >= top) {
+      fraction = sign >> 8 | below;
+      exponent = field + 15 - top;
+      return;
+    }
+    const bool zero = (bits & 0x7FFFU) == 0;
+    if (zero && top == 0) return;
+    listed = true;
+    if (top == 0) {
+      exact = false;
+      return;
+    }
+    if (field == 0xFFU || zero) {
+      patch = bits;  // NaN, infinities and zeros have no scale
+      return;
+    }
+    // weight / scale has the exponent field + 127 - top, or is too small to have one.
+    const unsigned moved = field + 127;
+    exact = field > 0 && moved > top;
+    patch = exact ? sign | (moved - top) << 7 | below : 0;
+  }
+};
+
+}  // namespace xlstm::ops
