@@ -190,16 +190,27 @@ std::string info_text(const LoadedModel& loaded, const std::vector<std::string>&
 struct RunningMemory {
   Device device;
   DType arithmetic;
+  bool packed;  ///< weights have a packed copy
   model::MemoryNeeds needs;
-  std::optional<std::uint64_t> free;
-  std::string why_unknown;
+  std::optional<std::uint64_t> free = {};
+  std::string why_unknown = {};
   std::int64_t fit = 0;  ///< sequences, where `free` is known
 };
 
 RunningMemory running_memory(const Config& config, std::span<const ParameterInfo> weights,
-                             const LoadOptions& options, std::int64_t sequences) {
+                             LoadOptions options, std::int64_t sequences) {
+  if (!options.device.is_cpu()) {
+    try {
+      options.packing = model::choose_packing(config, weights, options);
+    } catch (const Error&) {  // no such device: nothing tells how much memory is free
+      options.packing = Packing::off;
+    }
+  }
   model::MemoryMeter meter(config, weights, options);
-  RunningMemory memory{options.device, options.dtype, meter.needs(sequences), {}, {}, 0};
+  RunningMemory memory{.device = options.device,
+                       .arithmetic = options.dtype,
+                       .packed = options.packing == Packing::on,
+                       .needs = meter.needs(sequences)};
   if (options.device.is_cpu()) {
     if (const auto machine = machine_memory()) memory.free = machine->available;
   } else {
@@ -218,6 +229,7 @@ Json memory_json(const RunningMemory& memory) {
   Json json = {{"device", to_string(memory.device)},
                {"dtype", to_string(memory.arithmetic)},
                {"sequences", needs.sequences},
+               {"packed_weights", memory.packed},
                {"weights_bytes", needs.weights},
                {"state_bytes_per_sequence", needs.state},
                {"states_bytes", needs.states()},
@@ -243,7 +255,7 @@ std::string memory_text(const RunningMemory& memory) {
   const auto row = [&text](std::string_view name, const std::string& value) {
     text += fmt::format("  {:<20}{}\n", name, value);
   };
-  row("weights", format_bytes(needs.weights));
+  row("weights", format_bytes(needs.weights) + (memory.packed ? ", with a packed copy" : ""));
   row("states",
       fmt::format("{}, {} each", format_bytes(needs.states()), format_bytes(needs.state)));
   row("scratch", fmt::format("{}: the larger of {} for a step and {} for 512 tokens of a prompt",
@@ -342,6 +354,7 @@ int run_info(Arguments args) {
   const bool with_memory = sequences > 0 || !options.device.is_cpu();
   run.device = "cpu";  // weights are looked at where they are
   run.prefill_dtype = "same";
+  run.pack_weights = "auto";
   if (!train.wanted && !with_memory && !train.config.empty())
     throw UsageError(
         "--config goes with --train, --device or --sequences; a model is named with -m");

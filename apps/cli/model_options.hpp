@@ -24,6 +24,7 @@ struct RunOptions {
   std::string model;
   std::string dtype;  ///< empty: f32, or on cuda bf16 if the weights are
   std::string prefill_dtype = "same";
+  std::string pack_weights = "auto";
   std::string device;  ///< as typed; empty: cuda where there is one, else cpu
   bool exact = false;
   std::vector<std::string> lora;  ///< as typed: DIR or DIR=SCALE

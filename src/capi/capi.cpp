@@ -87,6 +87,17 @@ xlstm::Prefill prefill_of(std::int32_t value) {
   }
 }
 
+xlstm::Packing packing_of(std::int32_t value) {
+  switch (value) {
+    case 0: return xlstm::Packing::automatic;
+    case 1: return xlstm::Packing::off;
+    case 2: return xlstm::Packing::on;
+    default:
+      throw xlstm::Error(xlstm::ErrorCode::invalid_argument,
+                         fmt::format("packing: expected 0, 1 or 2, found {}", value));
+  }
+}
+
 xlstm::GenerateOptions convert(const xlstm_generate_options& o) {
   xlstm::GenerateOptions options;
   options.max_tokens = o.max_tokens;
@@ -123,6 +134,7 @@ xlstm_status xlstm_model_load(const char* directory, const xlstm_load_options* o
       load.dtype = options->bf16 != 0 ? xlstm::DType::bf16 : xlstm::DType::f32;
       load.check_tensors = options->check_tensors != 0;
       load.prefill = prefill_of(options->prefill);
+      load.packing = packing_of(options->packing);
       if (options->device != nullptr) load.device = xlstm::parse_device(options->device);
       const auto adapters = list(options->adapters, options->adapter_count, "adapters");
       for (std::size_t i = 0; i < adapters.size(); ++i)

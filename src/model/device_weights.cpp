@@ -14,6 +14,7 @@ namespace xlstm::model {
 
 void prepare_device(Model::Impl& impl, std::span<const ParameterInfo> weights) {
   if (impl.context.device().is_cpu()) return;
+  impl.options.packing = choose_packing(impl.config, weights, impl.options);
   LoadOptions options = impl.options;
   options.threads = impl.context.threads();
   MemoryMeter meter(impl.config, weights, options);

@@ -37,18 +37,23 @@ void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x, const
                                 .eps = hp.norm_eps,
                                 .w = w_gate_up,
                                 .b = present(b_gate_up),
-                                .y = y});
+                                .y = y,
+                                .packed = present(packed_gate_up)});
   } else {
     const Tensor u = kept_u ? kept_u : c.arena().tensor(hp.activation, {tokens, hp.d});
     ops::rms_norm(c, {.x = x, .w = norm, .b = norm_bias, .eps = hp.norm_eps, .y = u});
     if (saved == nullptr) {
-      ops::linear_swiglu(c, {.x = u, .w = w_gate_up, .b = present(b_gate_up), .y = y});
+      ops::linear_swiglu(c, {.x = u,
+                             .w = w_gate_up,
+                             .b = present(b_gate_up),
+                             .y = y,
+                             .packed = present(packed_gate_up)});
     } else {  // in two steps: the backward pass reads what lies between
       ops::linear(c, {.x = u, .w = w_gate_up, .b = present(b_gate_up), .y = gate_up});
       ops::swiglu(c, {.gate = gate_up.cols(0, hp.f), .up = gate_up.cols(hp.f, hp.f), .y = y});
     }
   }
-  add_branch(c, y, w_down, b_down, x, dropout);
+  add_branch(c, y, w_down, b_down, x, dropout, packed_down);
 }
 
 void FeedForward::forward_e4m3(Context& c, const Hyperparameters& hp, Tensor x) const {

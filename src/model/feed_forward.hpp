@@ -17,6 +17,8 @@ struct FeedForward {
   std::array<Tensor, 1> w_down, b_down;              ///< [D, F], [D]
   std::array<ops::E4m3Matrix, 2> e4m3_gate_up = {};  ///< for prompts; with that of down, or empty
   std::array<ops::E4m3Matrix, 1> e4m3_down = {};
+  std::array<ops::PackedWeights, 2> packed_gate_up = {};  ///< for few tokens, or empty
+  std::array<ops::PackedWeights, 1> packed_down = {};
 
   /// What backward() needs of forward().
   struct Saved {

@@ -8,6 +8,7 @@
 #include "core/check.hpp"
 #include "core/cuda_device.hpp"
 #include "model/e4m3_weights.hpp"
+#include "model/packed_weights.hpp"
 #include "model/parameters.hpp"
 #include "model/step_inputs.hpp"
 
@@ -32,10 +33,21 @@ std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype)
   return infos;
 }
 
+Packing choose_packing(const Config& config, std::span<const ParameterInfo> weights,
+                       const LoadOptions& options) {
+  if (options.packing != Packing::automatic) return options.packing;
+  if (!may_pack(config, options)) return Packing::off;
+  LoadOptions packed = options;
+  packed.packing = Packing::on;
+  const std::uint64_t needed = MemoryMeter(config, weights, packed).needs(1).total();
+  return needed <= cuda::memory(options.device).free / 2 ? Packing::on : Packing::off;
+}
+
 MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
                          const LoadOptions& options)
     : context_(options.device, options.threads) {
   expect_prefill(config, options);
+  expect_packing(config, options);
   network_.hp = Hyperparameters(config, options.dtype,
                                 options.chunk_size > 0 ? options.chunk_size : ops::kDefaultChunk);
   network_.state = StateLayout(config);
@@ -50,6 +62,7 @@ MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> we
   }
   if (!network_.lm_head[0]) network_.lm_head[0] = network_.embedding;
   weights_ += place_e4m3_weights(network_, options.prefill, options.device, nullptr);
+  weights_ += place_packed_weights(network_, options.packing, options.device, nullptr);
   if (options.device.is_cpu()) return;
   constexpr std::int64_t kMostSlice = 16384, kMostShared = 256;
   for (std::int64_t slice = kMostSlice; slice > limits_.slice; slice /= 2)

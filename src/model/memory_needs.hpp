@@ -15,7 +15,7 @@ namespace xlstm::model {
 /// Bytes of `sequences` sequences side by side.
 struct MemoryNeeds {
   std::int64_t sequences = 1;
-  std::uint64_t weights = 0;         ///< with those in e4m3
+  std::uint64_t weights = 0;         ///< with those in e4m3 and those that are packed
   std::uint64_t state = 0;           ///< of one sequence, on that device
   std::uint64_t decode_scratch = 0;  ///< of a token for each sequence that shares a pass
   std::uint64_t prompt_scratch = 0;  ///< of a slice of one sequence
@@ -40,11 +40,15 @@ inline constexpr std::uint64_t kMostPromptScratch = std::uint64_t{2} << 30;
 /// Parameters of random weights of type `dtype`.
 std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype);
 
+/// options.packing, or for Packing::automatic what this is on the device, which is looked at.
+Packing choose_packing(const Config& config, std::span<const ParameterInfo> weights,
+                       const LoadOptions& options);
+
 class MemoryMeter {
  public:
   /// @param weights  those present, as Model::parameters() lists them
-  /// @param options  of which device, arithmetic type, prefill, threads, chunk size and exactness
-  /// count
+  /// @param options  of which device, arithmetic type, prefill, packing (where it is on), threads,
+  /// chunk size and exactness count
   MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
               const LoadOptions& options);
 

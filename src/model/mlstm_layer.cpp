@@ -72,7 +72,8 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                                      .cap = hp.gate_cap,
                                      .sigmoid_input = hp.gate == ops::MlstmGate::sigmoid,
                                      .i = i,
-                                     .log_f = log_f};
+                                     .log_f = log_f,
+                                     .packed = present(packed_qkvo)};
   if (saved == nullptr && !coded) {
     ops::norm_linear(c, products);
   } else {
@@ -110,7 +111,8 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                                              .activation = hp.activation,
                                              .w = w_out,
                                              .b = present(b_out),
-                                             .y = x}});
+                                             .y = x,
+                                             .packed = present(packed_out)}});
   } else {
     const ops::HeadNormArgs normed{.h = h,
                                    .o = o,
@@ -128,7 +130,7 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
     if (coded)
       add_e4m3_branch(c, y, e4m3_out, b_out, x);
     else
-      add_branch(c, y, w_out, b_out, x, dropout);
+      add_branch(c, y, w_out, b_out, x, dropout, packed_out);
   }
 }
 

@@ -20,6 +20,8 @@ struct MlstmLayer {
   std::array<Tensor, 1> w_out, b_out;             ///< [D, H dv], [D]
   std::array<ops::E4m3Matrix, 4> e4m3_qkvo = {};  ///< for prompts; with that of out, or empty
   std::array<ops::E4m3Matrix, 1> e4m3_out = {};
+  std::array<ops::PackedWeights, 4> packed_qkvo = {};  ///< for few tokens, or empty
+  std::array<ops::PackedWeights, 1> packed_out = {};
 
   /// What backward() needs of forward().
   struct Saved {

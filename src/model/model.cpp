@@ -7,6 +7,7 @@
 #include "core/check.hpp"
 #include "model/e4m3_weights.hpp"
 #include "model/model_impl.hpp"
+#include "model/packed_weights.hpp"
 #include "model/state_impl.hpp"
 #include "ops/best.hpp"
 #include "ops/mlstm.hpp"
@@ -19,6 +20,7 @@ Model::Impl::Impl(Config c, const LoadOptions& o)
   XLSTM_CHECK(o.dtype == DType::f32 || o.dtype == DType::bf16, invalid_argument,
               "dtype: expected f32 or bf16, found {}", to_string(o.dtype));
   model::expect_prefill(config, o);
+  model::expect_packing(config, o);
   XLSTM_CHECK(o.threads >= 0 && o.threads <= 4096, invalid_argument,
               "threads: expected 0 to 4096, found {}", o.threads);
   XLSTM_CHECK(o.chunk_size >= 0, invalid_argument, "chunk_size: expected 0 or more, found {}",
@@ -128,7 +130,8 @@ std::uint64_t Model::weight_bytes() const noexcept {
 
 std::uint64_t Model::streamed_bytes() const noexcept {
   return weight_bytes() -
-         (impl_->tied || !impl_->network.embedding ? 0 : impl_->network.embedding.bytes());
+         (impl_->tied || !impl_->network.embedding ? 0 : impl_->network.embedding.bytes()) -
+         model::bytes_saved_by_packing(impl_->network);
 }
 
 std::uint64_t Model::state_bytes() const noexcept { return impl_->network.state.bytes(); }

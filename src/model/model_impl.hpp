@@ -99,6 +99,8 @@ void prepare_device(Model::Impl& impl, std::span<const ParameterInfo> weights);
 void move_weights_to_device(Model::Impl& impl);
 /// Makes the e4m3 weights of options.prefill from those on the device.
 void make_e4m3_weights(Model::Impl& impl);
+/// Packs those on the device, where options.packing is on.
+void make_packed_weights(Model::Impl& impl);
 /// Throws Error(invalid_file) naming the first weight that is not finite.
 void check_finite(const Model::Impl& impl);
 /// Tokenizer, where the directory has one, and the ids that begin and end a text.

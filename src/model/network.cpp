@@ -52,14 +52,15 @@ void Network::forward(Context& c, const ops::Batch& batch, Ids ids, Ids rows, Te
                          .activation = hp.activation,
                          .w = lm_head,
                          .b = {},
-                         .y = logits});
+                         .y = logits,
+                         .packed = present(packed_head)});
   } else {
     Tensor u = last;
     if (has_norm()) {
       u = c.arena().tensor(hp.activation, {wanted, hp.d});
       run_norm(c, last, u);
     }
-    ops::linear(c, {.x = u, .w = lm_head, .b = {}, .y = logits});
+    ops::linear(c, {.x = u, .w = lm_head, .b = {}, .y = logits, .packed = present(packed_head)});
   }
   if (hp.logit_cap > 0) ops::soft_cap(c, {.x = logits, .cap = hp.logit_cap});
 }

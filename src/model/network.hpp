@@ -58,6 +58,7 @@ struct Network {
   std::vector<Block> blocks;
   Tensor out_norm, out_norm_bias;  ///< [D]; empty when the model has no output norm
   std::array<Tensor, 1> lm_head;   ///< [V, D]
+  std::array<ops::PackedWeights, 1> packed_head = {};
 
   Network() = default;
   Network(const Network&) = delete;  // the registry points at these views

@@ -11,6 +11,7 @@
 #include "ops/batch.hpp"
 #include "ops/e4m3.hpp"
 #include "ops/linear.hpp"
+#include "ops/packed.hpp"
 #include "xlstm/tensor.hpp"
 
 namespace xlstm::model {
@@ -22,6 +23,11 @@ struct Dropout {
 
   explicit operator bool() const noexcept { return p > 0; }
 };
+
+/// Packed weights for an op: none where there are none.
+inline std::span<const ops::PackedWeights> present(std::span<const ops::PackedWeights> packed) {
+  return packed[0] ? packed : std::span<const ops::PackedWeights>();
+}
 
 /// Copies rows of float32, for a backward pass that wants them as they were.
 inline void copy_rows(const Context& c, const Tensor& from, const Tensor& to) {
@@ -72,9 +78,12 @@ inline void add_e4m3_branch(Context& c, const Tensor& y, const std::array<ops::E
 
 /// x += dropout(W y + b), the end of a branch.
 inline void add_branch(Context& c, const Tensor& y, const std::array<Tensor, 1>& w,
-                       const std::array<Tensor, 1>& b, const Tensor& x, Dropout dropout) {
+                       const std::array<Tensor, 1>& b, const Tensor& x, Dropout dropout,
+                       const std::array<ops::PackedWeights, 1>& packed = {}) {
   if (!dropout) {
-    ops::linear(c, {.x = y, .w = w, .b = present(b), .y = x, .accumulate = true});
+    ops::linear(
+        c,
+        {.x = y, .w = w, .b = present(b), .y = x, .accumulate = true, .packed = present(packed)});
     return;
   }
   const ArenaScope scope(c.arena());

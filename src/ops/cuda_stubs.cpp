@@ -54,6 +54,8 @@ XLSTM_CUDA_STUB(gated_activation, GatedActivationArgs)
 
 }  // namespace xlstm::ops::cuda
 
+bool xlstm::ops::reads_packed(Device) { return false; }
+
 namespace xlstm {
 namespace {
 

@@ -79,6 +79,9 @@ struct PackWeightsArgs {
 };
 XLSTM_OP(pack_weights, PackWeightsArgs)
 
+/// Whether a kernel of this CUDA device reads packed weights.
+bool reads_packed(Device device);
+
 /// Throws Error(invalid_argument) unless there are none, or one like each of `w`.
 void check_packed(const char* op, std::span<const PackedWeights> packed, std::span<const Tensor> w);
 

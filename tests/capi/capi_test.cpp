@@ -83,7 +83,7 @@ TEST_F(CApiTest, LoadOptionsNameDeviceAndAdapters) {
   EXPECT_NE(std::string(xlstm_last_error()).find("nowhere"), std::string::npos);
 }
 
-TEST_F(CApiTest, LoadOptionsNameTheTypeOfPrompts) {
+TEST_F(CApiTest, LoadOptionsNameTheTypeOfPromptsAndPackedWeights) {
   xlstm_load_options options = {};
   xlstm_model* other = nullptr;
   options.prefill = 1;  // this model runs on the CPU, which has no products of e4m3
@@ -92,6 +92,13 @@ TEST_F(CApiTest, LoadOptionsNameTheTypeOfPrompts) {
   options.prefill = 3;
   EXPECT_EQ(xlstm_model_load(kModel.c_str(), &options, &other), XLSTM_INVALID_ARGUMENT);
   EXPECT_EQ(std::string(xlstm_last_error()), "prefill: expected 0, 1 or 2, found 3");
+  options.prefill = 0;
+  options.packing = 2;
+  EXPECT_EQ(xlstm_model_load(kModel.c_str(), &options, &other), XLSTM_UNSUPPORTED);
+  EXPECT_NE(std::string(xlstm_last_error()).find("packed weights"), std::string::npos);
+  options.packing = 3;
+  EXPECT_EQ(xlstm_model_load(kModel.c_str(), &options, &other), XLSTM_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(xlstm_last_error()), "packing: expected 0, 1 or 2, found 3");
 }
 
 TEST_F(CApiTest, TextToIdsAndBack) {

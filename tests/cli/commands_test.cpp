@@ -81,6 +81,7 @@ TEST(CliUsage, WrongCommandLinesEndWithStatus2) {
       {{"generate", "--seed", "99999999999999999999"}, "'99999999999999999999'"},
       {{"generate", "--dtype", "f64"}, "f32|bf16"},
       {{"generate", "--prefill-dtype", "int8"}, "same|fp8|fp8-blocks"},
+      {{"generate", "--pack-weights", "yes"}, "auto|on|off"},
       {{"generate", "--device", "gpu"}, "cuda:<index>"},
       {{"generate", "--prompt-ids", "1,,2"}, "''"},
       {{"generate", "--prompt-ids", "1;2"}, "'1;2'"},
@@ -117,6 +118,7 @@ TEST(CliErrors, WrongModelsAndTexts) {
       {{"tokenize", "--decode", "5,100000"}, "100000"},
       {{"eval", "-f", file}, "--window"},
       {{"generate", "-p", "a", "--device", "cpu", "--prefill-dtype", "fp8"}, "found the CPU"},
+      {{"generate", "-p", "a", "--device", "cpu", "--pack-weights", "on"}, "found the CPU"},
       {{"generate", "--state-load", folder / "missing"}, "missing"},
       {{"generate", "--state-load", file}, "text.txt"},
       {{"generate", "-n", "1", "--json", "--state-save", folder / "no/such"}, "no/such"},
@@ -260,7 +262,7 @@ TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
   EXPECT_EQ(keys(memory), (Names{"device", "dtype", "sequences", "weights_bytes",
                                  "state_bytes_per_sequence", "states_bytes", "decode_scratch_bytes",
                                  "prompt_scratch_bytes", "step_inputs_bytes", "results_bytes",
-                                 "total_bytes", "free_bytes", "sequences_that_fit"}));
+                                 "total_bytes", "packed_weights", "free_bytes", "sequences_that_fit"}));
   EXPECT_EQ(memory["device"], "cuda:0");
   EXPECT_EQ(memory["sequences"], 20);
   EXPECT_EQ(memory["states_bytes"], 20 * memory["state_bytes_per_sequence"].get<std::int64_t>());
@@ -280,6 +282,15 @@ TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
   EXPECT_NE(f32.out.find("memory of cuda:0, 1 sequence, f32"), std::string::npos) << f32.out;
   const Outcome coded = run({"info", "--device", "cuda", "--prefill-dtype", "fp8"});
   EXPECT_EQ(coded.status, 0) << coded.err;
+
+  const json packed =
+      run({"info", "--json", "--device", "cuda", "--pack-weights", "on"}).json()["memory"];
+  EXPECT_EQ(packed["packed_weights"], true);
+  const json plain =
+      run({"info", "--json", "--device", "cuda", "--pack-weights", "off"}).json()["memory"];
+  EXPECT_EQ(plain["packed_weights"], false);
+  EXPECT_GT(packed["weights_bytes"], 1.5 * plain["weights_bytes"].get<double>());
+  EXPECT_LT(packed["weights_bytes"], 1.8 * plain["weights_bytes"].get<double>());
 
   const json on_cpu = run({"info", "--json", "--sequences", "2"}).json()["memory"];
   EXPECT_EQ(on_cpu["device"], "cpu");

@@ -140,6 +140,20 @@ TEST(CudaModel, Fp8IsForPromptsAlone) {
   expect_same(y, x);
 }
 
+TEST(CudaModel, PackedWeightsAreRefusedWhereThereCanBeNone) {
+  LoadOptions options;
+  options.packing = Packing::on;
+  options.dtype = DType::bf16;
+  expect_error(ErrorCode::unsupported, {"packed weights", "CUDA device", "CPU"},
+               [&] { Model::random(small_config(), DType::bf16, 7, options); });
+  options.device = test_device();
+  expect_error(ErrorCode::unsupported, {"packed weights", "first xLSTM"},
+               [&] { Model::random(small_stack_config(101, 3), DType::bf16, 7, options); });
+  options.dtype = DType::f32;
+  expect_error(ErrorCode::invalid_argument, {"packed weights", "bf16", "f32"},
+               [&] { Model::random(small_config(), DType::bf16, 7, options); });
+}
+
 TEST(CudaModel, Fp8IsRefusedWhereNothingReadsIt) {
   LoadOptions options;
   options.prefill = Prefill::fp8;
@@ -152,6 +166,50 @@ TEST(CudaModel, Fp8IsRefusedWhereNothingReadsIt) {
   options.dtype = DType::f32;
   expect_error(ErrorCode::invalid_argument, {"fp8", "bf16", "f32"},
                [&] { Model::random(small_config(), DType::bf16, 7, options); });
+}
+
+// Packed weights change no bit, of a sequence alone, of some and of many, of prompts short and
+// long.
+TEST(CudaModel, PackedWeightsChangeNothing) {
+  Config config = small_config();
+  config.hidden_size = 128;
+  config.num_heads = 2;
+  config.vocab_size = 104;
+  config.use_bias = true;
+  const auto model = [&](Packing packing) {
+    LoadOptions options;
+    options.device = test_device();
+    options.dtype = DType::bf16;
+    options.packing = packing;
+    return Model::random(config, DType::bf16, 7, options);
+  };
+  Model plain = model(Packing::off), packed = model(Packing::on);
+  EXPECT_LT(packed.streamed_bytes(), plain.streamed_bytes());
+  for (const std::size_t length : {1, 7, 16, 20, 64, 100, 200, 300}) {
+    State a = plain.make_state(), b = packed.make_state();
+    const std::vector<std::int32_t> ids = some_ids(length);
+    EXPECT_TRUE(std::ranges::equal(packed.eval(b, ids), plain.eval(a, ids))) << length;
+    EXPECT_EQ(record_of(b), record_of(a)) << length;
+  }
+  for (const std::size_t sequences : {2, 9, 16, 17, 40, 64, 100, 128, 200}) {
+    std::vector<State> a, b;
+    std::vector<SequenceInput> of_a, of_b;
+    const std::vector<std::int32_t> ids = some_ids(sequences);
+    for (std::size_t i = 0; i < sequences; ++i) {
+      a.push_back(plain.make_state());
+      b.push_back(packed.make_state());
+    }
+    for (std::size_t i = 0; i < sequences; ++i) {
+      of_a.push_back({std::span(&ids[i], 1), &a[i]});
+      of_b.push_back({std::span(&ids[i], 1), &b[i]});
+    }
+    std::vector<float> x(sequences * 104), y(x.size());
+    for (int step = 0; step < 3; ++step) {
+      plain.forward(of_a, Logits::last, x);
+      packed.forward(of_b, Logits::last, y);
+      EXPECT_EQ(y, x) << sequences << " sequences, step " << step;
+    }
+  }
 }
 
 TEST(CudaModel, StatesMoveBetweenDevices) {

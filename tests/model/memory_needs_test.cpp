@@ -190,5 +190,39 @@ TEST(MemoryNeeds, WeightsInFp8TakeHalfAsMuchMoreInAllBlocksButTheFirst) {
                [&] { MemoryMeter(config, weights, options).expect_fit(1, same); });
 }
 
+TEST(MemoryNeeds, PackedWeightsTakeThreeQuartersMore) {
+  LoadOptions options = options_for(kCuda, DType::bf16);
+  Config config = small_config();
+  config.hidden_size = 256;
+  config.num_heads = 2;
+  const auto needs = [&](Packing packing, DType dtype = DType::bf16) {
+    options.packing = packing;
+    return MemoryMeter(config, model::uniform_parameters(config, dtype), options).needs(1);
+  };
+  const std::uint64_t off = needs(Packing::off).weights, on = needs(Packing::on).weights;
+  EXPECT_EQ(needs(Packing::automatic).weights, off) << "until the device was looked at";
+  EXPECT_GT(on, off + off * 6 / 10);
+  EXPECT_LT(on, off + off * 9 / 10);
+  EXPECT_EQ(needs(Packing::on).decode_scratch, needs(Packing::off).decode_scratch);
+  EXPECT_EQ(needs(Packing::on, DType::f32).weights, needs(Packing::off, DType::f32).weights)
+      << "there is nothing to pack";
+  options = options_for(kCuda, DType::f32);
+  options.packing = Packing::on;
+  expect_error(ErrorCode::invalid_argument, {"packed weights", "bf16", "f32"},
+               [&] { MemoryMeter(config, {}, options); });
+}
+
+TEST(MemoryNeeds, PackingIsChosenWhereSomethingReadsIt) {
+  const Config config = small_config();
+  const auto weights = model::uniform_parameters(config, DType::bf16);
+  LoadOptions options = options_for(kCuda, DType::bf16);
+  for (const Packing packing : {Packing::on, Packing::off}) {
+    options.packing = packing;
+    EXPECT_EQ(model::choose_packing(config, weights, options), packing);
+  }
+  options = options_for(Device{}, DType::bf16);
+  EXPECT_EQ(model::choose_packing(config, weights, options), Packing::off) << "on the CPU";
+}
+
 }  // namespace
 }  // namespace xlstm::testing

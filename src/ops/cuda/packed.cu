@@ -5,6 +5,7 @@
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/row.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 #include "ops/packed_number.hpp"
 
 namespace xlstm::ops::cuda {
@@ -91,3 +92,5 @@ void pack_weights(Context& context, const PackWeightsArgs& a) {
 }
 
 }  // namespace xlstm::ops::cuda
+
+bool xlstm::ops::reads_packed(Device device) { return cuda::level(device) == cuda::Level::sm90; }
