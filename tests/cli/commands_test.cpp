@@ -257,12 +257,14 @@ TEST(CliInfo, DefaultModel) {
 }
 
 TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
-  const json info = run({"info", "--json", "--device", "cuda", "--sequences", "20"}).json();
+  const json info =
+      run({"info", "--json", "--device", "cuda", "--sequences", "20", "--pack-weights", "off"})
+          .json();
   const json& memory = info["memory"];
-  EXPECT_EQ(keys(memory), (Names{"device", "dtype", "sequences", "weights_bytes",
+  EXPECT_EQ(keys(memory), (Names{"device", "dtype", "sequences", "packed_weights", "weights_bytes",
                                  "state_bytes_per_sequence", "states_bytes", "decode_scratch_bytes",
                                  "prompt_scratch_bytes", "step_inputs_bytes", "results_bytes",
-                                 "total_bytes", "packed_weights", "free_bytes", "sequences_that_fit"}));
+                                 "total_bytes", "free_bytes", "sequences_that_fit"}));
   EXPECT_EQ(memory["device"], "cuda:0");
   EXPECT_EQ(memory["sequences"], 20);
   EXPECT_EQ(memory["states_bytes"], 20 * memory["state_bytes_per_sequence"].get<std::int64_t>());
@@ -298,14 +300,15 @@ TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
 
   // A shape alone: nothing is loaded and nothing made.
   const std::string config = (default_model() / "config.json").string();
-  const json shape =
-      run({"info", "--json", "--config", config, "--device", "cuda", "--dtype", "bf16"}).json();
+  const json shape = run({"info", "--json", "--config", config, "--device", "cuda", "--dtype",
+                          "bf16", "--pack-weights", "off"})
+                         .json();
   EXPECT_EQ(keys(shape), Names{"memory"});
   EXPECT_EQ(shape["memory"]["weights_bytes"], memory["weights_bytes"]);
   expect_failure(run({"info", "--config", config}), 2, "--config goes with");
   for (const char* prefill : {"fp8", "fp8-blocks"}) {
     const json fp8 = run({"info", "--json", "--config", config, "--device", "cuda", "--dtype",
-                          "bf16", "--prefill-dtype", prefill})
+                          "bf16", "--prefill-dtype", prefill, "--pack-weights", "off"})
                          .json()["memory"];
     EXPECT_GT(fp8["weights_bytes"], 1.3 * memory["weights_bytes"].get<double>());
     EXPECT_LT(fp8["weights_bytes"], 1.5 * memory["weights_bytes"].get<double>());
