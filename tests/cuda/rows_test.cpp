@@ -124,6 +124,55 @@ TEST(CudaRows, WideGatesAreThoseOfTheUnroundedRow) {
   }
 }
 
+// So many rows that blocks take several turns: each has the bits that it has among a few hundred.
+TEST(CudaRows, NormsOfManyRowsAreThoseOfFewer) {
+  std::mt19937 random(8);
+  constexpr std::int64_t kRows = 2100, kFewer = 300, kHeads = 2;
+  for (const std::int64_t width : {4096, 3600, 528}) {
+    Array x = Array::random(random, DType::f32, {kRows, width});
+    Array w = Array::random(random, DType::bf16, {width}, 0.3, 1.0);
+    Array w_i = Array::random(random, DType::bf16, {kHeads, width}, 0.05),
+          w_f = Array::random(random, DType::bf16, {kHeads, width}, 0.05);
+    Array b = Array::random(random, DType::f32, {kHeads});
+    struct Results {
+      Array u, alone, i, log_f;
+      explicit Results(std::int64_t columns)
+          : u(DType::bf16, {kRows, columns}),
+            alone(DType::f32, {kRows, columns}),
+            i(DType::f32, {kRows, kHeads}),
+            log_f(DType::f32, {kRows, kHeads}) {}
+    };
+    Results all(width), parts(width);
+    Context context(test_device(), 1);
+    const auto run_rows = [&](Results& to, std::int64_t begin, std::int64_t count) {
+      const auto part = [&](Array& array) { return array.tensor().rows(begin, count); };
+      run<RmsNormGatesArgs>(context, rms_norm_gates,
+                            {.x = part(x),
+                             .w = w.tensor(),
+                             .b = {},
+                             .w_i = w_i.tensor(),
+                             .w_f = w_f.tensor(),
+                             .b_i = b.tensor(),
+                             .b_f = b.tensor(),
+                             .eps = kEps,
+                             .u = part(to.u),
+                             .i = part(to.i),
+                             .log_f = part(to.log_f)});
+      run<RmsNormArgs>(context, rms_norm,
+                       {.x = part(x), .w = w.tensor(), .b = {}, .eps = kEps, .y = part(to.alone)});
+    };
+    run_rows(all, 0, kRows);
+    for (std::int64_t begin = 0; begin < kRows; begin += kFewer)
+      run_rows(parts, begin, std::min(kFewer, kRows - begin));
+    EXPECT_EQ(all.u.bytes(), parts.u.bytes()) << width;
+    EXPECT_EQ(all.alone.bytes(), parts.alone.bytes()) << width;
+    EXPECT_EQ(all.i.bytes(), parts.i.bytes()) << width;
+    EXPECT_EQ(all.log_f.bytes(), parts.log_f.bytes()) << width;
+    const auto want = oracle::rms_norm<double>(x.values(), w.values(), {}, width, kEps);
+    EXPECT_LE(max_error(all.alone.values(), want), max_abs(want) * 1e-6);
+  }
+}
+
 // Many sequences, more texts shorter than the window than not: each has the bits that it has alone.
 TEST(CudaRows, SequencesOfAConvolutionDoNotDependOnEachOther) {
   std::mt19937 random(3);

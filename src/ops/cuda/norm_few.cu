@@ -91,8 +91,7 @@ __device__ __forceinline__ void norm_own(float (&x)[kOwn], const OwnWeights& w, 
 
 template <class Y>
 __global__ void __launch_bounds__(kMostThreads, kBlocks)
-    few_norms_kernel(Matrix<const float> x, Weights w, Weights b, float eps, Matrix<Y> y,
-                     int width) {
+    norms_kernel(Matrix<const float> x, Weights w, Weights b, float eps, Matrix<Y> y, int width) {
   __shared__ float partial[kMostWarps];
   const Places at(width);
   const OwnWeights weights(w, at);  // while the kernel before this one ends
@@ -167,8 +166,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
 }
 
 bool serves(const Tensor& x, const Tensor& w, const Tensor& b) {
-  return x.dim(0) <= kFewNormRows && x.dim(1) % kHalf == 0 && x.dim(1) <= kMostThreads * kOwn &&
-         on_16_bytes(x) && on_16_bytes(w) && (!b || on_16_bytes(b));
+  return x.dim(1) % kHalf == 0 && x.dim(1) <= kMostThreads * kOwn && on_16_bytes(x) &&
+         on_16_bytes(w) && (!b || on_16_bytes(b));
 }
 
 Grid grid_of(const Tensor& x) {
@@ -180,20 +179,20 @@ Grid grid_of(const Tensor& x) {
 
 }  // namespace
 
-bool rms_norm_of_few_rows(Context& context, const RmsNormArgs& a) {
+bool rms_norm_by_rows(Context& context, const RmsNormArgs& a) {
   if (!serves(a.x, a.w, a.b) || !on_16_bytes(a.y)) return false;
   with_type(a.y.dtype, [&](auto type) {
     using Y = decltype(type);
-    launch(context, "rms_norm", grid_of(a.x), few_norms_kernel<Y>, Matrix<const float>(a.x),
+    launch(context, "rms_norm", grid_of(a.x), norms_kernel<Y>, Matrix<const float>(a.x),
            Weights(a.w), Weights(a.b), a.eps, Matrix<Y>(a.y), static_cast<int>(a.x.dim(1)));
   });
   return true;
 }
 
 bool serves_gates_of_few_rows(const RmsNormGatesArgs& a) {
-  return serves(a.x, a.w, a.b) && on_16_bytes(a.u) && a.w_i.dtype == DType::bf16 &&
-         2 * a.w_i.dim(0) <= kMostGates && a.w_f.dtype == DType::bf16 && on_16_bytes(a.w_i) &&
-         on_16_bytes(a.w_f);
+  return a.x.dim(0) <= kFewNormRows && serves(a.x, a.w, a.b) && on_16_bytes(a.u) &&
+         a.w_i.dtype == DType::bf16 && 2 * a.w_i.dim(0) <= kMostGates &&
+         a.w_f.dtype == DType::bf16 && on_16_bytes(a.w_i) && on_16_bytes(a.w_f);
 }
 
 void gates_of_few_rows(Context& context, const RmsNormGatesArgs& a) {

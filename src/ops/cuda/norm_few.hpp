@@ -1,5 +1,5 @@
 #pragma once
-// Norms of few rows, for which a card has more threads than numbers.
+// Norms with a block for each row, and the gates of few rows.
 
 #include <cstdint>
 
@@ -8,14 +8,13 @@
 
 namespace xlstm::ops::cuda {
 
-/// The most rows of these kernels. Which kernel norms a row decides the order of its sums, and so
-/// depends on nothing but the number of rows and their form.
+/// The most rows whose gates are made apart from their norm.
 inline constexpr std::int64_t kFewNormRows = 256;
 
-/// rms_norm(). False, and nothing done, where it does not serve.
-bool rms_norm_of_few_rows(Context& context, const RmsNormArgs& args);
+/// rms_norm() of any number of rows. False, and nothing done, where it does not serve.
+bool rms_norm_by_rows(Context& context, const RmsNormArgs& args);
 
-/// Whether gates_of_few_rows() serves these; then rms_norm_of_few_rows() makes u.
+/// Whether gates_of_few_rows() serves these; then rms_norm_by_rows() makes u.
 bool serves_gates_of_few_rows(const RmsNormGatesArgs& args);
 
 /// Of rms_norm_gates() the gates alone. It does not wait for the op before it, which must be
