@@ -232,23 +232,21 @@ void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t beg
   const std::size_t logit_bytes = wanted * static_cast<std::size_t>(vocab) * sizeof(float);
   const std::size_t best_bytes = wanted * static_cast<std::size_t>(results.count) * sizeof(float);
   const bool in_place = device.is_cpu() && results.best == nullptr;
-  std::byte* memory = in_place ? nullptr : result_memory(logit_bytes + 2 * best_bytes);
+  std::byte* memory = in_place ? nullptr : result_memory(logit_bytes);
   const Tensor logits = Tensor::dense(in_place ? static_cast<void*>(results.logits) : memory,
                                       DType::f32, {rows, vocab}, device);
-  Tensor values, ids;
-  std::byte* best = nullptr;  // where the host reads them
-  if (results.best != nullptr) {
-    best = memory + logit_bytes;
-    values = Tensor::dense(best, DType::f32, {rows, results.count}, device);
-    ids = Tensor::dense(best + best_bytes, DType::i32, {rows, results.count}, device);
-  }
   // Logits of many tokens are not worth pinned memory.
   constexpr std::size_t kMostPinned = std::size_t{16} << 20;
   const std::size_t result_bytes = results.best != nullptr ? 2 * best_bytes : logit_bytes;
-  const bool pinned = !device.is_cpu() && (results.best != nullptr || result_bytes <= kMostPinned);
+  const bool pinned = results.best != nullptr || (!device.is_cpu() && result_bytes <= kMostPinned);
   if (pinned && pinned_results_.size() < result_bytes)
     pinned_results_ = Buffer::on_host_for(device, result_bytes);
-  if (results.best != nullptr && pinned) best = pinned_results_.data();
+  std::byte* const best = pinned_results_.data();  // a device writes them there itself
+  Tensor values, ids;
+  if (results.best != nullptr) {
+    values = Tensor::dense(best, DType::f32, {rows, results.count}, device);
+    ids = Tensor::dense(best + best_bytes, DType::i32, {rows, results.count}, device);
+  }
 
   const std::size_t kind = 1 + wanted + (static_cast<std::size_t>(results.count) << 32);
   fold_pending(sequences, pass.batch());
@@ -257,8 +255,6 @@ void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t beg
     if (results.best == nullptr || wanted == 0) return;
     ops::best_logits(context,
                      {.logits = logits.cols(0, results.ids), .values = values, .ids = ids});
-    if (!device.is_cpu() && !context.measuring())
-      cuda::copy(best, values.data, 2 * best_bytes, context.stream(), device);
   });
   if (results.best == nullptr && !in_place && wanted > 0)
     cuda::copy(pinned ? static_cast<void*>(pinned_results_.data()) : results.logits, memory,

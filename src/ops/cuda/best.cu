@@ -2,6 +2,7 @@
 
 #include "ops/cuda/best_plan.hpp"
 #include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
 
 namespace xlstm::ops::cuda {
@@ -53,6 +54,8 @@ __global__ void __launch_bounds__(kThreads) best_kernel(Row row, Found found) {
   const std::int64_t r = blockIdx.y;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   Key keys[kPerThread];
+  grid_wait();
+  grid_trigger();
   for (int i = 0; i < kPerThread; ++i)
     keys[i] = row.at(
         r, (static_cast<std::int64_t>(blockIdx.x) * kPerThread + i) * kThreads + threadIdx.x);
@@ -111,8 +114,9 @@ void best_logits(Context& context, const BestLogitsArgs& a) {
     const std::int64_t spans = BestPlan::spans(row.width);
     const Found found{spans > 1 ? turns[pass % 2] : nullptr, Matrix<float>(a.values),
                       Matrix<std::int32_t>(a.ids), static_cast<int>(plan.count)};
-    launch(context, "best_logits", {.x = spans, .y = plan.rows, .threads = kThreads}, best_kernel,
-           row, found);
+    launch(context, "best_logits",
+           {.x = spans, .y = plan.rows, .threads = kThreads, .overlap = true}, best_kernel, row,
+           found);
     if (spans == 1) return;
     row.keys = found.keys;
     row.width = spans * plan.count;
