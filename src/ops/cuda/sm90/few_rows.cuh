@@ -198,7 +198,7 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
   typename W::template Feed<kTilesAtOnce, After::kPairs> feed(w, slice, width, outputs, jobs);
   const auto fill = [&](int from, int to) {
 #pragma unroll 1
-    for (int s = from; s < to; ++s) feed.copy(ring + s * kStageBytes);
+    for (int s = from; s < to; ++s) feed.copy(ring + s * kStageBytes, s % kTilesAtOnce);
   };
   fill(0, kFirst);
 
@@ -356,7 +356,6 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
         __syncwarp();
         if constexpr (W::kPacked) {
           const PackedStage packed(shared->ring[warp][stage], group, quarter);
-          const bool patched = packed.any_patch();
           unsigned a[2][kStageUnits][4];
           const auto multiply = [&](int half) {
 #pragma unroll
@@ -367,15 +366,13 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
                          {tokens_b[u][c][half * 2], tokens_b[u][c][half * 2 + 1]});
           };
           packed.read<0>(a[0]);
-          if (patched) packed.patch<0>(a[0]);
           __syncwarp();
           multiply(0);
           packed.read<1>(a[1]);
-          if (patched) packed.patch<1>(a[1]);
           scales[i][0] = packed.scale(0);
           scales[i][1] = packed.scale(1);
           __syncwarp();
-          feed.copy(ring + stage * kStageBytes);
+          feed.copy(ring + stage * kStageBytes, (i + kStages) % kTilesAtOnce);
           multiply(1);
         } else {
           const unsigned char* const at =
@@ -392,7 +389,7 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
             }
             if (first + kUnitsAtOnce == kStageUnits) {
               __syncwarp();
-              feed.copy(ring + stage * kStageBytes);
+              feed.copy(ring + stage * kStageBytes, 0);
             }
 #pragma unroll
             for (int u = 0; u < kUnitsAtOnce; ++u) {
@@ -411,21 +408,30 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
       }
     };
     if constexpr (Before::kHeld) {
+#ifndef XU
+#define XU 4
+#endif
+      constexpr int kTurn = W::kPacked ? XU : 1;
 #pragma unroll 1
-      for (int s = 0; s < kMostHeld; ++s) {
-        if (s < slice.count) take(b[0]);
-          // Round they go: registers have no index at run time, and unrolled code is read from
-          // memory for every kernel.
+      for (int s = 0; s < kMostHeld; s += kTurn) {
+#pragma unroll
+        for (int v = 0; v < kTurn; ++v)
+          if (s + v < slice.count) take(b[v]);
+            // Round they go: registers have no index at run time, and unrolled code is read from
+            // memory for every kernel.
 #pragma unroll
         for (int u = 0; u < kStageUnits; ++u)
 #pragma unroll
           for (int i = 0; i < kTokenTiles; ++i)
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-              const unsigned first = b[0][u][i][j];
+              unsigned first[kTurn];
 #pragma unroll
-              for (int v = 0; v + 1 < kMostHeld; ++v) b[v][u][i][j] = b[v + 1][u][i][j];
-              b[kMostHeld - 1][u][i][j] = first;
+              for (int v = 0; v < kTurn; ++v) first[v] = b[v][u][i][j];
+#pragma unroll
+              for (int v = 0; v + kTurn < kMostHeld; ++v) b[v][u][i][j] = b[v + kTurn][u][i][j];
+#pragma unroll
+              for (int v = 0; v < kTurn; ++v) b[kMostHeld - kTurn + v][u][i][j] = first[v];
             }
       }
     } else {

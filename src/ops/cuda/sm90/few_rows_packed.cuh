@@ -44,16 +44,18 @@ struct PackedGroup : WeightGroup<Bf16> {
 
 template <int kTilesAtOnce, bool kPairs>
 struct PackedGroup::Feed {
-  static constexpr int kPieces = kTileBytes / 16;  // of a tile
+  static constexpr int kPieces = kTileBytes / 16;              // of a tile
+  static constexpr int kTimes = kPieces / kWarp;               // that the whole warp copies some
+  static constexpr int kTail = kTimes * kWarp * 16;            // bytes which that are
+  static constexpr int kTailLanes = kPieces - kTimes * kWarp;  // for the others
+  static_assert(kTailLanes == 2);
   const PackedGroup& w;
   const Slice& slice;
   int jobs;
-  int job = blockIdx.x, stage = 0, part = 0;  // of the next copy
+  int job = blockIdx.x, stage = 0;  // of the next copy
   std::uint64_t policy = evict_first_policy();
-  // Where this lane's pieces begin: of 8 rows, of the 8 after them as if they lay behind the
-  // first, and of the 16 scales.
-  const unsigned char *low[kTilesAtOnce], *high[kTilesAtOnce];
-  const float* scales[kTilesAtOnce];
+  // What this lane copies next of each 8 rows; and of what is left of both and of the scales.
+  const unsigned char *tiles[kTilesAtOnce][2], *tail[kTilesAtOnce];
 
   __device__ Feed(const PackedGroup& w_, const Slice& slice_, int, int, int jobs_)
       : w(w_), slice(slice_), jobs(jobs_) {
@@ -77,55 +79,46 @@ struct PackedGroup::Feed {
           for (i = 0; i < kMostWeights - 1 && place >= w.tile_end[i]; ++i) first = w.tile_end[i];
           place -= first;
         }
-        const unsigned char* const from =
-            w.tiles[i] + place * w.tile_stride[i] + slice.begin * kTileBytes + lane * 16;
-        if (h == 0)
-          low[p] = from;
-        else
-          high[p] = from - kTileBytes;
-        if (lane % 4 / 2 == h) scales[p] = w.scales[i] + place * PackedTile::kRows + lane % 2 * 4;
+        const unsigned char* const from = w.tiles[i] + place * w.tile_stride[i] +
+                                          slice.begin * kTileBytes + lane % kTailLanes * 16;
+        tiles[p][h] = from + lane / kTailLanes * kTailLanes * 16;
+        // Lanes 0 to 3 have the tiles' ends, lanes 4 to 7 the scales.
+        if (lane % 4 / 2 == h)
+          tail[p] = lane < 4 ? from + kTail
+                             : reinterpret_cast<const unsigned char*>(
+                                   w.scales[i] + place * PackedTile::kRows + lane % 2 * 4);
       }
     }
   }
   /// Starts the next stage's copies, by the whole warp; or none, where there are no more.
-  __device__ void copy(std::uint32_t to) {
+  /// @param part  which of the tiles at once
+  __device__ __forceinline__ void copy(std::uint32_t to, int part) {
     if (any()) {
       const int lane = threadIdx.x % kWarp;
-      const int at = stage * kTileBytes;
-      const unsigned char *first = low[0], *second = high[0];
-      const float* scale = scales[0];
-      if constexpr (kTilesAtOnce > 1) {
-        if (part == 1) {
-          first = low[1];
-          second = high[1];
-          scale = scales[1];
+      const bool last = stage + 1 == slice.count;
+#pragma unroll
+      for (int p = 0; p < kTilesAtOnce; ++p) {
+        if (p != part) continue;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+#pragma unroll
+          for (int j = 0; j < kTimes; ++j)
+            async_copy(to + h * kTileBytes + lane * 16 + j * kWarp * 16,
+                       tiles[p][h] + j * kWarp * 16, true, policy);
+          tiles[p][h] += kTileBytes;
         }
+        // The last stage brings the scales too.
+        if (lane < 8) {
+          const int at = lane < 2   ? kTail
+                         : lane < 4 ? kTail + kTileBytes - 2 * 16
+                                    : kScales - 4 * 16;
+          async_copy(to + at + lane * 16, tail[p], lane < 4 || last, policy);
+        }
+        tail[p] += lane < 4 ? kTileBytes : 0;
       }
-      first += at;
-      second += at;
-      const std::uint32_t target = to + lane * 16;
-      constexpr int kWhole = kPieces / kWarp;
-#pragma unroll
-      for (int j = 0; j < kWhole; ++j)
-        async_copy(target + j * kWarp * 16, first + j * kWarp * 16, true, policy);
-      const unsigned char* const both = kWhole * kWarp + lane < kPieces ? first : second;
-      async_copy(target + kWhole * kWarp * 16, both + kWhole * kWarp * 16, true, policy);
-      constexpr int kBehind = 2 * kPieces / kWarp;
-#pragma unroll
-      for (int j = kWhole + 1; j < kBehind; ++j)
-        async_copy(target + j * kWarp * 16, second + j * kWarp * 16, true, policy);
-      // The last pieces, and beside them the scales, which the last stage of a tile brings.
-      constexpr int kLeft = 2 * kPieces - kBehind * kWarp;
-      static_assert(kLeft == 4 && kScales == 2 * kPieces * 16);
-      if (lane < kLeft + 4) {
-        const void* const last =
-            lane < kLeft ? static_cast<const void*>(second + kBehind * kWarp * 16) : scale;
-        async_copy(target + kBehind * kWarp * 16, last, lane < kLeft || stage + 1 == slice.count,
-                   policy);
-      }
-      if (++part == kTilesAtOnce) {
-        part = 0;
-        if (++stage == slice.count) {
+      if (part == kTilesAtOnce - 1) {
+        ++stage;
+        if (last) {
           stage = 0;
           job += gridDim.x;
           find_tiles();
@@ -140,8 +133,8 @@ struct PackedGroup::Feed {
 /// columns 8.
 class PackedStage {
  public:
-  __device__ PackedStage(const unsigned char* stage, int group, int quarter)
-      : stage_(stage), group_(group), quarter_(quarter) {}
+  __device__ __forceinline__ PackedStage(const unsigned char* stage, int group, int quarter)
+      : stage_(stage), group_(group), quarter_(quarter), patches_(stage) {}
 
   /// Pairs 2 half and 2 half + 1 of the lane's 8 numbers of each unit, in the order of an mma.
   template <int kHalf>
@@ -153,43 +146,28 @@ class PackedStage {
 #pragma unroll
       for (int u = 0; u < kStageUnits; ++u) a[u][j] = pairs.pair(u);
     }
-  }
-  __device__ __forceinline__ bool any_patch() const {
-    return first_patch(0).any() || first_patch(1).any();
-  }
-  /// Puts in the numbers of the lists.
-  template <int kHalf>
-  __device__ __forceinline__ void patch(unsigned (&a)[kStageUnits][4]) const {
-#pragma unroll
-    for (int tile = 0; tile < 2; ++tile)
+    unsigned mask = patches_.mask([](const PackedPatch& p) { return p.i() / 2 == kHalf; });
 #pragma unroll 1
-      for (int n = 0; n < PackedTile::kMostPatches; ++n) {
-        const PackedPatch patch = patch_of(stage_ + tile * PackedGroup::kTileBytes, n);
-        if (!patch.any()) break;
-        const bool mine = patch.row() == group_ && patch.a() == quarter_ && patch.i() / 2 == kHalf;
-        const int place = mine ? patch.u() * 2 + patch.i() % 2 : -1;
-        const unsigned selector = patch.selector();
+    while (mask != 0) {
+      PackedPatch patch;
+      const int tile = patches_.next(mask, patch) / PackedTile::kMostPatches;
+      const bool mine = patch.row() == group_ && patch.a() == quarter_;
+      const int place = mine ? patch.u() * 4 + patch.i() % 2 * 2 + tile : -1;
 #pragma unroll
-        for (int u = 0; u < kStageUnits; ++u)
+      for (int u = 0; u < kStageUnits; ++u)
 #pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            unsigned& pair = a[u][i * 2 + tile];
-            pair =
-                __byte_perm(pair, patch.word, place == u * 2 + i ? selector : PackedPatch::kKeep);
-          }
-      }
+        for (int j = 0; j < 4; ++j) patch.apply(a[u][j], place == u * 4 + j);
+    }
   }
-  /// Of row `group` of either tile.
+  /// Of row `group` of either tile, in a tile's last stage.
   __device__ __forceinline__ float scale(int tile) const {
     return reinterpret_cast<const float*>(stage_ + PackedGroup::kScales)[tile * 8 + group_];
   }
 
  private:
-  __device__ __forceinline__ PackedPatch first_patch(int tile) const {
-    return patch_of(stage_ + tile * PackedGroup::kTileBytes, 0);
-  }
   const unsigned char* stage_;
   int group_, quarter_;
+  PackedPatches patches_;
 };
 
 }  // namespace xlstm::ops::cuda::sm90

@@ -1,37 +1,42 @@
 #pragma once
 // Tiles of ops/packed.hpp, which lie in shared memory at multiples of 16 bytes, put together again
-// in registers: a thread has a row of a tile and one of a or i, and takes pairs of numbers.
+// in registers: a lane has a row of a tile and one of a or i, and takes pairs of numbers.
 
 #include <cuda_runtime.h>
 
+#include "ops/cuda/device/numbers.cuh"
 #include "ops/packed.hpp"
 
 namespace xlstm::ops::cuda {
 
+/// (a & b) | c in one instruction. Where b and c are known the compiler makes two of it, because an
+/// instruction has room for one of them: the other one has to be in a register.
+__device__ __forceinline__ unsigned and_or(unsigned a, unsigned b, unsigned c) {
+  unsigned result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+
 /// The four pairs of a row and (a, i): columns 32 u + 8 a + 2 i and the one after, u = 0 .. 3.
 struct PackedPairs {
-  uint2 fractions;
-  unsigned exponents;
+  uint2 two;
+  unsigned third;
 
-  /// @param fractions_at, exponents_at  where PackedTile says they are
-  __device__ __forceinline__ PackedPairs(const unsigned char* fractions_at,
-                                         const unsigned char* exponents_at)
-      : fractions(*reinterpret_cast<const uint2*>(fractions_at)),
-        exponents(*reinterpret_cast<const unsigned*>(exponents_at)) {}
+  __device__ __forceinline__ PackedPairs(const unsigned char* two_words,
+                                         const unsigned char* third_word)
+      : two(*reinterpret_cast<const uint2*>(two_words)),
+        third(*reinterpret_cast<const unsigned*>(third_word)) {}
   __device__ __forceinline__ PackedPairs(const unsigned char* tile, int row, int a, int i)
-      : PackedPairs(tile + PackedTile::fractions_at(row, a, i),
-                    tile + PackedTile::exponents_at(row, a, i)) {}
+      : PackedPairs(tile + PackedTile::two_words_at(row, a, i),
+                    tile + PackedTile::third_word_at(row, a, i)) {}
 
-  /// Two bf16 numbers, the first in the lower half, without the row's scale and the tile's list.
-  /// Four instructions where `u` is known.
+  /// As PackedTile::pair(). One instruction for u < 3, six for the fourth.
   __device__ __forceinline__ unsigned pair(int u) const {
-    // Both halves have their byte twice: the sign stays of one, the fraction of the other.
-    const unsigned bytes =
-        __byte_perm(u < 2 ? fractions.x : fractions.y, 0, u % 2 == 0 ? 0x1100U : 0x3322U);
-    const int up = 7 - 4 * u;
-    const unsigned moved = up >= 0 ? exponents << (up & 31) : exponents >> (-up & 31);
-    constexpr unsigned kFirst = PackedTile::kFirstExponent << 7;
-    return (bytes & 0x807F807FU) | (moved & 0x07800780U) | (kFirst | kFirst << 16);
+    using Tile = PackedTile;
+    if (u < 3) return and_or(u == 0 ? two.x : u == 1 ? two.y : third, Tile::kOwn, Tile::kCommon);
+    const unsigned most = and_or(two.x >> 4, Tile::kFirst, Tile::kCommon);
+    return and_or(__funnelshift_l(third, third, 4), Tile::kThird,
+                  and_or(two.y >> 8, Tile::kSecond, most));
   }
 };
 
@@ -44,16 +49,34 @@ struct PackedPatch {
   __device__ __forceinline__ int u() const { return static_cast<int>(word >> 21 & 3U); }
   __device__ __forceinline__ int a() const { return static_cast<int>(word >> 19 & 3U); }
   __device__ __forceinline__ int i() const { return static_cast<int>(word >> 17 & 3U); }
-  /// For __byte_perm(pair, word, ...): puts the number in its half of the pair.
-  __device__ __forceinline__ unsigned selector() const {
-    return (word & 1U << 16) != 0 ? 0x5410U : 0x3254U;
+  /// Puts the number into its half of `pair`, if it is of that.
+  __device__ __forceinline__ void apply(unsigned& pair, bool is_of_pair) const {
+    const unsigned selector = (word & 1U << 16) != 0 ? 0x5410U : 0x3254U;
+    pair = __byte_perm(pair, word, is_of_pair ? selector : 0x3210U);
   }
-  static constexpr unsigned kKeep = 0x3210U;  ///< the selector that leaves a pair as it is
 };
 
-/// Of the list of a tile: patch 0 .. PackedTile::kMostPatches - 1; none follow one that is none.
-__device__ __forceinline__ PackedPatch patch_of(const unsigned char* tile, int i) {
-  return {reinterpret_cast<const unsigned*>(tile + PackedTile::kPatches)[i]};
-}
+/// The lists of two tiles that follow each other, in the hands of a warp.
+struct PackedPatches {
+  unsigned word;  ///< lane l % 16 has patch l % 8 of tile l % 16 / 8
+
+  __device__ __forceinline__ explicit PackedPatches(const unsigned char* tiles)
+      : word(*reinterpret_cast<const unsigned*>(tiles + PackedTile::kPatches + threadIdx.x % 8 * 4 +
+                                                threadIdx.x % 16 / 8 * PackedTile::kBytes)) {}
+
+  /// Those for which `wanted` is true, as bits 8 tile + patch.
+  template <class Wanted>
+  __device__ __forceinline__ unsigned mask(const Wanted& wanted) const {
+    const PackedPatch mine{word};
+    return __ballot_sync(~0U, mine.any() && wanted(mine)) & 0xFFFFU;
+  }
+  /// Takes one off the mask. @return its bit
+  __device__ __forceinline__ int next(unsigned& mask, PackedPatch& patch) const {
+    const int bit = __ffs(static_cast<int>(mask)) - 1;
+    mask &= mask - 1;
+    patch.word = __shfl_sync(~0U, word, bit);
+    return bit;
+  }
+};
 
 }  // namespace xlstm::ops::cuda
