@@ -50,6 +50,9 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
       "What products of prompts multiply on cuda; fp8, with scales for rows or blocks, is faster "
       "and less exact, and takes about half the weights' memory more",
       "XLSTM_PREFILL_DTYPE");
+  parser.choice("--state-dtype", {"f32", "bf16"}, options.state_dtype,
+                "States on cuda; bf16 takes half the memory and is faster with many sequences",
+                "XLSTM_STATE_DTYPE");
   parser.text("--device", "NAME", options.device,
               "cpu, cuda or cuda:<index> (cuda if there is one)", "XLSTM_DEVICE");
   parser.flag("--exact", options.exact,
@@ -131,6 +134,7 @@ LoadOptions to_load_options(const RunOptions& options) {
   load.dtype = options.dtype.empty() ? DType::f32 : *parse_dtype(options.dtype);
   if (options.prefill_dtype == "fp8") load.prefill = Prefill::fp8;
   if (options.prefill_dtype == "fp8-blocks") load.prefill = Prefill::fp8_blocks;
+  load.state_dtype = *parse_dtype(options.state_dtype);
   load.threads = static_cast<int>(options.threads);
   load.check_tensors = options.check_tensors;
   load.chunk_size = options.chunk_size;

@@ -37,6 +37,9 @@ struct LoadOptions {
   /// two or more of each sequence, take it in the products of all blocks but the first; all else
   /// stays as it is. The weights take half as much memory more.
   Prefill prefill = Prefill::same;
+  /// bf16: on a CUDA device, C of mLSTM cells takes half the memory, and is rounded at random
+  /// where it is written (docs/cuda.md, "State in bf16"). Elsewhere and in files states are f32.
+  DType state_dtype = DType::f32;
   int threads = 0;              ///< 0: one per physical core
   bool check_tensors = false;   ///< look for NaN and infinities in the weights; reads every byte
   std::int64_t chunk_size = 0;  ///< L of the chunkwise form; 0: the engine's choice
