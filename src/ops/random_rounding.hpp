@@ -33,9 +33,8 @@ XLSTM_HOST_DEVICE RoundingKey rounding_key(std::uint64_t cell, std::int64_t head
 
 /// 16 bits for each of the elements 2 pair and 2 pair + 1 of a head, the lower ones for the first.
 XLSTM_HOST_DEVICE std::uint32_t rounding_bits(RoundingKey key, std::uint32_t pair) {
-  std::uint32_t x = pair ^ key.first;
-  x = (x ^ (x >> 16)) * 0x7feb352dU;
-  x = ((x ^ (x >> 15)) + key.second) * 0x846ca68bU;
+  std::uint32_t x = (pair ^ key.first) * 0x7feb352dU;
+  x = (x ^ (x >> 15)) * 0x846ca68bU + key.second;
   return x ^ (x >> 16);
 }
 

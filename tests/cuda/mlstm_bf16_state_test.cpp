@@ -10,7 +10,9 @@
 namespace xlstm::ops::test {
 namespace {
 
-oracle::MlstmInputs tokens_between(const Decoding& d, const Decoding::Sequence& s, int begin) {
+template <class Real>
+oracle::MlstmInputsOf<Real> tokens_between(const Decoding& d, const Decoding::Sequence& s,
+                                           int begin) {
   Decoding::Sequence rest = s;
   const auto cut = [&](std::vector<double>& from, int width) {
     from.erase(from.begin(), from.begin() + begin * width);
@@ -21,11 +23,11 @@ oracle::MlstmInputs tokens_between(const Decoding& d, const Decoding::Sequence& 
   cut(rest.in.i, d.shape.heads);
   cut(rest.in.log_f, d.shape.heads);
   rest.read -= begin;
-  return d.tokens_read<double>(rest);
+  return d.tokens_read<Real>(rest);
 }
 
-template <class Real>
-std::vector<Real> as(const std::vector<double>& from) {
+template <class Real, class From>
+std::vector<Real> as(const std::vector<From>& from) {
   return {from.begin(), from.end()};
 }
 template <class Real>
@@ -55,8 +57,7 @@ TEST(MlstmBf16State, IsTheExactStateRoundedOnceForEachRing) {
   for (const MlstmShape shape :
        {MlstmShape{2, 20, 37}, MlstmShape{1, 130, 136}, MlstmShape{3, 9, 7}})
     for (const MlstmGate gate : {MlstmGate::exponential, MlstmGate::sigmoid})
-      for (const DType type : {DType::f32, DType::bf16}) {
-        Errors h;
+      for (const DType type : {DType::f32, DType::bf16})
         for (const Regime regime : kRegimes) {
           SCOPED_TRACE(testing::Message() << shape.dqk << " x " << shape.dv << ", "
                                           << to_string(type) << ", " << to_string(regime));
@@ -72,29 +73,22 @@ TEST(MlstmBf16State, IsTheExactStateRoundedOnceForEachRing) {
             EXPECT_EQ(d.waiting(1), (t + 1) % most);
             EXPECT_EQ(d.position(1), static_cast<std::uint32_t>((t + 1) / most * most));
             if (d.waiting(1) != 0) continue;
-            const oracle::MlstmInputs in = tokens_between(d, d.sequences[1], begin);
-            oracle::MlstmInputsOf<float> in_float;
-            in_float.heads = in.heads;
-            in_float.dqk = in.dqk;
-            in_float.dv = in.dv;
-            in_float.sigmoid = in.sigmoid;
-            in_float.q = as<float>(in.q);
-            in_float.k = as<float>(in.k);
-            in_float.v = as<float>(in.v);
-            in_float.i = as<float>(in.i);
-            in_float.log_f = as<float>(in.log_f);
+            const oracle::MlstmInputs in = tokens_between<double>(d, d.sequences[1], begin);
+            const auto want = oracle::mlstm_recurrent(in, exact);
+            const auto plain =
+                oracle::mlstm_recurrent(tokens_between<float>(d, d.sequences[1], begin), naive);
             const std::vector<double>& all = d.sequences[1].h;
             const std::vector<double> got(all.begin() + begin * shape.heads * shape.dv, all.end());
-            h.add(got, oracle::mlstm_recurrent(in, exact), oracle::mlstm_recurrent(in_float, naive),
-                  type);
+            // Where a denominator is small, float32 itself is far off.
+            const double error = max_error(as<double>(plain), want);
+            EXPECT_LE(max_error(got, want),
+                      4 * error + (type == DType::f32 ? 5e-6 : 5e-3) * max_abs(want));
             expect_rounded(d.c(1), exact.c);
             begin = t + 1;
             exact = state_of<double>(d, 1);
             naive = state_of<float>(d, 1);
           }
         }
-        h.expect_at_most_twice_naive("h");
-      }
 }
 
 TEST(MlstmBf16State, FoldsToTheSameBitsEverywhere) {
@@ -169,7 +163,8 @@ TEST(MlstmBf16State, LongerSequencesWorkOnACopy) {
       const std::size_t before = std::size_t(3 * shape.heads * shape.dv);
       const std::vector<double> got(d.sequences[1].h.begin() + std::ptrdiff_t(before),
                                     d.sequences[1].h.end());
-      const auto want = oracle::mlstm_recurrent(tokens_between(d, d.sequences[1], 3), exact);
+      const auto want =
+          oracle::mlstm_recurrent(tokens_between<double>(d, d.sequences[1], 3), exact);
       EXPECT_LE(max_error(got, want), (type == DType::f32 ? 1e-4 : 2e-2) * max_abs(want));
       EXPECT_EQ(d.position(1), 73U);
       EXPECT_EQ(d.position(1, shape.heads - 1), 73U);

@@ -90,11 +90,20 @@ __device__ __forceinline__ void store_four(float* to, float4 x, RoundingKey, std
 __device__ __forceinline__ void store_four(Bf16* to, float4 x, RoundingKey key,
                                            std::uint32_t element) {
   const std::uint32_t a = rounding_bits(key, element / 2), b = rounding_bits(key, element / 2 + 1);
-  const auto two = [](float low, float high, std::uint32_t bits) -> std::uint32_t {
-    return random_bf16(low, bits & 0xffffU) |
-           static_cast<std::uint32_t>(random_bf16(high, bits >> 16)) << 16;
+  const auto two = [](float low, float high, std::uint32_t bits) {
+    return __byte_perm(__float_as_uint(low) + (bits & 0xffffU),
+                       __float_as_uint(high) + (bits >> 16), 0x7632);
   };
-  __stcs(reinterpret_cast<uint2*>(to), uint2{two(x.x, x.y, a), two(x.z, x.w, b)});
+  uint2 rounded = {two(x.x, x.y, a), two(x.z, x.w, b)};
+  const bool all = (x.x == x.x) & (x.y == x.y) & (x.z == x.z) & (x.w == x.w);
+  if (!all) {  // the sum with a NaN may be another number
+    const auto one = [](float low, float high, std::uint32_t bits) -> std::uint32_t {
+      return random_bf16(low, bits & 0xffffU) |
+             static_cast<std::uint32_t>(random_bf16(high, bits >> 16)) << 16;
+    };
+    rounded = {one(x.x, x.y, a), one(x.z, x.w, b)};
+  }
+  __stcs(reinterpret_cast<uint2*>(to), rounded);
 }
 
 __device__ __forceinline__ void load_bytes(SharedAddress to, const void* from, int bytes,
