@@ -4,8 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "ops/random_rounding.hpp"
-
 namespace xlstm::ops {
 
 /// A step of one token that writes C moves twice the bytes of one that only reads it. So a CUDA
@@ -23,8 +21,7 @@ namespace xlstm::ops {
 ///
 /// Where C is bf16, every step of one token leaves it to the ring, so that it is rounded seldom, at
 /// random (random_rounding.hpp). Then a head's position is how many tokens of the sequence C holds,
-/// modulo 2^32, and names the random bits of a write; else it is 0. And heads take turns: each
-/// folds at other tokens of the sequence, since a step in which all do waits for arithmetic.
+/// modulo 2^32, and names the random bits of a write; else it is 0.
 struct MlstmRing {
   static constexpr std::int64_t kMostTokens = 16;
 
@@ -50,16 +47,9 @@ struct MlstmRing {
   }
   std::size_t bytes() const { return static_cast<std::size_t>(floats_) * 4; }
 
-  /// Whether the ring goes into C in bf16 with the token after which C holds `position` of them.
-  XLSTM_HOST_DEVICE bool folds_at(std::uint32_t position, std::int64_t head,
-                                  std::uint64_t rounding) const {
-    const auto turn = static_cast<std::uint32_t>(head * tokens / heads + rounding % 16);
-    return (position - turn) % static_cast<std::uint32_t>(tokens) == 0;
-  }
-
   /// Scratch memory of a step: for each sequence and head what MlstmRingStep lists.
   static std::size_t step_bytes(std::int64_t sequences, std::int64_t heads) {
-    return static_cast<std::size_t>(sequences * heads) * (kMostTokens + 5) * 4;
+    return static_cast<std::size_t>(sequences * heads) * (kMostTokens + 4) * 4;
   }
 
   std::int64_t heads, dqk, dv;

@@ -192,12 +192,6 @@ struct Decoding {
     std::memcpy(&tokens, &sequences[s].record[ring_at + std::size_t(ring.positions + head)], 4);
     return tokens;
   }
-  /// What position() is after the step that makes it so many tokens, if C in bf16 held `before`.
-  std::uint32_t position_after(int tokens, int head = 0, int before = 0) const {
-    int at = tokens;
-    while (at > before && !ring.folds_at(std::uint32_t(at), head, state().rounding)) --at;
-    return std::uint32_t(at);
-  }
   std::vector<double> c(std::size_t s) const {
     if (c_type == DType::f32) return part(s, 0, n_at);
     const auto* bits = reinterpret_cast<const std::uint16_t*>(sequences[s].record.data());

@@ -23,10 +23,9 @@ struct MlstmRingStep {
   float scores[kMost];     // w_j (q k_j) of the tokens in the ring, that of the step among them
   float decay, out;        // s / N
   std::int32_t tokens;     // in the ring
-  std::int32_t folds;      // whether they go into C
   std::uint32_t position;  // of C once it holds them, where C is bf16
 };
-static_assert(sizeof(MlstmRingStep) == (kMost + 5) * 4);
+static_assert(sizeof(MlstmRingStep) == (kMost + 4) * 4);
 
 struct Steps {
   Rows q, k, v, h;
@@ -103,17 +102,13 @@ __global__ void __launch_bounds__(kThreads) ring_gates_kernel(Steps step) {
   result.out = step.normalise ? step.scale / ((magnitude <= floor ? floor : magnitude) + step.eps)
                               : step.scale;
   result.tokens = before + 1;
-  result.folds = 0;
   if (slot == nullptr) return;
   *own.decay = decay;
-  bool folds = before + 1 == ring.tokens;
-  if (step.offsets.c_type == DType::bf16) {
-    result.position = *own.position + static_cast<std::uint32_t>(before + 1);
-    folds = ring.folds_at(result.position, head, step.offsets.rounding);
-    if (folds) *own.position = result.position;
-  }
-  result.folds = folds;
+  const bool folds = before + 1 == ring.tokens;
   *own.waiting = folds ? 0 : before + 1;  // the next kernel makes room
+  if (!folds || step.offsets.c_type == DType::f32) return;
+  result.position = *own.position + static_cast<std::uint32_t>(ring.tokens);
+  *own.position = result.position;
 }
 
 /// What C of a row and of the columns of a lane becomes.
@@ -158,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, 3) ring_step_kernel(Steps step, std:
   C* c = reinterpret_cast<C*>(slot + step.offsets.c) + head * ring.dqk * ring.dv + warp * dv + x;
   const MlstmRingStep& result = step.results[s * ring.heads + head];
   const int tokens = result.tokens;
-  const bool folds = result.folds != 0;
+  const bool folds = slot != nullptr && tokens == ring.tokens;
   const float decay = result.decay;
   RoundingKey key = {};
   if (sizeof(C) == 2 && folds) key = rounding_key(step.offsets.rounding, head, result.position);

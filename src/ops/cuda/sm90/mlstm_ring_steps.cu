@@ -49,10 +49,6 @@ struct Pair {
   __device__ __forceinline__ HeadRing head_ring(std::byte* slot, int head) const {
     return HeadRing(ring, slot, step.offsets.pending, head);
   }
-  // Where heads take turns in writing C, those of a pair of blocks are not always the same.
-  __device__ __forceinline__ int head_of(int unit) const {
-    return (kRounds ? unit + unit / step.heads : unit) % step.heads;
-  }
   __device__ __forceinline__ bool single(int unit) const {
     const int s = unit / step.heads;
     return step.batch.offsets[s + 1] - step.batch.offsets[s] == 1;
@@ -66,9 +62,7 @@ struct Pair {
   __device__ __forceinline__ int end_token(int before) const {
     return rank == 0 ? (before + 1) / 2 : before + 1;
   }
-  /// @param position  of C before the step
-  __device__ __forceinline__ bool folds(int before, std::uint32_t position, int head) const {
-    if (kRounds) return ring.folds_at(position + before + 1, head, step.offsets.rounding);
+  __device__ __forceinline__ bool folds(int before) const {
     return before + 1 == static_cast<int>(ring.tokens);
   }
 
@@ -80,10 +74,7 @@ struct Pair {
       return unit < units && single(unit) ? step.batch.slots[unit / step.heads] : nullptr;
     };
     const auto waiting_of = [&](std::byte* slot, int unit) {
-      return slot != nullptr ? *head_ring(slot, head_of(unit)).waiting : 0;
-    };
-    const auto position_of = [&](std::byte* slot, int unit) -> std::uint32_t {
-      return kRounds && slot != nullptr ? *head_ring(slot, head_of(unit)).position : 0;
+      return slot != nullptr ? *head_ring(slot, unit % step.heads).waiting : 0;
     };
     Turn<kStages> turn;
     int issued = 0;
@@ -110,19 +101,17 @@ struct Pair {
     std::byte* slot = slot_of(first);
     std::byte* next = slot_of(first + stride);
     int before = waiting_of(slot, first);
-    std::uint32_t position = position_of(slot, first);
     for (int unit = first; unit < units; unit += stride) {
       std::byte* const after = slot_of(unit + 2 * stride);
       const int next_before = waiting_of(next, unit + stride);
-      const std::uint32_t next_position = position_of(next, unit + stride);
       if (next != nullptr)
-        prefetch(head_c(next, head_of(unit + stride)));  // its page is known in time
+        prefetch(head_c(next, (unit + stride) % step.heads));  // its page is known in time
       if (slot != nullptr) {
-        const int head = head_of(unit);
+        const int head = unit % step.heads;
         const HeadRing own = head_ring(slot, head);
         const float* const n =
             record(slot, step.offsets.n, static_cast<std::int64_t>(head) * dqk + first_row);
-        if (folds(before, position, head)) {
+        if (folds(before)) {
           begin_stage((rows + before * dqk) * 4);
           load(n, rows);
           load(own.k, before * dqk);
@@ -145,7 +134,6 @@ struct Pair {
       slot = next;
       next = after;
       before = next_before;
-      position = next_position;
     }
   }
 
@@ -164,7 +152,7 @@ struct Pair {
   }
   __device__ __forceinline__ void load_gates(Lookup& found, int unit) const {
     if (found.slot == nullptr) return;
-    const int head = head_of(unit);
+    const int head = unit % step.heads;
     if (lane < static_cast<int>(ring.tokens) + 2)
       found.gate = head_ring(found.slot, head).weights[lane];
     if (kRounds && lane == kPositionLane)
@@ -187,7 +175,7 @@ struct Pair {
       after = look_up(unit + 2 * stride);
       load_gates(next, unit + stride);
       std::byte* const slot = now.slot;
-      const int t = now.t, head = head_of(unit);
+      const int t = now.t, head = unit % step.heads;
       const float gate = now.gate;
       if (t < 0) continue;
       const float log_f = step.log_f.row(t)[head], log_i = step.i.row(t)[head];
@@ -234,7 +222,6 @@ struct Pair {
         token.before = before;
         token.t = t;
         token.head = head;
-        token.folds = slot != nullptr && folds(before, position, head);
         if (kRounds) token.position = position + before + 1;
       }
       __syncwarp();
@@ -272,7 +259,7 @@ struct Pair {
       if (token.t < 0) return;
       Result& result = shared.results[turn.at];
       const int before = token.before, from = first_token(before), end = end_token(before);
-      const bool has_state = token.slot != nullptr, writes = token.folds;
+      const bool has_state = token.slot != nullptr, writes = has_state && folds(before);
       // The tokens in shared memory begin with the block's first, or with all of them.
       const int held = writes ? 0 : from;
       float* const scores = shared.scores[odd];
@@ -479,7 +466,7 @@ struct Pair {
       each([&](int i, int column) { step.y.set(token.t, output + column, h[i]); });
       if (token.slot != nullptr) {
         const int before = token.before;
-        const bool writes = token.folds;
+        const bool writes = folds(before);
         const HeadRing own = head_ring(token.slot, token.head);
         float* const n = record(token.slot, step.offsets.n,
                                 static_cast<std::int64_t>(token.head) * dqk + first_row);

@@ -36,8 +36,7 @@ struct alignas(16) Token {
   float weights[kMost];  // of the tokens in the ring and of this one
   std::byte* slot;
   float decay, forget, input, floor, m;
-  int before, t, head;  // t is negative behind the last one
-  bool folds;
+  int before, t, head;     // t is negative behind the last one
   std::uint32_t position;  // of C with this token, where C is bf16
 };
 struct alignas(16) Result {
