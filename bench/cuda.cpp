@@ -330,12 +330,14 @@ void prompt_blocks(Bench& bench) {
 }
 
 /// One token each of many sequences, with the norm of the heads: with C written at each step; with
-/// pending tokens, the mean over steps, of which every few write C; and the median of those.
+/// pending tokens, the mean over steps, of which every few write C; and the median of those. The
+/// last two also with C in bf16.
 void steps(Bench& bench) {
   Memory& memory = bench.memory;
   constexpr std::int64_t kV = kD, kDqk = kQk / kHeads, kDv = kV / kHeads;
   const ops::MlstmRing ring(kHeads, kDqk, kDv);
-  const auto steps_of = [&](std::int64_t count, std::size_t pending, int repeats) {
+  const auto steps_of = [&](std::int64_t count, std::size_t pending, int repeats,
+                            DType c_type = DType::f32) {
     const Tensor all = memory.numbers(DType::bf16, {count, 2 * kQk + 2 * kV});
     const Tensor h = memory.numbers(DType::bf16, {count, kV});
     const Tensor w = memory.numbers(DType::bf16, {kV});
@@ -347,40 +349,45 @@ void steps(Bench& bench) {
     return [=](Context& context) {
       for (int r = 0; r < repeats; ++r) {
         const ops::Batch batch = states[static_cast<std::size_t>(r) % states.size()].batch();
-        ops::mlstm_head_norm(context,
-                             {.cell = {.q = all.cols(0, kQk),
-                                       .k = all.cols(kQk, kQk),
-                                       .v = all.cols(2 * kQk, kV),
-                                       .i = i,
-                                       .log_f = log_f,
-                                       .batch = batch,
-                                       .state = {.c = 0, .n = kC, .m = kC + kN, .pending = pending},
-                                       .h = h},
-                              .norm = {.h = h,
-                                       .o = all.cols(2 * kQk + kV, kV),
-                                       .w = w,
-                                       .b = {},
-                                       .heads = kHeads,
-                                       .y = h}});
+        ops::mlstm_head_norm(
+            context,
+            {.cell =
+                 {.q = all.cols(0, kQk),
+                  .k = all.cols(kQk, kQk),
+                  .v = all.cols(2 * kQk, kV),
+                  .i = i,
+                  .log_f = log_f,
+                  .batch = batch,
+                  .state = {.c = 0, .n = kC, .m = kC + kN, .pending = pending, .c_type = c_type},
+                  .h = h},
+             .norm = {.h = h,
+                      .o = all.cols(2 * kQk + kV, kV),
+                      .w = w,
+                      .b = {},
+                      .heads = kHeads,
+                      .y = h}});
       }
     };
   };
   for (const std::int64_t count : {17, 32, 64, 128, 256}) {
     const auto sequences = static_cast<double>(count);
     const auto tokens = static_cast<double>(ring.tokens);
-    const auto reads = static_cast<double>(kC + 2 * kN);
     const double token = 4.0 * static_cast<double>(kQk + kV);
     bench.run(fmt::format("mlstm_head_norm {}x1", count),
               2 * sequences * static_cast<double>(kC + kN), 0,
               [&] { return steps_of(count, 0, 1); });
     const int round = 2 * static_cast<int>(ring.tokens);
-    bench.run(
-        fmt::format("mlstm_head_norm pending {}x1", count),
-        sequences * (reads + token * (tokens - 1) / 2 + token + static_cast<double>(kC) / tokens),
-        0, [&] { return steps_of(count, kC + kN + 256, round); }, 2, round);
-    bench.run(fmt::format("mlstm_head_norm reading {}x1", count),
-              sequences * (reads + token * (tokens - 1) / 2 + token), 0,
-              [&] { return steps_of(count, kC + kN + 256, 1); });
+    for (const DType type : {DType::f32, DType::bf16}) {
+      const std::string suffix = fmt::format("{}x1{}", count, type == DType::bf16 ? " bf16" : "");
+      const auto c_bytes = static_cast<double>(type == DType::bf16 ? kC / 2 : kC);
+      const double reads =
+          c_bytes + 2.0 * static_cast<double>(kN) + token * (tokens - 1) / 2 + token;
+      bench.run(
+          "mlstm_head_norm pending " + suffix, sequences * (reads + c_bytes / tokens), 0,
+          [&] { return steps_of(count, kC + kN + 256, round, type); }, 2, round);
+      bench.run("mlstm_head_norm reading " + suffix, sequences * reads, 0,
+                [&] { return steps_of(count, kC + kN + 256, 1, type); });
+    }
   }
 }
 

@@ -355,6 +355,7 @@ int run_info(Arguments args) {
   run.device = "cpu";  // weights are looked at where they are
   run.prefill_dtype = "same";
   run.pack_weights = "auto";
+  run.state_dtype = "f32";
   if (!train.wanted && !with_memory && !train.config.empty())
     throw UsageError(
         "--config goes with --train, --device or --sequences; a model is named with -m");

@@ -55,6 +55,9 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
       "On cuda (H100, H200): a second, packed copy of bf16 weights, which makes writing and short "
       "prompts faster and changes no result (auto: where half of the free memory suffices)",
       "XLSTM_PACK_WEIGHTS");
+  parser.choice("--state-dtype", {"f32", "bf16"}, options.state_dtype,
+                "States on cuda; bf16 takes half the memory and is faster with many sequences",
+                "XLSTM_STATE_DTYPE");
   parser.text("--device", "NAME", options.device,
               "cpu, cuda or cuda:<index> (cuda if there is one)", "XLSTM_DEVICE");
   parser.flag("--exact", options.exact,
@@ -138,6 +141,7 @@ LoadOptions to_load_options(const RunOptions& options) {
   if (options.prefill_dtype == "fp8-blocks") load.prefill = Prefill::fp8_blocks;
   if (options.pack_weights == "on") load.packing = Packing::on;
   if (options.pack_weights == "off") load.packing = Packing::off;
+  load.state_dtype = *parse_dtype(options.state_dtype);
   load.threads = static_cast<int>(options.threads);
   load.check_tensors = options.check_tensors;
   load.chunk_size = options.chunk_size;

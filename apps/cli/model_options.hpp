@@ -23,7 +23,7 @@ void apply(const LogOptions& options);
 struct RunOptions {
   std::string model;
   std::string dtype;  ///< empty: f32, or on cuda bf16 if the weights are
-  std::string prefill_dtype = "same";
+  std::string prefill_dtype = "same", state_dtype = "f32";
   std::string pack_weights = "auto";
   std::string device;  ///< as typed; empty: cuda where there is one, else cpu
   bool exact = false;

@@ -48,6 +48,9 @@ struct LoadOptions {
   /// stays as it is. The weights take half as much memory more.
   Prefill prefill = Prefill::same;
   Packing packing = Packing::automatic;
+  /// bf16: on a CUDA device, C of mLSTM cells takes half the memory, and is rounded at random
+  /// where it is written (docs/cuda.md, "State in bf16"). Elsewhere and in files states are f32.
+  DType state_dtype = DType::f32;
   int threads = 0;              ///< 0: one per physical core
   bool check_tensors = false;   ///< look for NaN and infinities in the weights; reads every byte
   std::int64_t chunk_size = 0;  ///< L of the chunkwise form; 0: the engine's choice

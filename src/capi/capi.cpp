@@ -135,6 +135,7 @@ xlstm_status xlstm_model_load(const char* directory, const xlstm_load_options* o
       load.check_tensors = options->check_tensors != 0;
       load.prefill = prefill_of(options->prefill);
       load.packing = packing_of(options->packing);
+      load.state_dtype = options->state_bf16 != 0 ? xlstm::DType::bf16 : xlstm::DType::f32;
       if (options->device != nullptr) load.device = xlstm::parse_device(options->device);
       const auto adapters = list(options->adapters, options->adapter_count, "adapters");
       for (std::size_t i = 0; i < adapters.size(); ++i)

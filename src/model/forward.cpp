@@ -42,13 +42,13 @@ void for_each_pass(std::span<const Input> batch, const PassLimits& limits, const
 class Pass {
  public:
   template <class Input, class Length>
-  Pass(StepInputs& inputs, const Context& context, std::span<const Input> sequences,
-       std::int64_t count, std::size_t rows, const Length& length)
+  Pass(StepInputs& inputs, const Context& context, const model::StateLayout& layout,
+       std::span<const Input> sequences, std::int64_t count, std::size_t rows, const Length& length)
       : inputs_(inputs), context_(context) {
     inputs.resize(sequences.size(), static_cast<std::size_t>(count), rows, context.device());
     inputs.offsets()[0] = 0;
     for (std::size_t i = 0; i < sequences.size(); ++i) {
-      inputs.slots()[i] = sequences[i].state->impl().on(context.device());
+      inputs.slots()[i] = sequences[i].state->impl().on(context.device(), layout);
       inputs.offsets()[i + 1] =
           inputs.offsets()[i] +
           static_cast<std::int32_t>(sequences.size() == 1 ? count : length(sequences[i]));
@@ -185,7 +185,7 @@ void Model::Impl::forward_vectors(std::span<const VectorInput> batch, float* out
 
   for_each_pass(batch, limits, vectors, [&](auto sequences, auto begin, auto count, auto tokens) {
     const Device device = context.device();
-    Pass pass(inputs_, context, sequences, count, 0, vectors);
+    Pass pass(inputs_, context, network.state, sequences, count, 0, vectors);
     std::iota(inputs_.ids().begin(), inputs_.ids().end(), 0);
     const std::size_t bytes = static_cast<std::size_t>(count * d) * sizeof(float);
     float* on_device = outputs;
@@ -212,7 +212,7 @@ void Model::Impl::forward_vectors(std::span<const VectorInput> batch, float* out
 void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t begin,
                       std::int64_t count, std::size_t wanted, const Results& results) {
   const Device device = context.device();
-  Pass pass(inputs_, context, sequences, count, wanted, length);
+  Pass pass(inputs_, context, network.state, sequences, count, wanted, length);
   if (sequences.size() == 1) {
     std::ranges::copy(
         sequences[0].ids.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)),
@@ -288,7 +288,7 @@ std::byte* Model::Impl::result_memory(std::size_t bytes) {
 // Cells that this pass does not run as steps with pending tokens need all of C.
 template <class Input>
 void Model::Impl::fold_pending(std::span<const Input> sequences, const ops::Batch& batch) {
-  const bool pends = ops::pends(context, batch);
+  const bool pends = ops::pends(context, batch, network.state.cuda_c());
   const auto steps = [&](std::size_t i) {
     return pends && batch.offsets[i + 1] - batch.offsets[i] == 1;
   };

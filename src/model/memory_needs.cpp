@@ -24,6 +24,14 @@ std::string gigabytes(std::uint64_t bytes) {
 
 }  // namespace
 
+void expect_state_type(const LoadOptions& options) {
+  XLSTM_CHECK(options.state_dtype == DType::f32 || options.state_dtype == DType::bf16,
+              invalid_argument, "state_dtype: expected f32 or bf16, found {}",
+              to_string(options.state_dtype));
+  XLSTM_CHECK(options.state_dtype == DType::f32 || !options.device.is_cpu(), unsupported,
+              "states in bf16: expected a CUDA device, found the CPU");
+}
+
 std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype) {
   Network network;
   std::vector<ParameterInfo> infos;
@@ -48,9 +56,10 @@ MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> we
     : context_(options.device, options.threads) {
   expect_prefill(config, options);
   expect_packing(config, options);
+  expect_state_type(options);
   network_.hp = Hyperparameters(config, options.dtype,
                                 options.chunk_size > 0 ? options.chunk_size : ops::kDefaultChunk);
-  network_.state = StateLayout(config);
+  network_.state = StateLayout(config, options.state_dtype);
   std::map<std::string_view, DType> types;
   for (const ParameterInfo& w : weights) types.emplace(w.name, w.dtype);
   for (const Parameter& p : list_parameters(config, Dialect::hugging_face, network_)) {

@@ -37,6 +37,9 @@ struct MemoryNeeds {
 /// Scratch memory of a slice on a CUDA device, as far as slices can be made shorter.
 inline constexpr std::uint64_t kMostPromptScratch = std::uint64_t{2} << 30;
 
+/// @throws Error unless the device of `options` can have states of their type
+void expect_state_type(const LoadOptions& options);
+
 /// Parameters of random weights of type `dtype`.
 std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype);
 
@@ -47,8 +50,8 @@ Packing choose_packing(const Config& config, std::span<const ParameterInfo> weig
 class MemoryMeter {
  public:
   /// @param weights  those present, as Model::parameters() lists them
-  /// @param options  of which device, arithmetic type, prefill, packing (where it is on), threads,
-  /// chunk size and exactness count
+  /// @param options  of which device, types of arithmetic, prompts and states, packing (where it is
+  /// on), threads, chunk size and exactness count
   MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
               const LoadOptions& options);
 

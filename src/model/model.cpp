@@ -6,6 +6,7 @@
 
 #include "core/check.hpp"
 #include "model/e4m3_weights.hpp"
+#include "model/memory_needs.hpp"
 #include "model/model_impl.hpp"
 #include "model/packed_weights.hpp"
 #include "model/state_impl.hpp"
@@ -21,6 +22,7 @@ Model::Impl::Impl(Config c, const LoadOptions& o)
               "dtype: expected f32 or bf16, found {}", to_string(o.dtype));
   model::expect_prefill(config, o);
   model::expect_packing(config, o);
+  model::expect_state_type(o);
   XLSTM_CHECK(o.threads >= 0 && o.threads <= 4096, invalid_argument,
               "threads: expected 0 to 4096, found {}", o.threads);
   XLSTM_CHECK(o.chunk_size >= 0, invalid_argument, "chunk_size: expected 0 or more, found {}",
@@ -29,7 +31,7 @@ Model::Impl::Impl(Config c, const LoadOptions& o)
   // for the last bits, so the engine takes its own.
   const std::int64_t chunk = o.chunk_size > 0 ? o.chunk_size : ops::kDefaultChunk;
   network.hp = model::Hyperparameters(config, o.dtype, chunk);
-  network.state = model::StateLayout(config);
+  network.state = model::StateLayout(config, o.state_dtype);
 }
 
 Model::Model(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -20,9 +20,9 @@ void take_rows(Context& c, Ids ids, Tensor table, Tensor y) {
 void Network::run_blocks(Context& c, const ops::Batch& batch, Ids ids, Tensor table,
                          Tensor x) const {
   take_rows(c, ids, table, x);
+  const std::vector<BlockState>& states = state.blocks_on(c.device());
   for (std::size_t i = 0; i < blocks.size(); ++i)
-    std::visit([&](const auto& block) { block.forward(c, hp, x, batch, state.blocks()[i]); },
-               blocks[i]);
+    std::visit([&](const auto& block) { block.forward(c, hp, x, batch, states[i]); }, blocks[i]);
 }
 
 void Network::run_norm(Context& c, Tensor x, Tensor y) const {

@@ -21,12 +21,28 @@ State::Impl::Impl(const Impl& other)
   copy_memory(record.data(), record.device(), other.record.data(), record.device(), record.size());
 }
 
-std::byte* State::Impl::on(Device device) {
-  if (record.device() != device) {
-    fold();
+std::byte* State::Impl::on(Device device, const model::StateLayout& wanted) {
+  const bool same_type = layout.cuda_c() == wanted.cuda_c();
+  if (record.device() == device && (device.is_cpu() || same_type)) return record.data();
+  fold();
+  if (same_type && layout.cuda_c() == DType::f32) {
     // Zeros behind the parts are rings without tokens.
     Buffer moved(layout.bytes_on(device), device, !device.is_cpu());
     copy_memory(moved.data(), device, record.data(), record.device(), layout.bytes());
+    record = std::move(moved);
+    return record.data();
+  }
+  const Device before = record.device();
+  if (!before.is_cpu()) {
+    const Buffer copy(record.size());
+    copy_memory(copy.data(), {}, record.data(), before, record.size());
+    record = layout.converted(copy.data(), before, {}, tokens);
+  }
+  if (!same_type) layout = wanted;
+  if (!device.is_cpu()) {
+    const Buffer converted = layout.converted(record.data(), {}, device, tokens);
+    Buffer moved(converted.size(), device);
+    copy_memory(moved.data(), device, converted.data(), {}, converted.size());
     record = std::move(moved);
   }
   return record.data();

@@ -17,8 +17,10 @@ struct State::Impl {
         logits(static_cast<std::size_t>(vocab)) {}
   Impl(const Impl& other);
 
-  /// The record, moved to the memory of `device` if it is elsewhere.
-  std::byte* on(Device device);
+  /// The record, moved to the memory of `device` if it is elsewhere, or has C in another type than
+  /// records have there as `wanted` says, which is of the same model.
+  std::byte* on(Device device, const model::StateLayout& wanted);
+  std::byte* on(Device device) { return on(device, layout); }
   /// Brings what is pending into C.
   void fold();
 

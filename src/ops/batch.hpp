@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <span>
 
+#include "xlstm/dtype.hpp"
+
 namespace xlstm::ops {
 
 /// Sequence s owns tokens [offsets[s], offsets[s+1]) of every activation and the record slots[s]. A
@@ -27,11 +29,15 @@ struct Batch {
 
 /// Where one block's mLSTM state lies in every record of a batch (bytes from the record's start).
 struct MlstmStateOffsets {
-  std::size_t c = 0;  ///< C [H, dqk, dv] f32
+  std::size_t c = 0;  ///< C [H, dqk, dv] of c_type
   std::size_t n = 0;  ///< n [H, dqk] f32
   std::size_t m = 0;  ///< m [H] f32
   /// Tokens that C does not hold yet (mlstm_ring.hpp); 0: C holds all.
   std::size_t pending = 0;
+  /// bf16: on a CUDA device alone, in records with `pending`, whose rings then also count tokens.
+  DType c_type = DType::f32;
+  /// Of bf16: what the block gives to rounding_key().
+  std::uint64_t rounding = 0;
 };
 
 }  // namespace xlstm::ops

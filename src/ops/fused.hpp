@@ -23,9 +23,9 @@ inline bool fuses(const Context& context, std::int64_t tokens) {
 
 /// Whether steps of one token of such a pass leave C of their mLSTM cells to a later one: where C
 /// is most of what a step moves. Passes that fuse() do not, so that a sequence alone has the bits
-/// that it has beside a few others.
-inline bool pends(const Context& context, const Batch& batch) {
-  return !context.device().is_cpu() && batch.sequences() > kFusedTokens;
+/// that it has beside a few others. With C in bf16 all do, so that it is rounded seldom.
+inline bool pends(const Context& context, const Batch& batch, DType c_type) {
+  return !context.device().is_cpu() && (batch.sequences() > kFusedTokens || c_type == DType::bf16);
 }
 
 /// rms_norm_gates(), or rms_norm() where there are no gates, and linear(). On a CUDA device the

@@ -7,10 +7,26 @@
 #include "ops/cpu/mlstm_backward_plan.hpp"
 #include "ops/cpu/mlstm_plan.hpp"
 #include "ops/cuda/mlstm_plan.hpp"
+#include "ops/cuda/mlstm_wide.hpp"
 #include "ops/cuda/sm90/mlstm_fused_plan.hpp"
 #include "ops/mlstm_ring.hpp"
 
 namespace xlstm::ops {
+namespace {
+
+void check_state(const char* op, const MlstmStateOffsets& state) {
+  XLSTM_CHECK(state.c % 4 == 0 && state.n % 4 == 0 && state.m % 4 == 0 && state.pending % 4 == 0,
+              invalid_argument, "{}: state offsets must be multiples of 4, found {}, {}, {} and {}",
+              op, state.c, state.n, state.m, state.pending);
+  XLSTM_CHECK(state.c_type == DType::f32 || (state.c_type == DType::bf16 && state.pending != 0),
+              invalid_argument,
+              "{}: expected C in f32, or bf16 with room for pending tokens, "
+              "found {}",
+              op, to_string(state.c_type));
+}
+
+}  // namespace
+
 void check_mlstm(const MlstmArgs& a) {
   constexpr const char* kOp = "mlstm";
   const Batch& batch = a.batch;
@@ -32,10 +48,7 @@ void check_mlstm(const MlstmArgs& a) {
   XLSTM_CHECK(a.q.dtype == a.k.dtype && a.q.dtype == a.v.dtype, invalid_argument,
               "{}: q, k and v must have one type, found {}, {} and {}", kOp, to_string(a.q.dtype),
               to_string(a.k.dtype), to_string(a.v.dtype));
-  XLSTM_CHECK(
-      a.state.c % 4 == 0 && a.state.n % 4 == 0 && a.state.m % 4 == 0 && a.state.pending % 4 == 0,
-      invalid_argument, "{}: state offsets must be multiples of 4, found {}, {}, {} and {}", kOp,
-      a.state.c, a.state.n, a.state.m, a.state.pending);
+  check_state(kOp, a.state);
   XLSTM_CHECK(a.normalise || a.gate == MlstmGate::sigmoid, invalid_argument,
               "{}: the exponential gate needs the denominator", kOp);
 }
@@ -43,11 +56,13 @@ void check_mlstm(const MlstmArgs& a) {
 std::size_t mlstm_workspace(const Context& context, const MlstmArgs& a) {
   if (context.device().is_cpu()) return cpu::MlstmPlan(a, context.threads()).bytes();
   // Which of the two runs depends on the device.
-  std::size_t base = cuda::MlstmPlan(a).bytes();
-  if (a.state.pending != 0)
-    base = std::max(base, MlstmRing::step_bytes(a.batch.sequences(), a.i.dim(1)));
+  std::size_t bytes = cuda::MlstmPlan(a).bytes();
   using Fused = cuda::sm90::MlstmFusedPlan;
-  return Fused::serves(a) ? std::max(base, Fused(a).bytes()) : base;
+  if (Fused::serves(a)) bytes = std::max(bytes, Fused(a).bytes());
+  if (a.state.c_type == DType::bf16) bytes += cuda::MlstmWidePlan(a).bytes();
+  if (a.state.pending != 0)
+    bytes = std::max(bytes, MlstmRing::step_bytes(a.batch.sequences(), a.i.dim(1)));
+  return bytes;
 }
 
 void check_mlstm_fold(const MlstmFoldArgs& a) {
@@ -56,9 +71,8 @@ void check_mlstm_fold(const MlstmFoldArgs& a) {
   check_at_least(kOp, "the number of heads", a.heads, 1);
   check_at_least(kOp, "dqk", a.dqk, 1);
   check_at_least(kOp, "dv", a.dv, 1);
-  XLSTM_CHECK(a.state.c % 4 == 0 && a.state.pending % 4 == 0 && a.state.pending != 0,
-              invalid_argument, "{}: state offsets must be multiples of 4, found {} and {}", kOp,
-              a.state.c, a.state.pending);
+  check_state(kOp, a.state);
+  XLSTM_CHECK(a.state.pending != 0, invalid_argument, "{}: expected room for pending tokens", kOp);
 }
 
 std::size_t mlstm_fold_workspace(const Context&, const MlstmFoldArgs&) { return 0; }

@@ -30,7 +30,8 @@ struct MlstmArgs {
   Tensor log_f;  ///< [T, H] f32, log sigmoid of the forget gate
   const Batch& batch;
   /// In and out. With `pending`, on a CUDA device alone, sequences of one token leave C to a later
-  /// call; those of more must have no pending tokens (mlstm_fold()).
+  /// call; those of more must have no pending tokens (mlstm_fold()). C in bf16 is a copy in float32
+  /// while longer sequences are read.
   MlstmStateOffsets state;
   std::int64_t chunk = kDefaultChunk;  ///< L, tokens per chunk; any number
   float eps = 1e-6F;

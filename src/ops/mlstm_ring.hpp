@@ -15,9 +15,13 @@ namespace xlstm::ops {
 /// Weights and decay are relative to the stabiliser m_t of the last token; n and m of the record
 /// are those of the last token. How many tokens wait counts the steps of the sequence itself.
 ///
-/// In the record, from MlstmStateOffsets::pending on: k [H, tokens, dqk], v [H, tokens, dv] and
-/// gates [H, tokens + 2] = the weights, the decay and, as int32, how many tokens wait. Zeros are a
-/// ring without tokens, whatever decay says.
+/// In the record, from MlstmStateOffsets::pending on: k [H, tokens, dqk], v [H, tokens, dv], gates
+/// [H, tokens + 2] = the weights, the decay and, as int32, how many tokens wait, and positions [H].
+/// Zeros are a ring without tokens, whatever decay says.
+///
+/// Where C is bf16, every step of one token leaves it to the ring, so that it is rounded seldom, at
+/// random (random_rounding.hpp). Then a head's position is how many tokens of the sequence C holds,
+/// modulo 2^32, and names the random bits of a write; else it is 0.
 struct MlstmRing {
   static constexpr std::int64_t kMostTokens = 16;
 
@@ -31,6 +35,7 @@ struct MlstmRing {
     k = place(heads * tokens * dqk);
     v = place(heads * tokens * dv);
     gates = place(heads * (tokens + 2));
+    positions = place(heads);
   }
 
   /// A power of two: the one with which a step moves least on average, which is k and v of the
@@ -44,12 +49,12 @@ struct MlstmRing {
 
   /// Scratch memory of a step: for each sequence and head what MlstmRingStep lists.
   static std::size_t step_bytes(std::int64_t sequences, std::int64_t heads) {
-    return static_cast<std::size_t>(sequences * heads) * (kMostTokens + 3) * 4;
+    return static_cast<std::size_t>(sequences * heads) * (kMostTokens + 4) * 4;
   }
 
   std::int64_t heads, dqk, dv;
-  std::int64_t tokens;       ///< the most that wait before a step, and one
-  std::int64_t k, v, gates;  ///< floats from the ring's start
+  std::int64_t tokens;                  ///< the most that wait before a step, and one
+  std::int64_t k, v, gates, positions;  ///< floats from the ring's start
 
  private:
   /// Twice the floats of a head that a step moves beside reading C and writing its token.

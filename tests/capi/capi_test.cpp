@@ -101,6 +101,15 @@ TEST_F(CApiTest, LoadOptionsNameTheTypeOfPromptsAndPackedWeights) {
   EXPECT_EQ(std::string(xlstm_last_error()), "packing: expected 0, 1 or 2, found 3");
 }
 
+TEST_F(CApiTest, LoadOptionsNameTheTypeOfStates) {
+  xlstm_load_options options = {};
+  xlstm_model* other = nullptr;
+  options.state_bf16 = 1;
+  EXPECT_EQ(xlstm_model_load(kModel.c_str(), &options, &other), XLSTM_UNSUPPORTED);
+  EXPECT_NE(std::string(xlstm_last_error()).find("states in bf16"), std::string::npos)
+      << xlstm_last_error();
+}
+
 TEST_F(CApiTest, TextToIdsAndBack) {
   EXPECT_EQ(ids_, (std::vector<std::int32_t>{51, 48, 46, 38, 48, 27, 200}));
   std::size_t count = 0, length = 0;

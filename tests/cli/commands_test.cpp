@@ -82,6 +82,7 @@ TEST(CliUsage, WrongCommandLinesEndWithStatus2) {
       {{"generate", "--dtype", "f64"}, "f32|bf16"},
       {{"generate", "--prefill-dtype", "int8"}, "same|fp8|fp8-blocks"},
       {{"generate", "--pack-weights", "yes"}, "auto|on|off"},
+      {{"generate", "--state-dtype", "f16"}, "f32|bf16"},
       {{"generate", "--device", "gpu"}, "cuda:<index>"},
       {{"generate", "--prompt-ids", "1,,2"}, "''"},
       {{"generate", "--prompt-ids", "1;2"}, "'1;2'"},
@@ -119,6 +120,8 @@ TEST(CliErrors, WrongModelsAndTexts) {
       {{"eval", "-f", file}, "--window"},
       {{"generate", "-p", "a", "--device", "cpu", "--prefill-dtype", "fp8"}, "found the CPU"},
       {{"generate", "-p", "a", "--device", "cpu", "--pack-weights", "on"}, "found the CPU"},
+      {{"generate", "-p", "a", "--device", "cpu", "--state-dtype", "bf16"},
+       "states in bf16: expected a CUDA device, found the CPU"},
       {{"generate", "--state-load", folder / "missing"}, "missing"},
       {{"generate", "--state-load", file}, "text.txt"},
       {{"generate", "-n", "1", "--json", "--state-save", folder / "no/such"}, "no/such"},
@@ -315,6 +318,14 @@ TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
   }
   expect_failure(run({"info", "--config", config, "--device", "cuda", "--prefill-dtype", "fp8"}), 1,
                  "expected bf16 arithmetic (--dtype bf16), found f32");
+  const std::vector<std::string> asks = {"info", "--json", "--device", "cuda"};
+  std::vector<std::string> asks_half = asks;
+  asks_half.insert(asks_half.end(), {"--state-dtype", "bf16"});
+  const json whole = run(asks).json(), half = run(asks_half).json(),
+             by_name = run(asks, "", {"XLSTM_STATE_DTYPE=bf16"}).json();
+  EXPECT_EQ(half, by_name);
+  EXPECT_EQ(half["state_bytes_per_sequence"], whole["state_bytes_per_sequence"]) << "on the CPU";
+  EXPECT_LT(half["memory"]["states_bytes"], 0.75 * whole["memory"]["states_bytes"].get<double>());
 }
 
 // Before the device is asked for, the weights' type is read: it decides the arithmetic on a card.

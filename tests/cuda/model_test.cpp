@@ -295,7 +295,7 @@ TEST(CudaModel, ManySequencesShareAPass) {
 // Tokens that C of the first cell's first head lacks.
 std::int32_t waiting(const State& s) {
   const State::Impl& state = s.impl();
-  const model::BlockState& block = state.layout.blocks()[0];
+  const model::BlockState& block = state.layout.blocks_on(test_device())[0];
   const ops::MlstmRing ring(block.heads, block.dqk, block.dv);
   std::int32_t count = 0;
   const std::int64_t at = ring.gates + ring.tokens + 1;

@@ -32,7 +32,7 @@ TEST(MemoryNeeds, RecordsOnACardHaveRings) {
     const model::StateLayout layout(config);
     EXPECT_EQ(layout.bytes_on({}), layout.bytes());
     std::size_t end = layout.bytes();
-    for (const model::BlockState& block : layout.blocks()) {
+    for (const model::BlockState& block : layout.blocks_on(kCuda)) {
       if (block.heads == 0) continue;
       EXPECT_EQ(block.mlstm.pending, end);
       EXPECT_EQ(block.mlstm.pending % 256, 0U);

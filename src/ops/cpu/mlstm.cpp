@@ -398,6 +398,8 @@ void mlstm(Context& context, const MlstmArgs& a) {
   XLSTM_CHECK(a.q.dtype == DType::f32 && a.h.dtype == DType::f32, unsupported,
               "mlstm: on the CPU q, k, v and h are f32, found {} and {}", to_string(a.q.dtype),
               to_string(a.h.dtype));
+  XLSTM_CHECK(a.state.c_type == DType::f32, unsupported, "mlstm: on the CPU C is f32, found {}",
+              to_string(a.state.c_type));
   const MlstmPlan plan(a, context.threads());
   ArenaScope scope(context.arena());
   auto* scratch = reinterpret_cast<float*>(context.arena().take(plan.bytes()));

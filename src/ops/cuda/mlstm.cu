@@ -8,6 +8,7 @@
 #include "ops/cuda/mlstm_plan.hpp"
 #include "ops/cuda/mlstm_ring.hpp"
 #include "ops/cuda/mlstm_tensor.cuh"
+#include "ops/cuda/mlstm_wide.hpp"
 #include "ops/cuda/norm_few.hpp"
 #include "ops/cuda/sm90/mlstm_fused.hpp"
 #include "ops/cuda/sm90/mlstm_steps.hpp"
@@ -554,7 +555,9 @@ void with_steps(Context& context, const MlstmArgs& a, const HeadNormArgs* norm) 
   if (!steps || longer) {
     const bool apart = steps || pends;  // sequences of one token have kernels of their own
     bool fused = false;
-    if (longer || !apart) {
+    if (longer && a.state.c_type == DType::bf16) {
+      fused = mlstm_of_wide_states(context, a);
+    } else if (longer || !apart) {
       fused = has_sm90 && sm90::mlstm_fused(context, a, norm != nullptr);
       if (!fused)
         mlstm_within(context, a, MlstmPlan::kStateBytes,

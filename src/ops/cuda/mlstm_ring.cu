@@ -20,11 +20,12 @@ constexpr int kBlockRows = kRows * kWarps;
 
 /// What the first kernel of a step leaves for the second, of a sequence and head.
 struct MlstmRingStep {
-  float scores[kMost];  // w_j (q k_j) of the tokens in the ring, that of the step among them
-  float decay, out;     // s / N
-  std::int32_t tokens;  // in the ring
+  float scores[kMost];     // w_j (q k_j) of the tokens in the ring, that of the step among them
+  float decay, out;        // s / N
+  std::int32_t tokens;     // in the ring
+  std::uint32_t position;  // of C once it holds them, where C is bf16
 };
-static_assert(sizeof(MlstmRingStep) == (kMost + 3) * 4);
+static_assert(sizeof(MlstmRingStep) == (kMost + 4) * 4);
 
 struct Steps {
   Rows q, k, v, h;
@@ -103,7 +104,11 @@ __global__ void __launch_bounds__(kThreads) ring_gates_kernel(Steps step) {
   result.tokens = before + 1;
   if (slot == nullptr) return;
   *own.decay = decay;
-  *own.waiting = before + 1 < ring.tokens ? before + 1 : 0;  // the next kernel makes room
+  const bool folds = before + 1 == ring.tokens;
+  *own.waiting = folds ? 0 : before + 1;  // the next kernel makes room
+  if (!folds || step.offsets.c_type == DType::f32) return;
+  result.position = *own.position + static_cast<std::uint32_t>(ring.tokens);
+  *own.position = result.position;
 }
 
 /// What C of a row and of the columns of a lane becomes.
@@ -131,7 +136,7 @@ __device__ void load_keys(float (&keys)[kMost][kKeys], const HeadRing& ring, int
 /// h of a sequence of one token, and C if the ring is full, in one pass over C. A block has kWarp
 /// columns, a warp every kWarps-th row of them; memory bound, so many rows are on their way at
 /// once.
-template <class In, class Out>
+template <class In, class Out, class C>
 __global__ void __launch_bounds__(kThreads, 3) ring_step_kernel(Steps step, std::int64_t slices) {
   __shared__ float q[kBlockRows], keys[kMost][kBlockRows], values[kMost][kWarp];
   __shared__ float partial[kWarps][kWarp];
@@ -145,12 +150,13 @@ __global__ void __launch_bounds__(kThreads, 3) ring_step_kernel(Steps step, std:
   std::byte* const slot = step.batch.slots[s];
   const bool live = x < dv, loads = live && slot != nullptr;
   const HeadRing own(ring, slot, step.offsets.pending, head);
-  float* c =
-      reinterpret_cast<float*>(slot + step.offsets.c) + head * ring.dqk * ring.dv + warp * dv + x;
+  C* c = reinterpret_cast<C*>(slot + step.offsets.c) + head * ring.dqk * ring.dv + warp * dv + x;
   const MlstmRingStep& result = step.results[s * ring.heads + head];
   const int tokens = result.tokens;
   const bool folds = slot != nullptr && tokens == ring.tokens;
   const float decay = result.decay;
+  RoundingKey key = {};
+  if (sizeof(C) == 2 && folds) key = rounding_key(step.offsets.rounding, head, result.position);
   for (int j = warp; live && j < tokens; j += kWarps)
     values[j][lane] =
         j < tokens - 1 ? own.v[j * ring.dv + x] : to_float(step.v.row<In>(t)[head * ring.dv + x]);
@@ -160,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 3) ring_step_kernel(Steps step, std:
     float state[kRows];
     const int rows = min(kBlockRows, dqk - a0), stride = kWarps * dv;
     for (int r = 0; r < kRows; ++r)
-      state[r] = loads && r * kWarps + warp < rows ? c[r * stride] : 0.0F;
+      state[r] = loads && r * kWarps + warp < rows ? to_float(c[r * stride]) : 0.0F;
     __syncthreads();  // the last q and keys are read
     if (static_cast<int>(threadIdx.x) < rows)
       q[threadIdx.x] = to_float(step.q.row<In>(t)[head * ring.dqk + a0 + threadIdx.x]);
@@ -170,7 +176,9 @@ __global__ void __launch_bounds__(kThreads, 3) ring_step_kernel(Steps step, std:
       const int row = r * kWarps + warp;
       if (row >= rows) continue;
       sum = fmaf(q[row], state[r], sum);
-      if (folds && live) c[r * stride] = folded(state[r], decay, keys, row, values, lane, tokens);
+      if (folds && live)
+        store_state(&c[r * stride], folded(state[r], decay, keys, row, values, lane, tokens), key,
+                    static_cast<std::uint32_t>((a0 + row) * dv + x));
     }
   }
   partial[warp][lane] = sum;
@@ -197,6 +205,7 @@ struct Folds {
 };
 
 /// The blocks and threads of ring_step_kernel().
+template <class C>
 __global__ void __launch_bounds__(kThreads, 3) fold_kernel(Folds fold, std::int64_t slices) {
   __shared__ float keys[kMost][kBlockRows], values[kMost][kWarp];
   const MlstmRing& ring = fold.ring;
@@ -210,23 +219,27 @@ __global__ void __launch_bounds__(kThreads, 3) fold_kernel(Folds fold, std::int6
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int x = static_cast<int>(blockIdx.x % slices) * kWarp + lane;
   const bool live = x < dv;
-  float* c =
-      reinterpret_cast<float*>(slot + fold.offsets.c) + head * ring.dqk * ring.dv + warp * dv + x;
+  C* c = reinterpret_cast<C*>(slot + fold.offsets.c) + head * ring.dqk * ring.dv + warp * dv + x;
   const float decay = *own.decay;
+  RoundingKey key = {};
+  if (sizeof(C) == 2)
+    key = rounding_key(fold.offsets.rounding, head,
+                       *own.position + static_cast<std::uint32_t>(tokens));
   for (int j = warp; live && j < tokens; j += kWarps) values[j][lane] = own.v[j * ring.dv + x];
 
   for (int a0 = 0; a0 < dqk; a0 += kBlockRows, c += kBlockRows * static_cast<std::int64_t>(dv)) {
     float state[kRows];
     const int rows = min(kBlockRows, dqk - a0), stride = kWarps * dv;
     for (int r = 0; r < kRows; ++r)
-      state[r] = live && r * kWarps + warp < rows ? c[r * stride] : 0.0F;
+      state[r] = live && r * kWarps + warp < rows ? to_float(c[r * stride]) : 0.0F;
     __syncthreads();  // the last keys are read
     load_keys(keys, own, tokens, ring.dqk, a0, rows);
     __syncthreads();
     for (int r = 0; r < kRows; ++r) {
       const int row = r * kWarps + warp;
       if (live && row < rows)
-        c[r * stride] = folded(state[r], decay, keys, row, values, lane, tokens);
+        store_state(&c[r * stride], folded(state[r], decay, keys, row, values, lane, tokens), key,
+                    static_cast<std::uint32_t>((a0 + row) * dv + x));
     }
   }
 }
@@ -234,8 +247,12 @@ __global__ void __launch_bounds__(kThreads, 3) fold_kernel(Folds fold, std::int6
 /// After fold_kernel(), whose blocks all read how many tokens wait.
 __global__ void __launch_bounds__(kThreads) empty_kernel(Folds fold) {
   std::byte* const slot = fold.slot(blockIdx.x);
-  for (std::int64_t head = threadIdx.x; slot != nullptr && head < fold.ring.heads; head += kThreads)
-    *HeadRing(fold.ring, slot, fold.offsets.pending, head).waiting = 0;
+  for (std::int64_t head = threadIdx.x; slot != nullptr && head < fold.ring.heads;
+       head += kThreads) {
+    const HeadRing own(fold.ring, slot, fold.offsets.pending, head);
+    if (fold.offsets.c_type == DType::bf16) *own.position += *own.waiting;
+    *own.waiting = 0;
+  }
 }
 
 template <class In, class Out>
@@ -246,7 +263,9 @@ void run(Context& context, const Steps& step) {
          step);
   const std::int64_t slices = blocks_for(step.ring.dv, kWarp);
   launch(context, kName, {.x = sequences * slices, .y = heads, .threads = kThreads},
-         ring_step_kernel<In, Out>, step, slices);
+         step.offsets.c_type == DType::bf16 ? ring_step_kernel<In, Out, Bf16>
+                                            : ring_step_kernel<In, Out, float>,
+         step, slices);
 }
 
 }  // namespace
@@ -286,7 +305,7 @@ void mlstm_fold(Context& context, const MlstmFoldArgs& a) {
   if (a.batch.sequences() == 0) return;
   const std::int64_t slices = blocks_for(a.dv, kWarp);
   launch(context, kName, {.x = a.batch.sequences() * slices, .y = a.heads, .threads = kThreads},
-         fold_kernel, fold, slices);
+         a.state.c_type == DType::bf16 ? fold_kernel<Bf16> : fold_kernel<float>, fold, slices);
   launch(context, kName, {.x = a.batch.sequences(), .threads = kThreads}, empty_kernel, fold);
 }
 

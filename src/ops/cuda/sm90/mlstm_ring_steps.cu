@@ -25,7 +25,12 @@ using namespace ring_steps;
 // written once both have said that they are done with the head.
 
 /// What each role does; `unit` counts sequences and heads.
+/// @tparam C  the type of C, float or Bf16
+template <class C>
 struct Pair {
+  static constexpr bool kRounds = sizeof(C) == 2;
+  static constexpr int kPositionLane = kWarp - 1;
+
   const MlstmStepsCall& step;
   const MlstmRing& ring;
   Shared& shared;
@@ -36,6 +41,10 @@ struct Pair {
   __device__ __forceinline__ float* record(std::byte* slot, std::size_t offset,
                                            std::int64_t floats) const {
     return reinterpret_cast<float*>(slot + offset) + floats;
+  }
+  __device__ __forceinline__ C* head_c(std::byte* slot, int head) const {
+    return reinterpret_cast<C*>(slot + step.offsets.c) +
+           (static_cast<std::int64_t>(head) * step.dqk + first_row) * step.dv;
   }
   __device__ __forceinline__ HeadRing head_ring(std::byte* slot, int head) const {
     return HeadRing(ring, slot, step.offsets.pending, head);
@@ -71,7 +80,7 @@ struct Pair {
     int issued = 0;
     SharedAddress to = 0, bar = 0;
     // Only so much is under way at once: what a multiprocessor gets beyond that, others lack.
-    const auto begin_stage = [&](int floats) {
+    const auto begin_stage = [&](int bytes) {
       barrier_wait(cuda::shared_address(&shared.empty[turn.at]), turn.phase ^ 1);
       if (issued >= kFlight) {
         const int before = turn.at - kFlight;
@@ -81,48 +90,45 @@ struct Pair {
       ++issued;
       to = cuda::shared_address(shared.stages[turn.at]);
       bar = cuda::shared_address(&shared.full[turn.at]);
-      barrier_expect(bar, floats * 4);
+      barrier_expect(bar, bytes);
       turn.next();
     };
     const auto load = [&](const float* from, int floats) {
-      if (floats > 0) load_floats(to, from, floats, bar, policy);
+      if (floats > 0) load_bytes(to, from, floats * 4, bar, policy);
       to += floats * 4;
     };
     // The next ones are looked up meanwhile.
     std::byte* slot = slot_of(first);
     std::byte* next = slot_of(first + stride);
-    const auto c_of = [&](std::byte* of, int unit) {
-      return record(of, step.offsets.c,
-                    (static_cast<std::int64_t>(unit % step.heads) * dqk + first_row) * dv);
-    };
     int before = waiting_of(slot, first);
     for (int unit = first; unit < units; unit += stride) {
       std::byte* const after = slot_of(unit + 2 * stride);
       const int next_before = waiting_of(next, unit + stride);
-      if (next != nullptr) prefetch(c_of(next, unit + stride));  // its page is known in time
+      if (next != nullptr)
+        prefetch(head_c(next, (unit + stride) % step.heads));  // its page is known in time
       if (slot != nullptr) {
         const int head = unit % step.heads;
         const HeadRing own = head_ring(slot, head);
         const float* const n =
             record(slot, step.offsets.n, static_cast<std::int64_t>(head) * dqk + first_row);
         if (folds(before)) {
-          begin_stage(rows + before * dqk);
+          begin_stage((rows + before * dqk) * 4);
           load(n, rows);
           load(own.k, before * dqk);
-          begin_stage(before * dv);
+          begin_stage(before * dv * 4);
           load(own.v, before * dv);
         } else {
           const int from = first_token(before), count = min(end_token(before), before) - from;
-          begin_stage(rows + count * (dqk + dv));
+          begin_stage((rows + count * (dqk + dv)) * 4);
           load(n, rows);
           load(own.k + from * dqk, count * dqk);
           load(own.v + from * dv, count * dv);
         }
-        const float* const c = c_of(slot, unit);
+        const C* const c = head_c(slot, head);
         for (int row = 0; row < rows; row += stage_rows) {
-          const int floats = min(stage_rows, rows - row) * dv;
-          begin_stage(floats);
-          load(c + row * dv, floats);
+          const int bytes = min(stage_rows, rows - row) * dv * static_cast<int>(sizeof(C));
+          begin_stage(bytes);
+          load_bytes(to, c + row * dv, bytes, bar, policy);
         }
       }
       slot = next;
@@ -149,6 +155,8 @@ struct Pair {
     const int head = unit % step.heads;
     if (lane < static_cast<int>(ring.tokens) + 2)
       found.gate = head_ring(found.slot, head).weights[lane];
+    if (kRounds && lane == kPositionLane)
+      found.gate = __uint_as_float(*head_ring(found.slot, head).position);
     if (step.has_stabiliser) found.m = *record(found.slot, step.offsets.m, head);
   }
 
@@ -182,6 +190,8 @@ struct Pair {
       v.load(step.v.data, type, t * step.v.stride + head * step.dv, within(step.dv));
       const int before = slot != nullptr ? __float_as_int(__shfl_sync(~0U, gate, tokens + 1)) : 0;
       const float old_decay = before > 0 ? __shfl_sync(~0U, gate, tokens) : 1.0F;
+      std::uint32_t position = 0;
+      if (kRounds) position = __float_as_uint(__shfl_sync(~0U, gate, kPositionLane));
       // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
       // collects no rounding errors.
       const double old_m = now.m, f = log_f, i = log_i;
@@ -212,6 +222,7 @@ struct Pair {
         token.before = before;
         token.t = t;
         token.head = head;
+        if (kRounds) token.position = position + before + 1;
       }
       __syncwarp();
       if (lane == 0) barrier_arrive(cuda::shared_address(&shared.token_full[turn.at]));
@@ -303,11 +314,11 @@ struct Pair {
       const auto walk = [&](auto&& change) {
         for (int begin = 0; begin < rows; begin += stage_rows) {
           const int count = min(stage_rows, rows - begin);
-          const float* const c = wait_stage() + column;
+          const C* const c = reinterpret_cast<const C*>(wait_stage()) + column;
           if (live)
 #pragma unroll 8
             for (int row = group; row < count; row += groups) {
-              const float4 x = *reinterpret_cast<const float4*>(c + row * dv);
+              const float4 x = load_four(c + row * dv);
               sum = weighted(token.q[first_row + begin + row], x, sum);
               change(begin + row, x);
             }
@@ -322,10 +333,10 @@ struct Pair {
           if (live && j <= before) v[j] = value(j);
         }
         release();
-        float* const c = record(token.slot, step.offsets.c,
-                                (static_cast<std::int64_t>(token.head) * dqk + first_row) * dv) +
-                         column;
+        C* const c = head_c(token.slot, token.head) + column;
         const float decay = token.decay;
+        RoundingKey key = {};
+        if (kRounds) key = rounding_key(step.offsets.rounding, token.head, token.position);
         walk([&](int row, float4 x) {
           x = {decay * x.x, decay * x.y, decay * x.z, decay * x.w};
 #pragma unroll
@@ -337,7 +348,8 @@ struct Pair {
             x = weighted(k.z, v[j + 2], x);
             x = weighted(k.w, v[j + 3], x);
           }
-          __stcs(reinterpret_cast<float4*>(c + static_cast<std::int64_t>(row) * dv), x);
+          store_four(c + static_cast<std::int64_t>(row) * dv, x, key,
+                     (first_row + row) * dv + column);
         });
       } else if (has_state) {
         release();
@@ -471,6 +483,7 @@ struct Pair {
             *record(token.slot, step.offsets.m, token.head) = token.m;
             *own.decay = token.decay;
             *own.waiting = writes ? 0 : before + 1;
+            if (kRounds && writes) *own.position = token.position;
           }
         }
       }
@@ -483,6 +496,7 @@ struct Pair {
   }
 };
 
+template <class C>
 __global__ void __launch_bounds__(kThreads, 1)
     mlstm_ring_steps_kernel(const __grid_constant__ MlstmStepsCall step,
                             const __grid_constant__ MlstmRing ring) {
@@ -510,17 +524,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   cluster_arrive_relaxed();
   const int rank = static_cast<int>(cluster_rank());
   const int half = (step.dqk / 2 + 3) / 4 * 4;  // copies begin at multiples of 16 bytes
-  const Pair pair{step,
-                  ring,
-                  *shared,
-                  rank,
-                  lane,
-                  static_cast<int>(step.batch.sequences) * step.heads,
-                  static_cast<int>(blockIdx.x) / 2,
-                  static_cast<int>(gridDim.x) / 2,
-                  rank * half,
-                  rank == 0 ? half : step.dqk - half,
-                  kStageFloats / step.dv};
+  const Pair<C> pair{step,
+                     ring,
+                     *shared,
+                     rank,
+                     lane,
+                     static_cast<int>(step.batch.sequences) * step.heads,
+                     static_cast<int>(blockIdx.x) / 2,
+                     static_cast<int>(gridDim.x) / 2,
+                     rank * half,
+                     rank == 0 ? half : step.dqk - half,
+                     static_cast<int>(sizeof(Shared::stages[0]) / sizeof(C)) / step.dv};
   // The batch is on the card before the pass begins. With the norm, the last that wrote a record is
   // one token ago; calls of the cell alone may follow each other.
   if (!step.has_norm) grid_wait();
@@ -557,7 +571,9 @@ void mlstm_ring_steps(Context& context, const MlstmArgs& cell, const HeadNormArg
           .shared = sizeof(Shared),
           .cluster = 2,
           .overlap = true},
-         mlstm_ring_steps_kernel, step, MlstmRing(step.heads, step.dqk, step.dv));
+         cell.state.c_type == DType::bf16 ? mlstm_ring_steps_kernel<Bf16>
+                                          : mlstm_ring_steps_kernel<float>,
+         step, MlstmRing(step.heads, step.dqk, step.dv));
 }
 
 }  // namespace xlstm::ops::cuda::sm90

@@ -9,6 +9,7 @@
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/sm90/device/barrier.cuh"
 #include "ops/mlstm_ring.hpp"
+#include "ops/random_rounding.hpp"
 #include "xlstm/dtype.hpp"
 
 namespace xlstm::ops::cuda::sm90::ring_steps {
@@ -35,7 +36,8 @@ struct alignas(16) Token {
   float weights[kMost];  // of the tokens in the ring and of this one
   std::byte* slot;
   float decay, forget, input, floor, m;
-  int before, t, head;  // t is negative behind the last one
+  int before, t, head;     // t is negative behind the last one
+  std::uint32_t position;  // of C with this token, where C is bf16
 };
 struct alignas(16) Result {
   float parts[kWorkers * 4], n[kMostRows], l, unused[3];
@@ -72,12 +74,44 @@ __device__ __forceinline__ float4 weighted(float weight, float4 v, float4 sum) {
           fmaf(weight, v.w, sum.w)};
 }
 
-__device__ __forceinline__ void load_floats(SharedAddress to, const float* from, int floats,
-                                            SharedAddress barrier, std::uint64_t policy) {
+/// Four numbers of C.
+__device__ __forceinline__ float4 load_four(const float* from) {
+  return *reinterpret_cast<const float4*>(from);
+}
+__device__ __forceinline__ float4 load_four(const Bf16* from) {
+  const uint2 two = *reinterpret_cast<const uint2*>(from);
+  return {__uint_as_float(two.x << 16), __uint_as_float(two.x & 0xffff0000U),
+          __uint_as_float(two.y << 16), __uint_as_float(two.y & 0xffff0000U)};
+}
+/// @param element  of the head, the first of the four; a multiple of 4
+__device__ __forceinline__ void store_four(float* to, float4 x, RoundingKey, std::uint32_t) {
+  __stcs(reinterpret_cast<float4*>(to), x);
+}
+__device__ __forceinline__ void store_four(Bf16* to, float4 x, RoundingKey key,
+                                           std::uint32_t element) {
+  const std::uint32_t a = rounding_bits(key, element / 2), b = rounding_bits(key, element / 2 + 1);
+  const auto two = [](float low, float high, std::uint32_t bits) {
+    return __byte_perm(__float_as_uint(low) + (bits & 0xffffU),
+                       __float_as_uint(high) + (bits >> 16), 0x7632);
+  };
+  uint2 rounded = {two(x.x, x.y, a), two(x.z, x.w, b)};
+  const bool all = (x.x == x.x) & (x.y == x.y) & (x.z == x.z) & (x.w == x.w);
+  if (!all) {  // the sum with a NaN may be another number
+    const auto one = [](float low, float high, std::uint32_t bits) -> std::uint32_t {
+      return random_bf16(low, bits & 0xffffU) |
+             static_cast<std::uint32_t>(random_bf16(high, bits >> 16)) << 16;
+    };
+    rounded = {one(x.x, x.y, a), one(x.z, x.w, b)};
+  }
+  __stcs(reinterpret_cast<uint2*>(to), rounded);
+}
+
+__device__ __forceinline__ void load_bytes(SharedAddress to, const void* from, int bytes,
+                                           SharedAddress barrier, std::uint64_t policy) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
       "[%0], [%1], %2, [%3], %4;" ::"r"(to),
-      "l"(from), "r"(floats * 4), "r"(barrier), "l"(policy)
+      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
 

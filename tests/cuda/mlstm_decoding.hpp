@@ -1,0 +1,236 @@
+#pragma once
+// Sequences that decode through the mLSTM cell with a ring of pending tokens, a token at a time.
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <vector>
+
+#include "core/float_bits.hpp"
+#include "ops/fused.hpp"
+#include "ops/mlstm_problem.hpp"
+#include "ops/mlstm_ring.hpp"
+
+namespace xlstm::ops::test {
+
+using Floats = std::vector<float>;
+
+/// Sequences that each read tokens of their own, a token at a time, when a call asks them to.
+struct Decoding {
+  struct Sequence {
+    oracle::MlstmInputs in;  // all its tokens
+    Floats initial, record;  // C, n, m, ring
+    std::vector<double> h;   // so far
+    int read = 0;
+    bool has_record = true;
+  };
+
+  MlstmShape shape;
+  MlstmGate gate;
+  DType type, c_type;
+  MlstmRing ring;
+  std::size_t n_at, m_at, ring_at;  // floats
+  std::vector<Sequence> sequences;
+  bool pends = true;                                        // or C is written at each step
+  enum class Norm { none, apart, fused } how = Norm::none;  // of h, with v as its gate
+  Array norm{DType::f32, {1}};
+
+  /// @param c_dtype  of C in the records, which is in the first half of its place if it is bf16
+  Decoding(MlstmShape of, MlstmGate kind, DType dtype, Regime regime, int count, int tokens,
+           DType c_dtype = DType::f32)
+      : shape(of), gate(kind), type(dtype), c_type(c_dtype), ring(of.heads, of.dqk, of.dv) {
+    const auto heads = static_cast<std::size_t>(shape.heads);
+    n_at = heads * static_cast<std::size_t>(shape.dqk * shape.dv);
+    m_at = n_at + heads * static_cast<std::size_t>(shape.dqk);
+    ring_at = (m_at + heads + 3) / 4 * 4;
+    std::mt19937 random(17);
+    norm = Array::random(random, DType::bf16, {shape.heads * shape.dv}, 0.3, 1.0);
+    std::normal_distribution<double> normal;
+    const auto numbers = [&](std::vector<double>& to, int width) {
+      for (int i = 0; i < tokens * width; ++i) to.push_back(rounded(type, normal(random) + 0.1));
+    };
+    for (int s = 0; s < count; ++s) {
+      Sequence one;
+      one.in.heads = shape.heads;
+      one.in.dqk = shape.dqk;
+      one.in.dv = shape.dv;
+      one.in.sigmoid = gate == MlstmGate::sigmoid;
+      numbers(one.in.q, shape.heads * shape.dqk);
+      numbers(one.in.k, shape.heads * shape.dqk);
+      numbers(one.in.v, shape.heads * shape.dv);
+      for (int t = 0; t < tokens; ++t)
+        for (int head = 0; head < shape.heads; ++head) {
+          const MlstmGates g = random_gates(regime, t, tokens, random);
+          one.in.i.push_back(rounded(DType::f32, one.in.sigmoid ? oracle::log_sigmoid(g.i) : g.i));
+          one.in.log_f.push_back(rounded(DType::f32, oracle::log_sigmoid(g.f)));
+        }
+      one.initial.assign(ring_at + ring.bytes() / sizeof(float), 0.0F);
+      for (std::size_t i = 0; i < m_at + heads; ++i)
+        one.initial[i] = one.in.sigmoid && i >= m_at ? 0.0F : static_cast<float>(normal(random));
+      one.record = one.initial;
+      if (c_type == DType::bf16)
+        for (std::size_t i = 0; i < n_at; ++i) {
+          const std::uint16_t bits = f32_to_bf16(one.initial[i]);
+          one.initial[i] = bf16_to_f32(bits);
+          std::memcpy(reinterpret_cast<std::byte*>(one.record.data()) + 2 * i, &bits, 2);
+        }
+      sequences.push_back(one);
+    }
+  }
+
+  MlstmStateOffsets state() const {
+    return {0, 4 * n_at, 4 * m_at, pends ? 4 * ring_at : 0, c_type, 12345};
+  }
+  std::vector<std::byte*> slots(const std::vector<std::size_t>& of) {
+    std::vector<std::byte*> all;
+    for (std::size_t s : of)
+      all.push_back(sequences[s].has_record
+                        ? reinterpret_cast<std::byte*>(sequences[s].record.data())
+                        : nullptr);
+    return all;
+  }
+
+  /// The next tokens of these sequences in one call.
+  void step(const std::vector<std::size_t>& which, const std::vector<int>& lengths = {}) {
+    std::vector<std::int32_t> offsets{0};
+    std::vector<double> q, k, v, i, log_f;
+    for (std::size_t at = 0; at < which.size(); ++at) {
+      Sequence& s = sequences[which[at]];
+      const int length = lengths.empty() ? 1 : lengths[at];
+      offsets.push_back(offsets.back() + length);
+      const auto append = [&](std::vector<double>& to, const std::vector<double>& from, int width) {
+        to.insert(to.end(), from.begin() + s.read * width,
+                  from.begin() + (s.read + length) * width);
+      };
+      append(q, s.in.q, shape.heads * shape.dqk);
+      append(k, s.in.k, shape.heads * shape.dqk);
+      append(v, s.in.v, shape.heads * shape.dv);
+      append(i, s.in.i, shape.heads);
+      append(log_f, s.in.log_f, shape.heads);
+      s.read += length;
+    }
+    const int tokens = offsets.back(), h = shape.heads;
+    Array q_in = Array::of(type, {tokens, h * shape.dqk}, q, 8);
+    Array k_in = Array::of(type, {tokens, h * shape.dqk}, k, 8);
+    Array v_in = Array::of(type, {tokens, h * shape.dv}, v, 8);
+    Array i_in = Array::of(DType::f32, {tokens, h}, i);
+    Array f_in = Array::of(DType::f32, {tokens, h}, log_f);
+    Array out(type, {tokens, h * shape.dv}, 8);
+    const std::vector<std::byte*> records = slots(which);
+    const Batch batch{offsets, records};
+    Context context(test_device(), 1);
+    const MlstmArgs cell{.q = q_in.tensor(),
+                         .k = k_in.tensor(),
+                         .v = v_in.tensor(),
+                         .i = i_in.tensor(),
+                         .log_f = f_in.tensor(),
+                         .batch = batch,
+                         .state = state(),
+                         .h = out.tensor(),
+                         .gate = gate};
+    const HeadNormArgs normed{.h = out.tensor(),
+                              .o = v_in.tensor(),
+                              .w = norm.tensor(),
+                              .b = {},
+                              .heads = h,
+                              .y = out.tensor()};
+    if (how == Norm::fused)
+      run(context, mlstm_head_norm, MlstmHeadNormArgs{.cell = cell, .norm = normed});
+    else
+      run(context, mlstm, cell);
+    if (how == Norm::apart) run(context, head_norm, normed);
+    EXPECT_TRUE(out.gaps_untouched());
+    const std::vector<double> got = out.values();
+    for (std::size_t at = 0; at < which.size(); ++at)
+      sequences[which[at]].h.insert(sequences[which[at]].h.end(),
+                                    got.begin() + offsets[at] * h * shape.dv,
+                                    got.begin() + offsets[at + 1] * h * shape.dv);
+  }
+  /// A step of some, others at other times: positions in the rings differ.
+  void ragged_step(int t) {
+    std::vector<std::size_t> which;
+    for (std::size_t s = 0; s < sequences.size(); ++s)
+      if (t >= static_cast<int>(s) && (t + static_cast<int>(s)) % 5 != 4) which.push_back(s);
+    if (!which.empty()) step(which);
+  }
+
+  void fold(const std::vector<std::size_t>& which, Device device = test_device(),
+            std::vector<std::int32_t> offsets = {}, bool longer_only = false) {
+    if (offsets.empty())
+      for (std::size_t s = 0; s <= which.size(); ++s)
+        offsets.push_back(static_cast<std::int32_t>(s));
+    const std::vector<std::byte*> records = slots(which);
+    const Batch batch{offsets, records};
+    Context context(device, 1);
+    run(context, mlstm_fold,
+        MlstmFoldArgs{.batch = batch,
+                      .state = state(),
+                      .heads = shape.heads,
+                      .dqk = shape.dqk,
+                      .dv = shape.dv,
+                      .longer_only = longer_only});
+  }
+  void fold_all() {
+    std::vector<std::size_t> all(sequences.size());
+    for (std::size_t s = 0; s < all.size(); ++s) all[s] = s;
+    fold(all);
+  }
+
+  int waiting(std::size_t s, int head = 0) const {
+    const std::size_t at =
+        ring_at + static_cast<std::size_t>(ring.gates + head * (ring.tokens + 2) + ring.tokens + 1);
+    std::int32_t count;
+    std::memcpy(&count, &sequences[s].record[at], sizeof(count));
+    return count;
+  }
+  std::vector<double> part(std::size_t s, std::size_t begin, std::size_t end) const {
+    const Floats& all = sequences[s].record;
+    return {all.begin() + std::ptrdiff_t(begin), all.begin() + std::ptrdiff_t(end)};
+  }
+  std::uint32_t position(std::size_t s, int head = 0) const {
+    std::uint32_t tokens;
+    std::memcpy(&tokens, &sequences[s].record[ring_at + std::size_t(ring.positions + head)], 4);
+    return tokens;
+  }
+  std::vector<double> c(std::size_t s) const {
+    if (c_type == DType::f32) return part(s, 0, n_at);
+    const auto* bits = reinterpret_cast<const std::uint16_t*>(sequences[s].record.data());
+    std::vector<double> values(n_at);
+    for (std::size_t i = 0; i < n_at; ++i) values[i] = bf16_to_f32(bits[i]);
+    return values;
+  }
+  std::vector<double> n_and_m(std::size_t s) const {
+    return part(s, n_at, m_at + static_cast<std::size_t>(shape.heads));
+  }
+
+  template <class Real>
+  oracle::MlstmStateOf<Real> first_state(const Sequence& s) const {
+    oracle::MlstmStateOf<Real> first(shape.heads, shape.dqk, shape.dv);
+    if (!s.has_record) return first;
+    const auto n = s.initial.begin() + std::ptrdiff_t(n_at);
+    const auto m = s.initial.begin() + std::ptrdiff_t(m_at);
+    first.c.assign(s.initial.begin(), n);
+    first.n.assign(n, m);
+    first.m.assign(m, m + shape.heads);
+    return first;
+  }
+  template <class Real>
+  oracle::MlstmInputsOf<Real> tokens_read(const Sequence& s) const {
+    oracle::MlstmInputsOf<Real> in;
+    in.heads = shape.heads;
+    in.dqk = shape.dqk;
+    in.dv = shape.dv;
+    in.sigmoid = s.in.sigmoid;
+    const auto cut = [&](std::vector<Real>& to, const std::vector<double>& from, int width) {
+      to.assign(from.begin(), from.begin() + s.read * width);
+    };
+    cut(in.q, s.in.q, shape.heads * shape.dqk);
+    cut(in.k, s.in.k, shape.heads * shape.dqk);
+    cut(in.v, s.in.v, shape.heads * shape.dv);
+    cut(in.i, s.in.i, shape.heads);
+    cut(in.log_f, s.in.log_f, shape.heads);
+    return in;
+  }
+};
+
+}  // namespace xlstm::ops::test
