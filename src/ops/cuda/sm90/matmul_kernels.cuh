@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/context.hpp"
+#include "ops/cuda/sm90/matmul_packed_plan.hpp"
 #include "ops/cuda/sm90/matmul_plan.hpp"
 #include "xlstm/tensor.hpp"
 
@@ -45,9 +46,18 @@ struct MatmulArgs {
   bool swiglu;
 };
 
+/// Where the packed form of each W lies (ops/packed.hpp); of gate and up with SwiGLU.
+struct PackedSource {
+  const unsigned char* tiles[kMostProducts];
+  std::int64_t steps[kMostProducts];  ///< bytes from 8 rows to the next
+  const float* scales[kMostProducts];
+};
+
 void launch_tiled(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
                   const MatmulArgs& args, int multiprocessors);
 void launch_streamed(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
                      const MatmulArgs& args);
+void launch_packed(Context& context, const PackedPlan& plan, const CUtensorMap& x,
+                   const PackedSource& source, const MatmulArgs& args, int multiprocessors);
 
 }  // namespace xlstm::ops::cuda
