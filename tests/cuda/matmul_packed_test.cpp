@@ -6,8 +6,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/cuda_device.hpp"
@@ -96,37 +98,34 @@ std::vector<double> normal_numbers(std::mt19937& random, std::int64_t count, dou
 }
 
 /// Whole numbers, whose sums are exact in any order: a row has one large number, so that its ones
-/// and zeros are listed, a few in each tile.
+/// and zeros are listed, up to 8 in each tile.
 Operands whole(std::mt19937& random, std::int64_t rows, const std::vector<std::int64_t>& outputs,
                std::int64_t depth) {
-  std::uniform_int_distribution<int> number(2, 4), sign(0, 1), place(0, 255);
+  std::uniform_int_distribution<int> number(2, 4), sign(0, 1), place(0, 127);
+  std::map<std::pair<std::int64_t, std::int64_t>, int> listed;
   return Operands(random, rows, outputs, depth, whole_numbers(random, rows * depth),
                   [&](std::int64_t n, std::int64_t k) -> double {
+                    if (n == 0 && k == 0) listed.clear();
                     if (k == 17 * n % depth) return 65536;
-                    const int listed = place(random);
-                    if (listed < 2) return listed;  // 8 of 1024
+                    const int small = place(random);
+                    if (small < 2 && ++listed[{n / 8, k / 128}] <= PackedTile::kMostPatches)
+                      return small;
                     return number(random) * (sign(random) * 2 - 1);
                   });
 }
 
-std::vector<PackedPlan> plans(std::int64_t rows, std::int64_t units, std::int64_t depth,
-                              bool swiglu) {
+std::vector<PackedPlan> plans(std::int64_t rows, std::int64_t depth, bool swiglu) {
   std::vector<PackedPlan> all;
-  for (const int groups : {1, 2, 3}) {
-    const std::int64_t most = groups * 8 / (swiglu ? 2 : 1);
-    for (const int split : {1, 2, 4}) {
-      if (split > (depth + 127) / 128) continue;
-      const std::int64_t least = (units + most - 1) / most;
-      for (const std::int64_t jobs : {least, std::min(units, least + 3)})
-        all.push_back({rows <= 64 ? 64 : 128, groups, split, static_cast<int>(jobs), 0, 0});
-    }
-  }
+  for (const int tiles : {8, 10, 16, 22, 24})
+    for (const int split : {1, 2, 4})
+      if (split <= (depth + 127) / 128)
+        all.push_back({rows <= 64 ? 64 : 128, swiglu ? tiles / 2 : tiles, split});
   return all;
 }
 
 std::string describe(const PackedPlan& p) {
-  return std::to_string(p.rows) + " rows, " + std::to_string(p.groups) + " groups, split " +
-         std::to_string(p.split) + ", " + std::to_string(p.jobs) + " jobs";
+  return std::to_string(p.rows) + " rows, " + std::to_string(p.height) + " tiles, split " +
+         std::to_string(p.split);
 }
 
 bool no_card() { return cuda::level(test_device()) != cuda::Level::sm90; }
@@ -146,7 +145,7 @@ TEST(PackedMatmulOnCuda, EveryPlanIsExact) {
     Operands p = whole(random, c.rows, c.outputs, c.depth);
     const std::vector<double> products = p.products(),
                               old = whole_numbers(random, p.rows * p.columns);
-    for (const PackedPlan& plan : plans(c.rows, p.columns / 8, c.depth, false)) {
+    for (const PackedPlan& plan : plans(c.rows, c.depth, false)) {
       const DType type = ++number % 3 == 0 ? DType::bf16 : DType::f32;
       const bool accumulate = number % 3 == 1;
       SCOPED_TRACE(std::to_string(c.rows) + " x " + std::to_string(c.depth) + " x " +
@@ -187,7 +186,7 @@ TEST(PackedMatmulOnCuda, ResultsAreThoseOfTheWeights) {
     std::size_t at = 0;
     Operands p(random, c.rows, c.outputs, c.depth, normal_numbers(random, c.rows * c.depth),
                [&](std::int64_t, std::int64_t) { return numbers[at++ * 7919 % numbers.size()]; });
-    for (const PackedPlan& plan : plans(c.rows, p.columns / 8, c.depth, false)) {
+    for (const PackedPlan& plan : plans(c.rows, c.depth, false)) {
       SCOPED_TRACE(std::to_string(c.depth) + " deep, " + describe(plan));
       if (plan.split == 4 || (plan.split == 2 && c.depth % 256 != 0)) continue;
       test::Array y(DType::f32, {p.rows, p.columns}), same(DType::f32, {p.rows, p.columns});
@@ -219,7 +218,7 @@ TEST(PackedMatmulOnCuda, EveryPlanFormsSwiglu) {
           [&, numbers = normal_numbers(random, 1 << 12, 0.1)](std::int64_t n, std::int64_t k) {
             return numbers[static_cast<std::size_t>(n * 577 + k * 31) % numbers.size()];
           });
-      for (const PackedPlan& plan : plans(rows, kF / 8, kDepth, true)) {
+      for (const PackedPlan& plan : plans(rows, kDepth, true)) {
         SCOPED_TRACE(std::to_string(rows) + " rows, " + describe(plan));
         if (plan.split > 1) continue;
         test::Array y(type, {rows, kF}, 8), same(type, {rows, kF}, 8);

@@ -129,10 +129,12 @@ bool planned_product(Context& context, const Product& p, const MatmulPlan& plan)
 bool planned_product(Context& context, const Product& p, const PackedPlan& plan) {
   if (!takes_product(p) || !takes_packed(p)) return false;
   MatmulArgs args = {};
-  PackedSource source = {};
+  PackedMaps maps = {};
+  PackedScales scales = {};
   args.rows = static_cast<int>(p.x.dim(0));
   args.weights = p.swiglu ? 1 : static_cast<int>(p.w.size());
   args.depth_stages = static_cast<int>(pieces_of(p.x.dim(1), PackedTile::kColumns));
+  args.height = plan.height;
   args.split = plan.split;
   args.y = p.y.data;
   args.y_stride = p.y.row_stride();
@@ -140,21 +142,21 @@ bool planned_product(Context& context, const Product& p, const PackedPlan& plan)
   args.accumulate = p.accumulate;
   args.swiglu = p.swiglu;
   args.bias_dtype = p.b.empty() ? DType::f32 : p.b[0].dtype;
+  maps.x = box_map(p.x, plan.rows);
   std::int64_t first = 0;
   for (std::size_t i = 0; i < p.w.size(); ++i) {
-    source.tiles[i] = p.packed[i].tiles.as<unsigned char>();
-    source.steps[i] = p.packed[i].tiles.row_stride();
-    source.scales[i] = p.packed[i].scales.as<float>();
+    maps.w[i] = packed_map(p.packed[i].tiles, plan.height);
+    scales.of[i] = p.packed[i].scales.as<float>();
     args.outputs[i] = p.w[i].dim(0);
     args.first[i] = first;
     if (!p.b.empty()) args.bias[i] = p.b[i].data;
     if (p.swiglu && i == 1) break;
-    args.column_tiles += static_cast<int>(p.w[i].dim(0) / PackedTile::kRows);
+    args.column_tiles +=
+        static_cast<int>(pieces_of(p.w[i].dim(0), PackedTile::kRows * plan.height));
     args.tile_end[i] = args.column_tiles;
     first += p.w[i].dim(0);
   }
-  launch_packed(context, plan, box_map(p.x, plan.rows), source, args,
-                multiprocessors(context.device()));
+  launch_packed(context, plan, maps, scales, args, multiprocessors(context.device()));
   return true;
 }
 

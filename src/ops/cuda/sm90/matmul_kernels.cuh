@@ -46,18 +46,20 @@ struct MatmulArgs {
   bool swiglu;
 };
 
-/// Where the packed form of each W lies (ops/packed.hpp); of gate and up with SwiGLU.
-struct PackedSource {
-  const unsigned char* tiles[kMostProducts];
-  std::int64_t steps[kMostProducts];  ///< bytes from 8 rows to the next
-  const float* scales[kMostProducts];
+struct PackedMaps {
+  CUtensorMap x;
+  CUtensorMap w[kMostProducts];  ///< packed_map() of each W; of gate and up with SwiGLU
+};
+
+struct PackedScales {
+  const float* of[kMostProducts];  ///< of the rows of each W; of gate and up with SwiGLU
 };
 
 void launch_tiled(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
                   const MatmulArgs& args, int multiprocessors);
 void launch_streamed(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
                      const MatmulArgs& args);
-void launch_packed(Context& context, const PackedPlan& plan, const CUtensorMap& x,
-                   const PackedSource& source, const MatmulArgs& args, int multiprocessors);
+void launch_packed(Context& context, const PackedPlan& plan, const PackedMaps& maps,
+                   const PackedScales& scales, const MatmulArgs& args, int multiprocessors);
 
 }  // namespace xlstm::ops::cuda

@@ -19,41 +19,28 @@ constexpr int kGroup = 128;      // threads of a warp group
 constexpr int kTilesOfWarp = 2;  // rows 0 to 7 of its 16, and 8 to 15
 constexpr int kBefore = 1024;    // barriers, up to where a box may begin
 constexpr int kStages = kPackedMostStages;
+constexpr int kTileWords = Tile::kBytes / 8;  // columns of packed_map()
 
 /// What a launch makes of its plan.
 struct Ring {
   int x_stages, w_stages;
   int w_bytes;  // of a stage
-  int jobs;
 };
 
-/// Units of a job: tiles, or pairs of them with SwiGLU.
+/// Tiles of a job: of W `weight`, or of gate and up with SwiGLU.
 struct Job {
-  int first, count;
-  __device__ __forceinline__ Job(const MatmulArgs& a, int job, int jobs)
-      : first(static_cast<int>(std::int64_t{a.column_tiles} * job / jobs)),
-        count(static_cast<int>(std::int64_t{a.column_tiles} * (job + 1) / jobs) - first) {}
-};
-
-/// A tile's rows: of which W, and from which row of it.
-struct Place {
-  int weight, tile;
-  __device__ __forceinline__ Place(const MatmulArgs& a, const Job& job, int slot) : weight(0) {
-    if (a.swiglu) {
-      weight = slot % 2;
-      tile = job.first + slot / 2;
-      return;
-    }
-    tile = job.first + slot;
+  int weight = 0, first, count;
+  __device__ __forceinline__ Job(const MatmulArgs& a, int job) {
     int before = 0;
 #pragma unroll
     for (int i = 0; i < kMostProducts - 1; ++i) {
-      if (i < a.weights - 1 && tile >= a.tile_end[i]) {
+      if (i < a.weights - 1 && job >= a.tile_end[i]) {
         weight = i + 1;
         before = a.tile_end[i];
       }
     }
-    tile -= before;
+    first = (job - before) * a.height;
+    count = min(a.height, static_cast<int>(a.outputs[weight]) / Tile::kRows - first);
   }
 };
 
@@ -69,52 +56,71 @@ struct Turn {
   }
 };
 
+__device__ __forceinline__ unsigned load_word(SharedAddress at) {
+  unsigned word = 0;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(at) : "memory");
+  return word;
+}
+
+/// (a & b) | c in one instruction: a compiler that knows two of them makes more.
+__device__ __forceinline__ unsigned and_or(unsigned a, unsigned b, unsigned c) {
+  unsigned result = 0;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+
 /// A lane's part of 128 columns of two rows.
 struct Packs {
   uint2 fractions[kTilesOfWarp][4];  // of each a
   unsigned exponents[kTilesOfWarp][4];
 
-  /// @param tile  the first; the other follows
-  __device__ __forceinline__ void load(SharedAddress tile, int row, int i) {
+  /// Where those of a = 0 lie in a tile; those of others where a flips bits of the address.
+  __device__ __forceinline__ static int fractions_at(int lane) {
+    return Tile::fractions_at(lane / 4, 0, lane % 4);
+  }
+  __device__ __forceinline__ static int exponents_at(int lane) {
+    return Tile::exponents_at(lane / 4, 0, lane % 4);
+  }
+  /// @param second  bytes from the first tile to the other
+  __device__ __forceinline__ void load(SharedAddress f, SharedAddress e, int second) {
 #pragma unroll
     for (int a = 0; a < 4; ++a) {
-      const SharedAddress f = tile + Tile::fractions_at(row, a, i),
-                          e = tile + Tile::exponents_at(row, a, i);
 #pragma unroll
       for (int t = 0; t < kTilesOfWarp; ++t) {
         asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
                      : "=r"(fractions[t][a].x), "=r"(fractions[t][a].y)
-                     : "r"(f + t * Tile::kBytes)
+                     : "r"((f ^ a * 8) + t * second)
                      : "memory");
-        asm volatile("ld.shared.u32 %0, [%1];"
-                     : "=r"(exponents[t][a])
-                     : "r"(e + t * Tile::kBytes)
-                     : "memory");
+        exponents[t][a] = load_word((e ^ a * 4) + t * second);
+      }
+    }
+  }
+  /// Columns 64 kHalf .. 64 kHalf + 63 as four fragments of a product.
+  template <int kHalf>
+  __device__ __forceinline__ void unpack(unsigned (&to)[4][4]) const {
+    constexpr unsigned kSignsAndFractions = 0x807F807F, kExponents = 0x07800780,
+                       kFirst = Tile::kFirstExponent << 7 | Tile::kFirstExponent << 23;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+        const int t = r % 2, a = odd * 2 + r / 2;
+        unsigned e = exponents[t][a];
+        if constexpr (kHalf == 1) asm("shr.u32 %0, %0, 8;" : "+r"(e));
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          const unsigned p = __byte_perm(kHalf == 0 ? fractions[t][a].x : fractions[t][a].y, 0,
+                                         u == 0 ? 0x1100 : 0x3322);
+          to[2 * u + odd][r] =
+              and_or(p, kSignsAndFractions, and_or(e * (u == 0 ? 128 : 8), kExponents, kFirst));
+        }
       }
     }
   }
 };
 
-/// Columns 64 kHalf .. 64 kHalf + 63 as four fragments of a product.
-template <int kHalf>
-__device__ __forceinline__ void unpack(const Packs& packs, unsigned (&to)[4][4]) {
-#pragma unroll
-  for (int s = 0; s < 4; ++s) {
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const int t = r % 2, a = s % 2 * 2 + r / 2;
-      const uint2 f = packs.fractions[t][a];
-      const unsigned e = kHalf == 0 ? packs.exponents[t][a] : packs.exponents[t][a] >> 8;
-      const unsigned p = __byte_perm(kHalf == 0 ? f.x : f.y, 0, s / 2 == 0 ? 0x1100 : 0x3322);
-      to[s][r] = ((p & 0x807F807FU) | 0x38003800U) +
-                 (s / 2 == 0 ? (e & 0x000F000FU) * 128 : (e & 0x00F000F0U) * 8);
-    }
-  }
-}
-
 /// Puts listed weights into their places: the lanes whose bits are set in `mask` have one each, of
-/// the first tile (lanes 0 to 7) or of the second.
-template <int kHalf>
+/// the first tile (lanes 0 to 7) or of the second, in the half that `to` has.
 __device__ __forceinline__ void mend(unsigned mask, unsigned patch, int lane,
                                      unsigned (&to)[4][4]) {
 #pragma unroll 1
@@ -122,7 +128,6 @@ __device__ __forceinline__ void mend(unsigned mask, unsigned patch, int lane,
     const int from = __ffs(static_cast<int>(mask)) - 1;
     const unsigned word = __shfl_sync(~0U, patch, from);
     const int column = static_cast<int>(word >> 16) % Tile::kColumns;
-    if (column / 64 != kHalf) continue;
     const int row = static_cast<int>(word >> 16) / Tile::kColumns;
     const bool mine = row == lane / 4 && column / 2 % 4 == lane % 4;
     const int place =
@@ -151,14 +156,15 @@ struct Block {
 
 template <int kRows, int kGroups>
 __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
-    packed_kernel(const __grid_constant__ CUtensorMap x,
-                  const __grid_constant__ PackedSource source,
+    packed_kernel(const __grid_constant__ PackedMaps maps,
+                  const __grid_constant__ PackedScales scales,
                   const __grid_constant__ MatmulArgs args, const Ring ring) {
   using B = Block<kRows, kGroups>;
   constexpr int kWarps = B::kWarps;
-  constexpr int kXBytes = kRows * 128;
+  constexpr int kBox = kRows * 128, kXBytes = 2 * kBox;
   extern __shared__ __align__(1024) unsigned char memory[];
-  const SharedAddress w_full = shared_address(memory);
+  // Of all lanes: it is not made anew each time that it is needed.
+  const SharedAddress w_full = __shfl_sync(~0U, shared_address(memory), 0);
   const SharedAddress w_empty = w_full + kStages * 8, x_full = w_empty + kStages * 8,
                       x_empty = x_full + kStages * 8, x_base = w_full + kBefore,
                       w_base = x_base + ring.x_stages * kXBytes;
@@ -187,45 +193,43 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
     if constexpr (B::kManySums) fewer_registers<40>();
     if (warp == kWarps) {
       const std::uint64_t policy = evict_first();
-      int ahead = ring.w_stages;  // weights do not wait for the kernel before this one
-      for (int job = first_job; job < ring.jobs; job += step) {
-        const Job units(args, job, ring.jobs);
-        const int slots = args.swiglu ? 2 * units.count : units.count;
-        const unsigned char* from = nullptr;
-        if (lane < slots) {
-          const Place place(args, units, lane);
-          from = source.tiles[place.weight] + place.tile * source.steps[place.weight] +
-                 std::int64_t{begin} * Tile::kBytes;
+      const unsigned bytes = (args.swiglu ? 2 : 1) * args.height * Tile::kBytes;
+      int job = first_job, k = begin;
+      const auto load = [&] {  // the next of all stages
+        const Job tiles(args, job);
+        const SharedAddress full = w_full + 8 * w_turn.at, to = w_base + w_turn.at * ring.w_bytes;
+        barrier_expect(full, bytes);
+        load_box(to, &maps.w[tiles.weight], tiles.first, k * kTileWords, full, policy);
+        if (args.swiglu)
+          load_box(to + PackedRing::of_w(args.height), &maps.w[1], tiles.first, k * kTileWords,
+                   full, policy);
+        w_turn.next(ring.w_stages);
+        if (++k < end) return;
+        k = begin;
+        job += step;
+      };
+      // Weights do not wait for the kernel before this one.
+      if (lane == 0)
+        for (int i = 0; i < ring.w_stages && job < args.column_tiles; ++i) load();
+      __syncwarp();
+      grid_wait();
+      grid_trigger();
+      if (lane == 0)
+        while (job < args.column_tiles) {
+          barrier_wait(w_empty + 8 * w_turn.at, w_turn.phase ^ 1);
+          load();
         }
-        const SharedAddress to = w_base + lane * Tile::kBytes;
-        for (int k = begin; k < end; ++k, w_turn.next(ring.w_stages)) {
-          if (ahead-- == 0) {
-            grid_wait();
-            grid_trigger();
-          }
-          if (ahead < 0) barrier_wait(w_empty + 8 * w_turn.at, w_turn.phase ^ 1);
-          const SharedAddress full = w_full + 8 * w_turn.at;
-          if (lane == 0) barrier_expect(full, slots * Tile::kBytes);
-          __syncwarp();
-          if (lane < slots) {
-            load_bytes(to + w_turn.at * ring.w_bytes, from, Tile::kBytes, full, policy);
-            from += Tile::kBytes;
-          }
-        }
-      }
-      if (ahead >= 0) {
-        grid_wait();
-        grid_trigger();
-      }
+      __syncwarp();
     } else {
       grid_wait();
       if (warp == kWarps + 1 && lane == 0) {
-        for (int job = first_job; job < ring.jobs; job += step)
-          for (int k = 2 * begin; k < 2 * end; ++k, x_turn.next(ring.x_stages)) {
+        for (int job = first_job; job < args.column_tiles; job += step)
+          for (int k = begin; k < end; ++k, x_turn.next(ring.x_stages)) {
             barrier_wait(x_empty + 8 * x_turn.at, x_turn.phase ^ 1);
-            const SharedAddress full = x_full + 8 * x_turn.at;
+            const SharedAddress full = x_full + 8 * x_turn.at, to = x_base + x_turn.at * kXBytes;
             barrier_expect(full, kXBytes);
-            load_box(x_base + x_turn.at * kXBytes, &x, 0, k * kMatmulDepth, full);
+            load_box(to, &maps.x, 0, k * Tile::kColumns, full);
+            load_box(to + kBox, &maps.x, 0, k * Tile::kColumns + kMatmulDepth, full);
           }
       }
       __syncwarp();
@@ -233,65 +237,70 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
     if (args.split > 1) cluster_sync();
   } else {
     if constexpr (B::kManySums) more_registers<152>();
-    grid_wait();
     float sums[kRows / 2];
-    unsigned even[4][4], odd[4][4];  // fragments: one half's are made while the other multiplies
-    for (int job = first_job; job < ring.jobs; job += step) {
-      const Job units(args, job, ring.jobs);
-      const int slots = args.swiglu ? 2 * units.count : units.count;
-      const int own = slots - warp * kTilesOfWarp;  // tiles of this warp, and of those after it
+    unsigned low[4][4], high[4][4];  // fragments: one half's are made while the other multiplies
+    // With SwiGLU a warp has a tile of the gate and one of what is gated: both numbers of an output
+    // are in one thread.
+    const int own = args.swiglu ? warp : kTilesOfWarp * warp,  // its first tile
+        second = args.swiglu ? PackedRing::of_w(args.height) : Tile::kBytes;
+    const SharedAddress own_tiles = w_base + own * Tile::kBytes,
+                        fractions = own_tiles + Packs::fractions_at(lane),
+                        exponents = own_tiles + Packs::exponents_at(lane),
+                        list = own_tiles + lane / Tile::kMostPatches * second + Tile::kPatches +
+                               lane % Tile::kMostPatches * 4;
+    for (int job = first_job; job < args.column_tiles; job += step) {
+      const Job tiles(args, job);
+      const auto exists = [&](int t) { return own + (args.swiglu ? 0 : t) < tiles.count; };
+      const bool has_list =
+          lane / Tile::kMostPatches < kTilesOfWarp && exists(lane / Tile::kMostPatches);
       SharedAddress before = 0;
-      const auto multiply = [&](const unsigned(&a)[4][4], bool first) {
-        barrier_wait(x_full + 8 * x_turn.at, x_turn.phase);
-        const std::uint64_t b = wgmma_matrix(x_base + x_turn.at * kXBytes);
+      const auto multiply = [&](const unsigned(&a)[4][4], std::uint64_t b, bool add) {
         wgmma_fence();
 #pragma unroll
-        for (int s = 0; s < 4; ++s) wgmma<kRows>(sums, a[s], b + s * kWgmmaDepth, s > 0 || !first);
+        for (int s = 0; s < 4; ++s) wgmma<kRows>(sums, a[s], b + s * kWgmmaDepth, s > 0 || add);
         wgmma_commit();
-        wgmma_wait<1>();
-        if (!first && lane == 0) barrier_arrive(before);
-        before = x_empty + 8 * x_turn.at;
-        x_turn.next(ring.x_stages);
       };
 #pragma unroll 1
       for (int k = begin; k < end; ++k) {
-        const SharedAddress tile =
-            w_base + w_turn.at * ring.w_bytes + warp * (kTilesOfWarp * Tile::kBytes);
+        const int stage = w_turn.at * ring.w_bytes;
         barrier_wait(w_full + 8 * w_turn.at, w_turn.phase);
         Packs packs;
-        packs.load(tile, lane / 4, lane % 4);
-        unsigned patch = Tile::kNoPatch;
-        if (lane / Tile::kMostPatches < min(own, kTilesOfWarp))
-          asm volatile("ld.shared.u32 %0, [%1];"
-                       : "=r"(patch)
-                       : "r"(tile + lane / Tile::kMostPatches * Tile::kBytes + Tile::kPatches +
-                             lane % Tile::kMostPatches * 4)
-                       : "memory");
-        const unsigned patches = __ballot_sync(~0U, patch != Tile::kNoPatch);
+        packs.load(fractions + stage, exponents + stage, second);
+        const unsigned patch = has_list ? load_word(list + stage) : Tile::kNoPatch;
+        const bool listed = patch != Tile::kNoPatch, upper = (patch >> 22 & 1) != 0;
+        const unsigned in_low = __ballot_sync(~0U, listed && !upper),
+                       in_high = __ballot_sync(~0U, listed && upper);
         if (lane == 0) barrier_arrive(w_empty + 8 * w_turn.at);
         w_turn.next(ring.w_stages);
-        unpack<0>(packs, even);
-        if (patches != 0) mend<0>(patches, patch, lane, even);
-        multiply(even, k == begin);
-        unpack<1>(packs, odd);
-        if (patches != 0) mend<1>(patches, patch, lane, odd);
-        multiply(odd, false);
+        packs.unpack<0>(low);
+        if (in_low != 0) mend(in_low, patch, lane, low);
+        barrier_wait(x_full + 8 * x_turn.at, x_turn.phase);
+        const std::uint64_t b = wgmma_matrix(__shfl_sync(~0U, x_base + x_turn.at * kXBytes, 0));
+        multiply(low, b, k > begin);
+        wgmma_wait<1>();
+        if (k > begin && lane == 0) barrier_arrive(before);
+        before = x_empty + 8 * x_turn.at;
+        x_turn.next(ring.x_stages);
+        packs.unpack<1>(high);
+        if (in_high != 0) mend(in_high, patch, lane, high);
+        multiply(high, moved(b, kBox), true);
+        wgmma_wait<1>();
       }
       wgmma_wait<0>();
       if (lane == 0) barrier_arrive(before);
+      grid_wait();
 
       // A lane has tokens 8 j + 2 (lane % 4) and the next of row lane / 4 of both tiles.
       Column columns[kTilesOfWarp];
 #pragma unroll
       for (int t = 0; t < kTilesOfWarp; ++t) {
-        if (t >= own) continue;
-        const Place place(args, units, warp * kTilesOfWarp + t);
-        const int n = place.tile * Tile::kRows + lane / 4;
-        columns[t] = {.at = static_cast<unsigned>((args.swiglu ? 0 : args.first[place.weight]) + n +
+        if (!exists(t)) continue;
+        const int weight = args.swiglu ? t : tiles.weight;
+        const int n = (tiles.first + own + (args.swiglu ? 0 : t)) * Tile::kRows + lane / 4;
+        columns[t] = {.at = static_cast<unsigned>((args.swiglu ? 0 : args.first[weight]) + n +
                                                   lane % 4 * 2 * args.y_stride),
-                      .scale = source.scales[place.weight][n],
-                      .bias = bias_of(args.bias[place.weight], args.bias_dtype, n,
-                                      args.outputs[place.weight]),
+                      .scale = scales.of[weight][n],
+                      .bias = bias_of(args.bias[weight], args.bias_dtype, n, args.outputs[weight]),
                       .exists = true};
       }
       const int token = lane % 4 * 2;
@@ -384,38 +393,35 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
 }
 
 template <int kRows, int kGroups>
-void run(Context& context, const PackedPlan& plan, const CUtensorMap& x, const PackedSource& source,
-         const MatmulArgs& args, int places) {
-  const int units = args.column_tiles;
-  const int tiles = static_cast<int>(pieces_of(units, plan.jobs)) * (args.swiglu ? 2 : 1);
-  const PackedRing ring(plan, tiles);
-  const int blocks = std::min(plan.jobs * plan.split, places / plan.split * plan.split);
+void run(Context& context, const PackedPlan& plan, const PackedMaps& maps,
+         const PackedScales& scales, const MatmulArgs& args, int places) {
+  const PackedRing ring(plan, args.swiglu);
   launch(context, "linear",
-         {.x = blocks,
+         {.x = std::min(args.column_tiles, places / plan.split) * plan.split,
           .threads = Block<kRows, kGroups>::kThreads,
           .shared = kBefore + ring.bytes,
           .cluster = plan.split,
           .overlap = true},
-         packed_kernel<kRows, kGroups>, x, source, args,
-         Ring{ring.x_stages, ring.w_stages, ring.w_bytes, plan.jobs});
+         packed_kernel<kRows, kGroups>, maps, scales, args,
+         Ring{ring.x_stages, ring.w_stages, ring.w_bytes});
 }
 
 template <int kRows>
-void run(Context& context, const PackedPlan& plan, const CUtensorMap& x, const PackedSource& source,
-         const MatmulArgs& args, int places) {
-  switch (plan.groups) {
-    case 1: return run<kRows, 1>(context, plan, x, source, args, places);
-    case 2: return run<kRows, 2>(context, plan, x, source, args, places);
-    default: return run<kRows, 3>(context, plan, x, source, args, places);
+void run(Context& context, const PackedPlan& plan, const PackedMaps& maps,
+         const PackedScales& scales, const MatmulArgs& args, int places) {
+  switch (plan.groups(args.swiglu)) {
+    case 1: return run<kRows, 1>(context, plan, maps, scales, args, places);
+    case 2: return run<kRows, 2>(context, plan, maps, scales, args, places);
+    default: return run<kRows, 3>(context, plan, maps, scales, args, places);
   }
 }
 
 }  // namespace
 
-void launch_packed(Context& context, const PackedPlan& plan, const CUtensorMap& x,
-                   const PackedSource& source, const MatmulArgs& args, int multiprocessors) {
-  if (plan.rows == 64) return run<64>(context, plan, x, source, args, multiprocessors);
-  run<128>(context, plan, x, source, args, multiprocessors);
+void launch_packed(Context& context, const PackedPlan& plan, const PackedMaps& maps,
+                   const PackedScales& scales, const MatmulArgs& args, int multiprocessors) {
+  if (plan.rows == 64) return run<64>(context, plan, maps, scales, args, multiprocessors);
+  run<128>(context, plan, maps, scales, args, multiprocessors);
 }
 
 }  // namespace xlstm::ops::cuda
