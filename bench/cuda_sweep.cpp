@@ -46,8 +46,9 @@ std::string describe(const MatmulPlan& p) {
 }
 
 std::string describe(const PackedPlan& p) {
-  return fmt::format("packed, {} tiles{}{}", p.height,
+  return fmt::format("packed, {} tiles{}{}{}", p.height,
                      p.split > 1 ? fmt::format(", depth in {}", p.split) : "",
+                     p.depth_groups > 1 ? fmt::format(", {} groups", p.depth_groups) : "",
                      p.x_stages > 0 ? fmt::format(", {} stages of x", p.x_stages) : "");
 }
 
@@ -55,9 +56,11 @@ std::vector<PackedPlan> all_packed_plans(const MatmulShape& s) {
   std::vector<PackedPlan> all;
   ops::cuda::each_packed_plan(s, [&](const PackedPlan& plan) {
     const auto jobs = ops::cuda::packed_jobs(s, plan.height), blocks = jobs * plan.split;
-    if (blocks < 64 || plan.tiles(s.swiglu) % 8 == 1 || plan.tiles(s.swiglu) < 6) return;
+    if (blocks < 64 || plan.tiles(s.swiglu) < 6) return;
     if (blocks > 132 && plan.tiles(s.swiglu) < 16) return;
-    for (int x = 2; x <= 8; ++x) {
+    const int t = plan.tiles(s.swiglu);
+    if (t != 8 && t != 12 && t != 16 && t < 22) return;
+    for (int x = 3; x <= 8; x += (x == 5 ? 3 : 1)) {
       PackedPlan p = plan;
       p.x_stages = x;
       ops::cuda::PackedRing ring(p, s.swiglu);

@@ -48,9 +48,10 @@ struct Job {
 struct Turn {
   int at = 0;
   unsigned phase = 0;
-  __device__ __forceinline__ void next(int stages) {
-    if (++at == stages) {
-      at = 0;
+  __device__ __forceinline__ void next(int stages, int step = 1) {
+    at += step;
+    if (at >= stages) {
+      at -= stages;
       phase ^= 1;
     }
   }
@@ -125,17 +126,16 @@ __device__ __forceinline__ void mend(unsigned mask, unsigned patch, int lane,
                                      unsigned (&to)[4][4]) {
 #pragma unroll 1
   for (; mask != 0; mask &= mask - 1) {
-    const int from = __ffs(static_cast<int>(mask)) - 1;
-    const unsigned word = __shfl_sync(~0U, patch, from);
-    const int column = static_cast<int>(word >> 16) % Tile::kColumns;
-    const int row = static_cast<int>(word >> 16) / Tile::kColumns;
-    const bool mine = row == lane / 4 && column / 2 % 4 == lane % 4;
-    const int place =
-        mine ? column / 16 % 4 * 4 + column / 8 % 2 * 2 + from / Tile::kMostPatches : -1;
-    const unsigned take = column % 2 == 0 ? 0x3254 : 0x5410;
+    const unsigned from = __ffs(static_cast<int>(mask)) - 1;
+    const unsigned word = __shfl_sync(~0U, patch, from), place = word >> 16;
+    const unsigned owner = place / Tile::kColumns * 4 + place / 2 % 4;
+    const unsigned half = place % 2 == 0 ? 0x3254 : 0x5410,
+                   take = owner == static_cast<unsigned>(lane) ? half : 0x3210;
+    const int n =
+        static_cast<int>(place / 16 % 4 * 4 + place / 8 % 2 * 2 + from / Tile::kMostPatches);
 #pragma unroll
-    for (int n = 0; n < 16; ++n)
-      if (place == n) to[n / 4][n % 4] = __byte_perm(to[n / 4][n % 4], word, take);
+    for (int i = 0; i < 16; ++i)
+      if (i == n) to[i / 4][i % 4] = __byte_perm(to[i / 4][i % 4], word, take);
   }
 }
 
@@ -178,11 +178,11 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < ring.w_stages; ++i) {
       barrier_init(w_full + 8 * i, 1);
-      barrier_init(w_empty + 8 * i, kWarps);
+      barrier_init(w_empty + 8 * i, kWarps / args.depth_groups);
     }
     for (int i = 0; i < ring.x_stages; ++i) {
       barrier_init(x_full + 8 * i, 1);
-      barrier_init(x_empty + 8 * i, kWarps);
+      barrier_init(x_empty + 8 * i, kWarps / args.depth_groups);
     }
     barrier_fence_init();
   }
@@ -241,13 +241,17 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
     unsigned low[4][4], high[4][4];  // fragments: one half's are made while the other multiplies
     // With SwiGLU a warp has a tile of the gate and one of what is gated: both numbers of an output
     // are in one thread.
-    const int own = args.swiglu ? warp : kTilesOfWarp * warp,  // its first tile
+    const int turns = args.depth_groups,  // warps that have the same tiles, and stages in turn
+        turn = warp / (kWarps / turns), place = warp % (kWarps / turns),
+              own = args.swiglu ? place : kTilesOfWarp * place,  // its first tile
         second = args.swiglu ? PackedRing::of_w(args.height) : Tile::kBytes;
     const SharedAddress own_tiles = w_base + own * Tile::kBytes,
                         fractions = own_tiles + Packs::fractions_at(lane),
                         exponents = own_tiles + Packs::exponents_at(lane),
                         list = own_tiles + lane / Tile::kMostPatches * second + Tile::kPatches +
                                lane % Tile::kMostPatches * 4;
+    w_turn.next(ring.w_stages, turn);
+    x_turn.next(ring.x_stages, turn);
     for (int job = first_job; job < args.column_tiles; job += step) {
       const Job tiles(args, job);
       const auto exists = [&](int t) { return own + (args.swiglu ? 0 : t) < tiles.count; };
@@ -261,33 +265,37 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
         wgmma_commit();
       };
 #pragma unroll 1
-      for (int k = begin; k < end; ++k) {
+      for (int k = begin + turn; k < end; k += turns) {
         const int stage = w_turn.at * ring.w_bytes;
         barrier_wait(w_full + 8 * w_turn.at, w_turn.phase);
+        const unsigned patch = has_list ? load_word(list + stage) : Tile::kNoPatch;
         Packs packs;
         packs.load(fractions + stage, exponents + stage, second);
-        const unsigned patch = has_list ? load_word(list + stage) : Tile::kNoPatch;
         const bool listed = patch != Tile::kNoPatch, upper = (patch >> 22 & 1) != 0;
         const unsigned in_low = __ballot_sync(~0U, listed && !upper),
                        in_high = __ballot_sync(~0U, listed && upper);
         if (lane == 0) barrier_arrive(w_empty + 8 * w_turn.at);
-        w_turn.next(ring.w_stages);
+        w_turn.next(ring.w_stages, turns);
         packs.unpack<0>(low);
         if (in_low != 0) mend(in_low, patch, lane, low);
+        wgmma_wait<0>();
+        // Before this group waits: others may need the place.
+        if (before != 0 && lane == 0) barrier_arrive(before);
         barrier_wait(x_full + 8 * x_turn.at, x_turn.phase);
         const std::uint64_t b = wgmma_matrix(__shfl_sync(~0U, x_base + x_turn.at * kXBytes, 0));
-        multiply(low, b, k > begin);
-        wgmma_wait<1>();
-        if (k > begin && lane == 0) barrier_arrive(before);
+        multiply(low, b, before != 0);
         before = x_empty + 8 * x_turn.at;
-        x_turn.next(ring.x_stages);
+        x_turn.next(ring.x_stages, turns);
         packs.unpack<1>(high);
         if (in_high != 0) mend(in_high, patch, lane, high);
         multiply(high, moved(b, kBox), true);
         wgmma_wait<1>();
       }
       wgmma_wait<0>();
-      if (lane == 0) barrier_arrive(before);
+      if (before == 0)  // no stage for this group
+#pragma unroll
+        for (float& sum : sums) sum = 0;
+      if (before != 0 && lane == 0) barrier_arrive(before);
       grid_wait();
 
       // A lane has tokens 8 j + 2 (lane % 4) and the next of row lane / 4 of both tiles.
@@ -336,7 +344,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
           }
         }
       };
-      if (args.split == 1) {
+      if (args.split * turns == 1) {
 #pragma unroll
         for (int j = 0; j < kEights; j += kAtOnce) {
           float old[kAtOnce][4];
@@ -347,38 +355,48 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
         }
         continue;
       }
-      // Each block of the cluster adds those of its share of the tokens.
-      named_barrier(1, kGroups * kGroup);  // all stages have been read
-      const auto sums_of = [&](int j) {
-        return x_base + (j * (kGroups * kGroup) + static_cast<int>(threadIdx.x)) * 16;
+      // Sums of pieces of the depth: those who have them share the tokens.
+      constexpr int kThreads = kGroups * kGroup, kShares = kEights / kAtOnce;
+      const int threads = kThreads / turns, thread = static_cast<int>(threadIdx.x) % threads,
+                share = piece * turns + turn, shares = args.split * turns,
+                first = kShares * share / shares, last = kShares * (share + 1) / shares;
+      named_barrier(1, kThreads);  // all stages have been read
+      const auto sums_of = [&](int depth, int j) {
+        return x_base + ((depth * kEights + j) * threads + thread) * 16;
       };
 #pragma unroll
       for (int j = 0; j < kEights; ++j)
-        asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(sums_of(j)), "f"(sums[4 * j]),
-                     "f"(sums[4 * j + 1]), "f"(sums[4 * j + 2]), "f"(sums[4 * j + 3])
+        asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(sums_of(turn, j)),
+                     "f"(sums[4 * j]), "f"(sums[4 * j + 1]), "f"(sums[4 * j + 2]),
+                     "f"(sums[4 * j + 3])
                      : "memory");
-      const int share = kEights / args.split;
-      float old[kAtOnce][4];
+      float old[kAtOnce][4] = {};
       const auto add_olds = [&](int j) {
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) add_old(j + i, old[i]);
       };
-      add_olds(piece * share);
-      cluster_sync();
+      if (first < last) add_olds(first * kAtOnce);
+      if (args.split > 1)
+        cluster_sync();
+      else
+        named_barrier(1, kThreads);
 #pragma unroll 1
-      for (int j = piece * share; j < (piece + 1) * share; j += kAtOnce) {
-        if (j > piece * share) add_olds(j);
+      for (int s = first; s < last; ++s) {
+        const int j = s * kAtOnce;
+        if (s > first) add_olds(j);
         float sum[kAtOnce][4] = {};
+        for (int p = 0; p < args.split; ++p) {
 #pragma unroll
-        for (int p = 0; p < kPackedMostSplit; ++p) {
-          if (p >= args.split) break;
+          for (int d = 0; d < kGroups; ++d) {
+            if (d >= turns) break;
 #pragma unroll
-          for (int i = 0; i < kAtOnce; ++i) {
-            const float4 one = load_cluster(cluster_address(sums_of(j + i), p));
-            sum[i][0] += one.x;
-            sum[i][1] += one.y;
-            sum[i][2] += one.z;
-            sum[i][3] += one.w;
+            for (int i = 0; i < kAtOnce; ++i) {
+              const float4 one = load_cluster(cluster_address(sums_of(d, j + i), p));
+              sum[i][0] += one.x;
+              sum[i][1] += one.y;
+              sum[i][2] += one.z;
+              sum[i][3] += one.w;
+            }
           }
         }
 #pragma unroll

@@ -15,15 +15,18 @@ constexpr std::int64_t kPackedRows = 128;  ///< of x, at most
 /// Blocks take jobs in turn: so many tiles of a W, or of gate and up, over all of the depth or a
 /// piece of it.
 struct PackedPlan {
-  int rows;          ///< of x: 64 or 128; 0: today's kernels are faster, or this one does not serve
-  int height;        ///< tiles of a job, of each W with SwiGLU: a block has up to 24
-  int split;         ///< blocks that share the depth: 1, 2 or 4
-  int x_stages = 0;  ///< of 128 columns of x, in shared memory; 0: as seems best
+  int rows;    ///< of x: 64 or 128; 0: today's kernels are faster, or this one does not serve
+  int height;  ///< tiles of a job, of each W with SwiGLU: a block has up to 24
+  int split;   ///< blocks that share the depth: 1, 2 or 4
+  int depth_groups = 1;     ///< warp groups of a block that have the same tiles: 1 to 3
+  int x_stages = 0;         ///< of 128 columns of x, in shared memory; 0: as seems best
   std::int64_t cycles = 0;  ///< what it should take
 
   constexpr int tiles(bool swiglu) const { return swiglu ? 2 * height : height; }
-  /// Warp groups of a block: each has up to 8 tiles.
-  constexpr int groups(bool swiglu) const { return (tiles(swiglu) + 7) / 8; }
+  /// Warp groups for all tiles: each has up to 8.
+  constexpr int height_groups(bool swiglu) const { return (tiles(swiglu) + 7) / 8; }
+  /// Of a block: up to 3.
+  constexpr int groups(bool swiglu) const { return height_groups(swiglu) * depth_groups; }
 
   bool operator==(const PackedPlan&) const = default;
 };
@@ -46,14 +49,14 @@ struct PackedRing {
     constexpr int kMost = 208 << 10;  // a block of a norm fits beside: W begins meanwhile
     w_bytes = of_w(plan.height) * (swiglu ? 2 : 1);
     // Warps without tiles read what lies where theirs would.
-    const int behind = plan.groups(swiglu) * 8 * PackedTile::kBytes - w_bytes,
+    const int behind = plan.height_groups(swiglu) * 8 * PackedTile::kBytes - w_bytes,
               room = kMost - std::max(behind, 0);
     x_stages = plan.x_stages > 0 ? plan.x_stages : std::min(8, room / 2 / x_bytes);
     w_stages = std::min((room - x_stages * x_bytes) / w_bytes, kPackedMostStages);
     bytes = static_cast<std::size_t>(x_stages * x_bytes + w_stages * w_bytes + kMost - room);
-    // Blocks that share the depth exchange their sums there.
+    // Those who share the depth exchange their sums there.
     const std::size_t sums = static_cast<std::size_t>(plan.rows * plan.groups(swiglu)) * 256;
-    if (plan.split > 1 && bytes < sums) bytes = sums;
+    if (plan.split * plan.depth_groups > 1 && bytes < sums) bytes = sums;
   }
 };
 
@@ -75,14 +78,20 @@ constexpr std::int64_t packed_cycles(const MatmulShape& s, const PackedPlan& p) 
 template <class F>
 constexpr void each_packed_plan(const MatmulShape& s, const F& f) {
   for (const int split : {1, 2, 4}) {
-    if (split > pieces_of(s.depth, PackedTile::kColumns)) continue;
+    const std::int64_t stages = pieces_of(s.depth, PackedTile::kColumns);
+    if (split > stages) continue;
     const std::int64_t places = s.multiprocessors / split;
     for (int height = 4; height <= (s.swiglu ? kPackedMostTiles / 2 : kPackedMostTiles); ++height) {
-      // Clusters take one job; those of 4 do not fill all of the card.
-      if (split > 1 && packed_jobs(s, height) > (split == 4 ? places * 3 / 4 : places)) continue;
-      PackedPlan plan = {s.rows <= 64 ? 64 : 128, height, split};
-      plan.cycles = packed_cycles(s, plan);
-      f(plan);
+      for (const int depth_groups : {1, 2, 3}) {
+        PackedPlan plan = {s.rows <= 64 ? 64 : 128, height, split, depth_groups};
+        if (plan.groups(s.swiglu) > 3 || split * depth_groups > stages) continue;
+        // Those who share the depth take one job; clusters of 4 do not fill all of the card.
+        if (split * depth_groups > 1 &&
+            packed_jobs(s, height) > (split == 4 ? places * 3 / 4 : places))
+          continue;
+        plan.cycles = packed_cycles(s, plan);
+        f(plan);
+      }
     }
   }
 }
