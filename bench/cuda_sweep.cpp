@@ -9,9 +9,11 @@
 #include "cuda_timing.hpp"
 #include "ops/cuda/level.hpp"
 #include "ops/cuda/sm90/matmul.hpp"
+#include "ops/cuda/sm90/matmul_packed_plan.hpp"
 #include "ops/cuda/sm90/matmul_plan.hpp"
 #include "ops/cuda/sm90/mlstm_fused.hpp"
 #include "ops/cuda/sm90/mlstm_fused_plan.hpp"
+#include "ops/packed.hpp"
 #include "xlstm/error.hpp"
 
 namespace {
@@ -21,6 +23,7 @@ using namespace xlstm::bench;
 using ops::cuda::MatmulKernel;
 using ops::cuda::MatmulPlan;
 using ops::cuda::MatmulShape;
+using ops::cuda::PackedPlan;
 
 struct Layer {
   const char* name;
@@ -42,6 +45,32 @@ std::string describe(const MatmulPlan& p) {
                      p.stages > 0 ? fmt::format(", {} stages", p.stages) : "");
 }
 
+std::string describe(const PackedPlan& p) {
+  return fmt::format("packed, {} tiles{}{}{}", p.height,
+                     p.split > 1 ? fmt::format(", depth in {}", p.split) : "",
+                     p.depth_groups > 1 ? fmt::format(", {} groups", p.depth_groups) : "",
+                     p.x_stages > 0 ? fmt::format(", {} stages of x", p.x_stages) : "");
+}
+
+std::vector<PackedPlan> all_packed_plans(const MatmulShape& s) {
+  std::vector<PackedPlan> all;
+  ops::cuda::each_packed_plan(s, [&](const PackedPlan& plan) {
+    const auto jobs = ops::cuda::packed_jobs(s, plan.height), blocks = jobs * plan.split;
+    if (blocks < 64 || plan.tiles(s.swiglu) < 6) return;
+    if (blocks > 132 && plan.tiles(s.swiglu) < 16) return;
+    const int t = plan.tiles(s.swiglu);
+    if (t != 8 && t != 12 && t != 16 && t < 22) return;
+    for (int x = 3; x <= 8; x += (x == 5 ? 3 : 1)) {
+      PackedPlan p = plan;
+      p.x_stages = x;
+      ops::cuda::PackedRing ring(p, s.swiglu);
+      if (ring.w_stages < 2 || p.x_stages * ring.x_bytes > (170 << 10)) continue;
+      all.push_back(p);
+    }
+  });
+  return all;
+}
+
 std::vector<MatmulPlan> all_plans(const MatmulShape& s) {
   std::vector<MatmulPlan> all;
   for (const int columns : {256, 192, 128})
@@ -59,11 +88,48 @@ void print_row(const std::string& what, const std::string& chosen, double chosen
   std::fflush(stdout);
 }
 
+/// Times what is chosen and all of `plans`.
+template <class Plan, class Time>
+void sweep(const std::string& what, const Plan& chosen, const std::vector<Plan>& plans,
+           const Time& time) {
+  Plan fastest = chosen;
+  const double chosen_time = time(chosen);
+  double least = chosen_time;
+  for (const Plan& plan : plans) {
+    if (plan == chosen) continue;
+    const double seconds = time(plan);
+    if (std::getenv("SWEEP_ALL"))
+      fmt::print("{} {} cycles {}: {:.1f}\n", what, describe(plan), plan.cycles, 1e6 * seconds);
+    if (seconds >= least) continue;
+    least = seconds;
+    fastest = plan;
+  }
+  print_row(what, describe(chosen), chosen_time, describe(fastest), least);
+}
+
+/// `w` in the form of ops/packed.hpp.
+ops::PackedWeights pack(Memory& memory, Context& context, const Tensor& w) {
+  const ops::PackedShape shape(w.dim(0), w.dim(1));
+  const auto take = [&](DType dtype, std::initializer_list<std::int64_t> sizes) {
+    Tensor t = Tensor::dense(nullptr, dtype, sizes, kCard);
+    t.data = memory.bytes(t.bytes());
+    return t;
+  };
+  const ops::PackedWeights packed{take(DType::u8, {shape.rows, shape.bytes}),
+                                  take(DType::f32, {w.dim(0)})};
+  ops::pack_weights(context,
+                    {.w = w, .packed = packed, .left_out = take(DType::i32, {shape.rows})});
+  return packed;
+}
+
 void sweep_products(const Layer& layer, std::int64_t rows, int multiprocessors) {
   Memory memory;
   const auto n = std::accumulate(layer.outputs.begin(), layer.outputs.end(), std::int64_t{0});
-  const int sets = rotating_sets(2.0 * static_cast<double>(n * layer.inputs));
+  const int sets = std::getenv("SWEEP_SETS")
+                       ? atoi(std::getenv("SWEEP_SETS"))
+                       : rotating_sets(1.5 * static_cast<double>(n * layer.inputs));
   std::vector<std::vector<Tensor>> w(static_cast<std::size_t>(sets));
+  std::vector<std::vector<ops::PackedWeights>> packed(w.size());
   for (std::vector<Tensor>& each : w)
     for (const std::int64_t outputs : layer.outputs)
       each.push_back(memory.numbers(DType::bf16, {outputs, layer.inputs}, 0.02F));
@@ -72,29 +138,28 @@ void sweep_products(const Layer& layer, std::int64_t rows, int multiprocessors) 
       memory.numbers(layer.swiglu ? DType::bf16 : DType::f32, {rows, layer.swiglu ? n / 2 : n});
   const auto outputs = std::span(layer.outputs).first(layer.swiglu ? 1 : layer.outputs.size());
   const MatmulShape shape{rows, outputs, layer.inputs, layer.swiglu, multiprocessors};
-  const auto time = [&](const MatmulPlan& plan) {
+  const auto time = [&](const auto& plan) {
     std::vector<std::function<void(Context&)>> calls;
-    for (const std::vector<Tensor>& each : w)
-      calls.emplace_back([&, plan](Context& c) {
+    for (std::size_t i = 0; i < w.size(); ++i)
+      calls.emplace_back([&, i, plan](Context& c) {
         if (!ops::cuda::planned_product(
-                c, {.x = x, .w = each, .b = {}, .y = y, .swiglu = layer.swiglu}, plan))
+                c,
+                {.x = x, .w = w[i], .b = {}, .y = y, .swiglu = layer.swiglu, .packed = packed[i]},
+                plan))
           throw Error(ErrorCode::internal, "a plan that does not serve");
       });
     return time_calls(calls);
   };
-  const MatmulPlan chosen = ops::cuda::plan_matmul(shape);
-  MatmulPlan fastest = chosen;
-  const double chosen_time = time(chosen);
-  double least = chosen_time;
-  for (const MatmulPlan& plan : all_plans(shape)) {
-    if (plan == chosen) continue;
-    const double seconds = time(plan);
-    if (seconds >= least) continue;
-    least = seconds;
-    fastest = plan;
-  }
-  print_row(fmt::format("{} x{}", layer.name, rows), describe(chosen), chosen_time,
-            describe(fastest), least);
+  const std::string what = fmt::format("{} x{}", layer.name, rows);
+  sweep(what, ops::cuda::plan_matmul(shape), {}, time);
+  if (rows > ops::cuda::kPackedRows) return;
+  Context context(kCard);
+  for (std::size_t i = 0; i < w.size(); ++i)
+    for (const Tensor& each : w[i]) packed[i].push_back(pack(memory, context, each));
+  context.synchronize();
+  const std::vector<PackedPlan> plans = all_packed_plans(shape);
+  const PackedPlan chosen = ops::cuda::plan_packed(shape);
+  sweep(what + ", packed", chosen.rows > 0 ? chosen : plans.front(), plans, time);
 }
 
 void sweep_segments(std::int64_t sequences, std::int64_t length) {
@@ -157,9 +222,10 @@ int run(const std::string& list) {
     begin = end + 1;
     for (const Layer& layer : kLayers) sweep_products(layer, rows, multiprocessors);
   }
-  for (const auto& [sequences, length] :
-       {std::pair{1, 128}, {1, 512}, {1, 2048}, {1, 8192}, {2, 8192}, {8, 2048}, {2, 32768}})
-    sweep_segments(sequences, length);
+  if (false)
+    for (const auto& [sequences, length] :
+         {std::pair{1, 128}, {1, 512}, {1, 2048}, {1, 8192}, {2, 8192}, {8, 2048}, {2, 32768}})
+      sweep_segments(sequences, length);
   return 0;
 }
 

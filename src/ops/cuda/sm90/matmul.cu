@@ -16,6 +16,18 @@ int multiprocessors(Device device) {
   return count;
 }
 
+/// Whether packed weights can take the place of the others: whole tiles, and offsets in 32 bits.
+bool takes_packed(const Product& p) {
+  if (p.packed.empty() || p.x.dtype != DType::bf16 || p.y.dtype == DType::u8 ||
+      p.x.dim(0) > kPackedRows || p.x.dim(0) * p.y.row_stride() >= std::int64_t{1} << 31)
+    return false;
+  for (const PackedWeights& w : p.packed)
+    if (!w) return false;
+  for (const Tensor& w : p.w)
+    if (w.dim(0) % PackedTile::kRows != 0) return false;
+  return true;
+}
+
 }  // namespace
 
 bool takes_product(const Product& p) {
@@ -54,6 +66,10 @@ bool product(Context& context, const Product& p) {
                           .depth = e4m3 ? pieces_of(p.x.dim(1), 2) : p.x.dim(1),
                           .swiglu = p.swiglu,
                           .multiprocessors = places};
+  if (takes_packed(p)) {
+    const PackedPlan plan = plan_packed(shape);
+    if (plan.rows > 0) return planned_product(context, p, plan);
+  }
   return planned_product(context, p,
                          e4m3 ? plan_tiled(shape, p.x_scales.rank == 2) : plan_matmul(shape));
 }
@@ -107,6 +123,41 @@ bool planned_product(Context& context, const Product& p, const MatmulPlan& plan)
     launch_tiled(context, plan, maps, args, multiprocessors(context.device()));
   else
     launch_streamed(context, plan, maps, args);
+  return true;
+}
+
+bool planned_product(Context& context, const Product& p, const PackedPlan& plan) {
+  if (!takes_product(p) || !takes_packed(p)) return false;
+  MatmulArgs args = {};
+  PackedMaps maps = {};
+  PackedScales scales = {};
+  args.rows = static_cast<int>(p.x.dim(0));
+  args.weights = p.swiglu ? 1 : static_cast<int>(p.w.size());
+  args.depth_stages = static_cast<int>(pieces_of(p.x.dim(1), PackedTile::kColumns));
+  args.height = plan.height;
+  args.split = plan.split;
+  args.depth_groups = plan.depth_groups;
+  args.y = p.y.data;
+  args.y_stride = p.y.row_stride();
+  args.y_is_bf16 = p.y.dtype == DType::bf16;
+  args.accumulate = p.accumulate;
+  args.swiglu = p.swiglu;
+  args.bias_dtype = p.b.empty() ? DType::f32 : p.b[0].dtype;
+  maps.x = box_map(p.x, plan.rows);
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < p.w.size(); ++i) {
+    maps.w[i] = packed_map(p.packed[i].tiles, plan.height);
+    scales.of[i] = p.packed[i].scales.as<float>();
+    args.outputs[i] = p.w[i].dim(0);
+    args.first[i] = first;
+    if (!p.b.empty()) args.bias[i] = p.b[i].data;
+    if (p.swiglu && i == 1) break;
+    args.column_tiles +=
+        static_cast<int>(pieces_of(p.w[i].dim(0), PackedTile::kRows * plan.height));
+    args.tile_end[i] = args.column_tiles;
+    first += p.w[i].dim(0);
+  }
+  launch_packed(context, plan, maps, scales, args, multiprocessors(context.device()));
   return true;
 }
 

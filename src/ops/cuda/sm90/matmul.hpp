@@ -10,6 +10,7 @@
 namespace xlstm::ops::cuda {
 
 struct MatmulPlan;  // matmul_plan.hpp
+struct PackedPlan;  // matmul_packed_plan.hpp
 
 /// y = x W^T + b, or y += with `accumulate`; with `swiglu`, W is a gate and what it gates,
 /// y = silu(x W_0^T + b_0) (x W_1^T + b_1). Sums are float32 in the order of K, or of few pieces of
@@ -36,5 +37,7 @@ bool takes_product(const Product& product);
 bool product(Context& context, const Product& product);
 /// The same in this way, which serves `product`; plan_matmul() gives the fastest.
 bool planned_product(Context& context, const Product& product, const MatmulPlan& plan);
+/// The same of packed weights, which plan_packed() serves.
+bool planned_product(Context& context, const Product& product, const PackedPlan& plan);
 
 }  // namespace xlstm::ops::cuda

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/context.hpp"
+#include "ops/cuda/sm90/matmul_packed_plan.hpp"
 #include "ops/cuda/sm90/matmul_plan.hpp"
 #include "xlstm/tensor.hpp"
 
@@ -38,6 +39,7 @@ struct MatmulArgs {
   int height;             ///< rows of each W in a tile
   int ring;               ///< stages in shared memory (streamed kernel)
   int split;
+  int depth_groups;  ///< warp groups that have the same tiles, and stages in turn (packed weights)
   void* y;
   std::int64_t y_stride;
   bool y_is_bf16;
@@ -45,9 +47,20 @@ struct MatmulArgs {
   bool swiglu;
 };
 
+struct PackedMaps {
+  CUtensorMap x;
+  CUtensorMap w[kMostProducts];  ///< packed_map() of each W; of gate and up with SwiGLU
+};
+
+struct PackedScales {
+  const float* of[kMostProducts];  ///< of the rows of each W; of gate and up with SwiGLU
+};
+
 void launch_tiled(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
                   const MatmulArgs& args, int multiprocessors);
 void launch_streamed(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
                      const MatmulArgs& args);
+void launch_packed(Context& context, const PackedPlan& plan, const PackedMaps& maps,
+                   const PackedScales& scales, const MatmulArgs& args, int multiprocessors);
 
 }  // namespace xlstm::ops::cuda

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "ops/packed.hpp"
 #include "xlstm/error.hpp"
 
 namespace xlstm::ops::cuda {
@@ -27,14 +28,15 @@ CUtensorMapDataType data_type(DType dtype) {
 }
 
 CUtensorMap encode(const Tensor& matrix, int rank, const cuuint64_t* sizes,
-                   const cuuint64_t* pitches, const cuuint32_t* box) {
+                   const cuuint64_t* pitches, const cuuint32_t* box, CUtensorMapDataType type,
+                   CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_128B) {
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = encoder();
   constexpr cuuint32_t kSteps[3] = {1, 1, 1};
   CUtensorMap map;
   const CUresult result =
-      encode(&map, data_type(matrix.dtype), static_cast<cuuint32_t>(rank), matrix.data, sizes,
-             pitches, box, kSteps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      encode(&map, type, static_cast<cuuint32_t>(rank), matrix.data, sizes, pitches, box, kSteps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     throw Error(ErrorCode::internal,
                 "cuTensorMapEncodeTiled: error " + std::to_string(static_cast<int>(result)));
@@ -61,7 +63,18 @@ CUtensorMap box_map(const Tensor& matrix, std::int64_t rows) {
   const cuuint64_t pitches[1] = {static_cast<cuuint64_t>(pitch)};
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(kBoxRowBytes / size),
                              static_cast<cuuint32_t>(rows)};
-  return encode(matrix, 2, sizes, pitches, box);
+  return encode(matrix, 2, sizes, pitches, box, data_type(matrix.dtype));
+}
+
+CUtensorMap packed_map(const Tensor& tiles, std::int64_t rows) {
+  constexpr int kWord = 8;  // a box has at most 256 columns
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(tiles.dim(1) / kWord),
+                               static_cast<cuuint64_t>(tiles.dim(0))};
+  const cuuint64_t pitches[1] = {static_cast<cuuint64_t>(
+      tiles.dim(0) == 1 ? (tiles.dim(1) + 15) / 16 * 16 : tiles.row_stride())};
+  const cuuint32_t box[2] = {PackedTile::kBytes / kWord, static_cast<cuuint32_t>(rows)};
+  return encode(tiles, 2, sizes, pitches, box, CU_TENSOR_MAP_DATA_TYPE_UINT64,
+                CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
 CUtensorMap head_box_map(const Tensor& matrix, std::int64_t heads, std::int64_t rows) {
@@ -70,7 +83,7 @@ CUtensorMap head_box_map(const Tensor& matrix, std::int64_t heads, std::int64_t 
                                static_cast<cuuint64_t>(matrix.dim(0))};
   const cuuint64_t pitches[2] = {columns * 2, static_cast<cuuint64_t>(matrix.row_stride()) * 2};
   const cuuint32_t box[3] = {kBoxRowBytes / 2, 1, static_cast<cuuint32_t>(rows)};
-  return encode(matrix, 3, sizes, pitches, box);
+  return encode(matrix, 3, sizes, pitches, box, data_type(matrix.dtype));
 }
 
 }  // namespace xlstm::ops::cuda

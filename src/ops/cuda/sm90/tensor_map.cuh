@@ -20,7 +20,12 @@ bool has_boxes(const Tensor& matrix);
 /// Error(internal)
 CUtensorMap box_map(const Tensor& matrix, std::int64_t rows);
 
-/// The same of a matrix [R, heads x C] of bf16 in boxes of `rows` rows of one head (load_head_box).
+/// The map of packed weights (ops/packed.hpp), one tile of `rows` rows of tiles: they lie in a row.
+/// Its columns count 8 bytes.
+CUtensorMap packed_map(const Tensor& tiles, std::int64_t rows);
+
+/// The same as box_map() of a matrix [R, heads x C] of bf16 in boxes of `rows` rows of one head
+/// (load_head_box).
 CUtensorMap head_box_map(const Tensor& matrix, std::int64_t heads, std::int64_t rows);
 
 }  // namespace xlstm::ops::cuda

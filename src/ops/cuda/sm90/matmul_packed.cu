@@ -1,0 +1,445 @@
+// Few rows and packed weights (ops/packed.hpp): y^T = W x^T, W in registers. A warp has two tiles
+// of 8 rows of W, puts their numbers together and multiplies them with all rows of x. Copies of W
+// and of x have rings of their own: a stage of W is free as soon as it is in registers.
+
+#include "ops/cuda/device/overlap.cuh"
+#include "ops/cuda/launch.cuh"
+#include "ops/cuda/sm90/device/cluster.cuh"
+#include "ops/cuda/sm90/device/tile_copy.cuh"
+#include "ops/cuda/sm90/device/wgmma.cuh"
+#include "ops/cuda/sm90/matmul_kernels.cuh"
+#include "ops/cuda/sm90/matmul_output.cuh"
+#include "ops/packed.hpp"
+
+namespace xlstm::ops::cuda {
+namespace {
+
+using Tile = PackedTile;
+constexpr int kGroup = 128;      // threads of a warp group
+constexpr int kTilesOfWarp = 2;  // rows 0 to 7 of its 16, and 8 to 15
+constexpr int kBefore = 1024;    // barriers, up to where a box may begin
+constexpr int kStages = kPackedMostStages;
+constexpr int kTileWords = Tile::kBytes / 8;  // columns of packed_map()
+
+/// What a launch makes of its plan.
+struct Ring {
+  int x_stages, w_stages;
+  int w_bytes;  // of a stage
+};
+
+/// Tiles of a job: of W `weight`, or of gate and up with SwiGLU.
+struct Job {
+  int weight = 0, first, count;
+  __device__ __forceinline__ Job(const MatmulArgs& a, int job) {
+    int before = 0;
+#pragma unroll
+    for (int i = 0; i < kMostProducts - 1; ++i) {
+      if (i < a.weights - 1 && job >= a.tile_end[i]) {
+        weight = i + 1;
+        before = a.tile_end[i];
+      }
+    }
+    first = (job - before) * a.height;
+    count = min(a.height, static_cast<int>(a.outputs[weight]) / Tile::kRows - first);
+  }
+};
+
+/// A stage of a ring and the parity of its barriers.
+struct Turn {
+  int at = 0;
+  unsigned phase = 0;
+  __device__ __forceinline__ void next(int stages, int step = 1) {
+    at += step;
+    if (at >= stages) {
+      at -= stages;
+      phase ^= 1;
+    }
+  }
+};
+
+__device__ __forceinline__ unsigned load_word(SharedAddress at) {
+  unsigned word = 0;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(at) : "memory");
+  return word;
+}
+
+/// (a & b) | c in one instruction: a compiler that knows two of them makes more.
+__device__ __forceinline__ unsigned and_or(unsigned a, unsigned b, unsigned c) {
+  unsigned result = 0;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+
+/// A lane's part of 128 columns of two rows.
+struct Packs {
+  uint2 fractions[kTilesOfWarp][4];  // of each a
+  unsigned exponents[kTilesOfWarp][4];
+
+  /// Where those of a = 0 lie in a tile; those of others where a flips bits of the address.
+  __device__ __forceinline__ static int fractions_at(int lane) {
+    return Tile::fractions_at(lane / 4, 0, lane % 4);
+  }
+  __device__ __forceinline__ static int exponents_at(int lane) {
+    return Tile::exponents_at(lane / 4, 0, lane % 4);
+  }
+  /// @param second  bytes from the first tile to the other
+  __device__ __forceinline__ void load(SharedAddress f, SharedAddress e, int second) {
+#pragma unroll
+    for (int a = 0; a < 4; ++a) {
+#pragma unroll
+      for (int t = 0; t < kTilesOfWarp; ++t) {
+        asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                     : "=r"(fractions[t][a].x), "=r"(fractions[t][a].y)
+                     : "r"((f ^ a * 8) + t * second)
+                     : "memory");
+        exponents[t][a] = load_word((e ^ a * 4) + t * second);
+      }
+    }
+  }
+  /// Columns 64 kHalf .. 64 kHalf + 63 as four fragments of a product.
+  template <int kHalf>
+  __device__ __forceinline__ void unpack(unsigned (&to)[4][4]) const {
+    constexpr unsigned kSignsAndFractions = 0x807F807F, kExponents = 0x07800780,
+                       kFirst = Tile::kFirstExponent << 7 | Tile::kFirstExponent << 23;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+        const int t = r % 2, a = odd * 2 + r / 2;
+        unsigned e = exponents[t][a];
+        if constexpr (kHalf == 1) asm("shr.u32 %0, %0, 8;" : "+r"(e));
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          const unsigned p = __byte_perm(kHalf == 0 ? fractions[t][a].x : fractions[t][a].y, 0,
+                                         u == 0 ? 0x1100 : 0x3322);
+          to[2 * u + odd][r] =
+              and_or(p, kSignsAndFractions, and_or(e * (u == 0 ? 128 : 8), kExponents, kFirst));
+        }
+      }
+    }
+  }
+};
+
+/// Puts listed weights into their places: the lanes whose bits are set in `mask` have one each, of
+/// the first tile (lanes 0 to 7) or of the second, in the half that `to` has.
+__device__ __forceinline__ void mend(unsigned mask, unsigned patch, int lane,
+                                     unsigned (&to)[4][4]) {
+#pragma unroll 1
+  for (; mask != 0; mask &= mask - 1) {
+    const unsigned from = __ffs(static_cast<int>(mask)) - 1;
+    const unsigned word = __shfl_sync(~0U, patch, from), place = word >> 16;
+    const unsigned owner = place / Tile::kColumns * 4 + place / 2 % 4;
+    const unsigned half = place % 2 == 0 ? 0x3254 : 0x5410,
+                   take = owner == static_cast<unsigned>(lane) ? half : 0x3210;
+    const int n =
+        static_cast<int>(place / 16 % 4 * 4 + place / 8 % 2 * 2 + from / Tile::kMostPatches);
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+      if (i == n) to[i / 4][i % 4] = __byte_perm(to[i / 4][i % 4], word, take);
+  }
+}
+
+/// Where the sums of a tile's row go.
+struct Column {
+  unsigned at = 0;  // in y, of the lane's first token
+  float scale = 0, bias = 0;
+  bool exists = false;
+};
+
+template <int kRows, int kGroups>
+struct Block {
+  static constexpr int kWarps = kGroups * kGroup / kWarp;  // that multiply
+  // Registers move between whole warp groups alone; the others need none.
+  static constexpr bool kManySums = kRows == 128 && kGroups == 3;
+  static constexpr int kThreads = kGroups * kGroup + (kManySums ? kGroup : 2 * kWarp);
+};
+
+template <int kRows, int kGroups>
+__global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
+    packed_kernel(const __grid_constant__ PackedMaps maps,
+                  const __grid_constant__ PackedScales scales,
+                  const __grid_constant__ MatmulArgs args, const Ring ring) {
+  using B = Block<kRows, kGroups>;
+  constexpr int kWarps = B::kWarps;
+  constexpr int kBox = kRows * 128, kXBytes = 2 * kBox;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  // Of all lanes: it is not made anew each time that it is needed.
+  const SharedAddress w_full = __shfl_sync(~0U, shared_address(memory), 0);
+  const SharedAddress w_empty = w_full + kStages * 8, x_full = w_empty + kStages * 8,
+                      x_empty = x_full + kStages * 8, x_base = w_full + kBefore,
+                      w_base = x_base + ring.x_stages * kXBytes;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = threadIdx.x % kWarp;
+  const int piece = static_cast<int>(cluster_rank());  // of the depth
+  const int begin = args.depth_stages * piece / args.split;
+  const int end = args.depth_stages * (piece + 1) / args.split;
+  const int first_job = static_cast<int>(blockIdx.x) / args.split,
+            step = static_cast<int>(gridDim.x) / args.split;
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < ring.w_stages; ++i) {
+      barrier_init(w_full + 8 * i, 1);
+      barrier_init(w_empty + 8 * i, kWarps / args.depth_groups);
+    }
+    for (int i = 0; i < ring.x_stages; ++i) {
+      barrier_init(x_full + 8 * i, 1);
+      barrier_init(x_empty + 8 * i, kWarps / args.depth_groups);
+    }
+    barrier_fence_init();
+  }
+  __syncthreads();
+
+  Turn w_turn, x_turn;
+  if (warp >= kWarps) {
+    if constexpr (B::kManySums) fewer_registers<40>();
+    if (warp == kWarps) {
+      const std::uint64_t policy = evict_first();
+      const unsigned bytes = (args.swiglu ? 2 : 1) * args.height * Tile::kBytes;
+      int job = first_job, k = begin;
+      const auto load = [&] {  // the next of all stages
+        const Job tiles(args, job);
+        const SharedAddress full = w_full + 8 * w_turn.at, to = w_base + w_turn.at * ring.w_bytes;
+        barrier_expect(full, bytes);
+        load_box(to, &maps.w[tiles.weight], tiles.first, k * kTileWords, full, policy);
+        if (args.swiglu)
+          load_box(to + PackedRing::of_w(args.height), &maps.w[1], tiles.first, k * kTileWords,
+                   full, policy);
+        w_turn.next(ring.w_stages);
+        if (++k < end) return;
+        k = begin;
+        job += step;
+      };
+      // Weights do not wait for the kernel before this one.
+      if (lane == 0)
+        for (int i = 0; i < ring.w_stages && job < args.column_tiles; ++i) load();
+      __syncwarp();
+      grid_wait();
+      grid_trigger();
+      if (lane == 0)
+        while (job < args.column_tiles) {
+          barrier_wait(w_empty + 8 * w_turn.at, w_turn.phase ^ 1);
+          load();
+        }
+      __syncwarp();
+    } else {
+      grid_wait();
+      if (warp == kWarps + 1 && lane == 0) {
+        for (int job = first_job; job < args.column_tiles; job += step)
+          for (int k = begin; k < end; ++k, x_turn.next(ring.x_stages)) {
+            barrier_wait(x_empty + 8 * x_turn.at, x_turn.phase ^ 1);
+            const SharedAddress full = x_full + 8 * x_turn.at, to = x_base + x_turn.at * kXBytes;
+            barrier_expect(full, kXBytes);
+            load_box(to, &maps.x, 0, k * Tile::kColumns, full);
+            load_box(to + kBox, &maps.x, 0, k * Tile::kColumns + kMatmulDepth, full);
+          }
+      }
+      __syncwarp();
+    }
+    if (args.split > 1) cluster_sync();
+  } else {
+    if constexpr (B::kManySums) more_registers<152>();
+    float sums[kRows / 2];
+    unsigned low[4][4], high[4][4];  // fragments: one half's are made while the other multiplies
+    // With SwiGLU a warp has a tile of the gate and one of what is gated: both numbers of an output
+    // are in one thread.
+    const int turns = args.depth_groups,  // warps that have the same tiles, and stages in turn
+        turn = warp / (kWarps / turns), place = warp % (kWarps / turns),
+              own = args.swiglu ? place : kTilesOfWarp * place,  // its first tile
+        second = args.swiglu ? PackedRing::of_w(args.height) : Tile::kBytes;
+    const SharedAddress own_tiles = w_base + own * Tile::kBytes,
+                        fractions = own_tiles + Packs::fractions_at(lane),
+                        exponents = own_tiles + Packs::exponents_at(lane),
+                        list = own_tiles + lane / Tile::kMostPatches * second + Tile::kPatches +
+                               lane % Tile::kMostPatches * 4;
+    w_turn.next(ring.w_stages, turn);
+    x_turn.next(ring.x_stages, turn);
+    for (int job = first_job; job < args.column_tiles; job += step) {
+      const Job tiles(args, job);
+      const auto exists = [&](int t) { return own + (args.swiglu ? 0 : t) < tiles.count; };
+      const bool has_list =
+          lane / Tile::kMostPatches < kTilesOfWarp && exists(lane / Tile::kMostPatches);
+      SharedAddress before = 0;
+      const auto multiply = [&](const unsigned(&a)[4][4], std::uint64_t b, bool add) {
+        wgmma_fence();
+#pragma unroll
+        for (int s = 0; s < 4; ++s) wgmma<kRows>(sums, a[s], b + s * kWgmmaDepth, s > 0 || add);
+        wgmma_commit();
+      };
+#pragma unroll 1
+      for (int k = begin + turn; k < end; k += turns) {
+        const int stage = w_turn.at * ring.w_bytes;
+        barrier_wait(w_full + 8 * w_turn.at, w_turn.phase);
+        const unsigned patch = has_list ? load_word(list + stage) : Tile::kNoPatch;
+        Packs packs;
+        packs.load(fractions + stage, exponents + stage, second);
+        const bool listed = patch != Tile::kNoPatch, upper = (patch >> 22 & 1) != 0;
+        const unsigned in_low = __ballot_sync(~0U, listed && !upper),
+                       in_high = __ballot_sync(~0U, listed && upper);
+        if (lane == 0) barrier_arrive(w_empty + 8 * w_turn.at);
+        w_turn.next(ring.w_stages, turns);
+        packs.unpack<0>(low);
+        if (in_low != 0) mend(in_low, patch, lane, low);
+        wgmma_wait<0>();
+        // Before this group waits: others may need the place.
+        if (before != 0 && lane == 0) barrier_arrive(before);
+        barrier_wait(x_full + 8 * x_turn.at, x_turn.phase);
+        const std::uint64_t b = wgmma_matrix(__shfl_sync(~0U, x_base + x_turn.at * kXBytes, 0));
+        multiply(low, b, before != 0);
+        before = x_empty + 8 * x_turn.at;
+        x_turn.next(ring.x_stages, turns);
+        packs.unpack<1>(high);
+        if (in_high != 0) mend(in_high, patch, lane, high);
+        multiply(high, moved(b, kBox), true);
+        wgmma_wait<1>();
+      }
+      wgmma_wait<0>();
+      if (before == 0)  // no stage for this group
+#pragma unroll
+        for (float& sum : sums) sum = 0;
+      if (before != 0 && lane == 0) barrier_arrive(before);
+      grid_wait();
+
+      // A lane has tokens 8 j + 2 (lane % 4) and the next of row lane / 4 of both tiles.
+      Column columns[kTilesOfWarp];
+#pragma unroll
+      for (int t = 0; t < kTilesOfWarp; ++t) {
+        if (!exists(t)) continue;
+        const int weight = args.swiglu ? t : tiles.weight;
+        const int n = (tiles.first + own + (args.swiglu ? 0 : t)) * Tile::kRows + lane / 4;
+        columns[t] = {.at = static_cast<unsigned>((args.swiglu ? 0 : args.first[weight]) + n +
+                                                  lane % 4 * 2 * args.y_stride),
+                      .scale = scales.of[weight][n],
+                      .bias = bias_of(args.bias[weight], args.bias_dtype, n, args.outputs[weight]),
+                      .exists = true};
+      }
+      const int token = lane % 4 * 2;
+      constexpr int kEights = kRows / 8, kAtOnce = 2;
+      const auto stride = static_cast<unsigned>(args.y_stride);
+      const auto add_old = [&](int j, float(&old)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int t = 8 * j + i % 2;
+          const Column& to = columns[i / 2];
+          old[i] = 0;
+          if (args.accumulate && to.exists && t + token < args.rows)
+            old[i] = static_cast<const float*>(args.y)[to.at + t * stride];
+        }
+      };
+      const auto put = [&](int j, const float* sum, const float(&old)[4]) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int t = 8 * j + e;
+          if (t + token >= args.rows) continue;
+          float value[2] = {sum[e] * columns[0].scale + columns[0].bias,
+                            sum[2 + e] * columns[1].scale + columns[1].bias};
+          if (args.swiglu) value[0] = gated(value[0], value[1]);
+#pragma unroll
+          for (int i = 0; i < kTilesOfWarp; ++i) {
+            if (!columns[i].exists || (i > 0 && args.swiglu)) continue;
+            const unsigned at = columns[i].at + t * stride;
+            if (args.y_is_bf16)
+              store(static_cast<Bf16*>(args.y) + at, value[i]);
+            else
+              static_cast<float*>(args.y)[at] =
+                  args.accumulate ? old[2 * i + e] + value[i] : value[i];
+          }
+        }
+      };
+      if (args.split * turns == 1) {
+#pragma unroll
+        for (int j = 0; j < kEights; j += kAtOnce) {
+          float old[kAtOnce][4];
+#pragma unroll
+          for (int i = 0; i < kAtOnce; ++i) add_old(j + i, old[i]);
+#pragma unroll
+          for (int i = 0; i < kAtOnce; ++i) put(j + i, sums + 4 * (j + i), old[i]);
+        }
+        continue;
+      }
+      // Sums of pieces of the depth: those who have them share the tokens.
+      constexpr int kThreads = kGroups * kGroup, kShares = kEights / kAtOnce;
+      const int threads = kThreads / turns, thread = static_cast<int>(threadIdx.x) % threads,
+                share = piece * turns + turn, shares = args.split * turns,
+                first = kShares * share / shares, last = kShares * (share + 1) / shares;
+      named_barrier(1, kThreads);  // all stages have been read
+      const auto sums_of = [&](int depth, int j) {
+        return x_base + ((depth * kEights + j) * threads + thread) * 16;
+      };
+#pragma unroll
+      for (int j = 0; j < kEights; ++j)
+        asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(sums_of(turn, j)),
+                     "f"(sums[4 * j]), "f"(sums[4 * j + 1]), "f"(sums[4 * j + 2]),
+                     "f"(sums[4 * j + 3])
+                     : "memory");
+      float old[kAtOnce][4] = {};
+      const auto add_olds = [&](int j) {
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) add_old(j + i, old[i]);
+      };
+      if (first < last) add_olds(first * kAtOnce);
+      if (args.split > 1)
+        cluster_sync();
+      else
+        named_barrier(1, kThreads);
+#pragma unroll 1
+      for (int s = first; s < last; ++s) {
+        const int j = s * kAtOnce;
+        if (s > first) add_olds(j);
+        float sum[kAtOnce][4] = {};
+        for (int p = 0; p < args.split; ++p) {
+#pragma unroll
+          for (int d = 0; d < kGroups; ++d) {
+            if (d >= turns) break;
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+              const float4 one = load_cluster(cluster_address(sums_of(d, j + i), p));
+              sum[i][0] += one.x;
+              sum[i][1] += one.y;
+              sum[i][2] += one.z;
+              sum[i][3] += one.w;
+            }
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) put(j + i, sum[i], old[i]);
+      }
+    }
+  }
+  if (args.split > 1) {  // nobody ends while others read its memory; what is stored need not wait
+    cluster_arrive_relaxed();
+    cluster_wait();
+  }
+}
+
+template <int kRows, int kGroups>
+void run(Context& context, const PackedPlan& plan, const PackedMaps& maps,
+         const PackedScales& scales, const MatmulArgs& args, int places) {
+  const PackedRing ring(plan, args.swiglu);
+  launch(context, "linear",
+         {.x = std::min(args.column_tiles, places / plan.split) * plan.split,
+          .threads = Block<kRows, kGroups>::kThreads,
+          .shared = kBefore + ring.bytes,
+          .cluster = plan.split,
+          .overlap = true},
+         packed_kernel<kRows, kGroups>, maps, scales, args,
+         Ring{ring.x_stages, ring.w_stages, ring.w_bytes});
+}
+
+template <int kRows>
+void run(Context& context, const PackedPlan& plan, const PackedMaps& maps,
+         const PackedScales& scales, const MatmulArgs& args, int places) {
+  switch (plan.groups(args.swiglu)) {
+    case 1: return run<kRows, 1>(context, plan, maps, scales, args, places);
+    case 2: return run<kRows, 2>(context, plan, maps, scales, args, places);
+    default: return run<kRows, 3>(context, plan, maps, scales, args, places);
+  }
+}
+
+}  // namespace
+
+void launch_packed(Context& context, const PackedPlan& plan, const PackedMaps& maps,
+                   const PackedScales& scales, const MatmulArgs& args, int multiprocessors) {
+  if (plan.rows == 64) return run<64>(context, plan, maps, scales, args, multiprocessors);
+  run<128>(context, plan, maps, scales, args, multiprocessors);
+}
+
+}  // namespace xlstm::ops::cuda
