@@ -22,6 +22,8 @@ struct PackedPairs {
   uint2 two;
   unsigned third;
 
+  __device__ __forceinline__ PackedPairs(uint2 two_words, unsigned third_word)
+      : two(two_words), third(third_word) {}
   __device__ __forceinline__ PackedPairs(const unsigned char* two_words,
                                          const unsigned char* third_word)
       : two(*reinterpret_cast<const uint2*>(two_words)),
