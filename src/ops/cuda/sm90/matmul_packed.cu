@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
 
   Turn w_turn, x_turn;
   if (warp >= kWarps) {
-    if constexpr (B::kManySums) fewer_registers<40>();
+    if constexpr (B::kManySums) fewer_registers<32>();
     if (warp == kWarps) {
       const std::uint64_t policy = evict_first();
       const unsigned bytes = (args.swiglu ? 2 : 1) * args.height * Tile::kBytes;
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
     }
     if (args.split > 1) cluster_sync();
   } else {
-    if constexpr (B::kManySums) more_registers<152>();
+    if constexpr (B::kManySums) more_registers<160>();
     float sums[kRows / 2];
     unsigned low[4][4], high[4][4];  // fragments: one half's are made while the other multiplies
     // With SwiGLU a warp has a tile of the gate and one of what is gated: both numbers of an output

@@ -9,11 +9,12 @@
 
 namespace xlstm::ops::cuda {
 
-/// (a & b) | c in one instruction. Where b and c are known the compiler makes two of it, because an
+/// (a & kMask) | c in one instruction. Where c is known too the compiler makes two of it, because an
 /// instruction has room for one of them: the other one has to be in a register.
-__device__ __forceinline__ unsigned and_or(unsigned a, unsigned b, unsigned c) {
+template <unsigned kMask>
+__device__ __forceinline__ unsigned and_or(unsigned a, unsigned c) {
   unsigned result;
-  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(a), "n"(kMask), "r"(c));
   return result;
 }
 
@@ -35,10 +36,10 @@ struct PackedPairs {
   /// As PackedTile::pair(). One instruction for u < 3, six for the fourth.
   __device__ __forceinline__ unsigned pair(int u) const {
     using Tile = PackedTile;
-    if (u < 3) return and_or(u == 0 ? two.x : u == 1 ? two.y : third, Tile::kOwn, Tile::kCommon);
-    const unsigned most = and_or(two.x >> 4, Tile::kFirst, Tile::kCommon);
-    return and_or(__funnelshift_l(third, third, 4), Tile::kThird,
-                  and_or(two.y >> 8, Tile::kSecond, most));
+    if (u < 3) return and_or<Tile::kOwn>(u == 0 ? two.x : u == 1 ? two.y : third, Tile::kCommon);
+    const unsigned most = and_or<Tile::kFirst>(two.x >> 4, Tile::kCommon);
+    return and_or<Tile::kThird>(__funnelshift_l(third, third, 4),
+                                and_or<Tile::kSecond>(two.y >> 8, most));
   }
 };
 
