@@ -35,7 +35,7 @@ enum class Prefill {
 /// weights take three quarters of their memory more. For xLSTM-large with bf16 arithmetic on a CUDA
 /// device of compute capability 9.0.
 enum class Packing {
-  automatic,  ///< where all that running one sequence needs takes at most half of the free memory
+  automatic,  ///< where all that one sequence needs takes at most half of the device's memory
   off,
   on
 };

@@ -48,7 +48,8 @@ Packing choose_packing(const Config& config, std::span<const ParameterInfo> weig
   LoadOptions packed = options;
   packed.packing = Packing::on;
   const std::uint64_t needed = MemoryMeter(config, weights, packed).needs(1).total();
-  return needed <= cuda::memory(options.device).free / 2 ? Packing::on : Packing::off;
+  const cuda::DeviceMemory memory = cuda::memory(options.device);
+  return needed <= memory.total / 2 && needed <= memory.free ? Packing::on : Packing::off;
 }
 
 MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
