@@ -27,6 +27,16 @@ __device__ std::int32_t id_of(Key key) {
   return static_cast<std::int32_t>(~static_cast<std::uint32_t>(key));
 }
 
+/// The sum over the warp, in every lane.
+__device__ int warp_total(int count) {
+#if defined(__CUDA_ARCH__)
+  return __reduce_add_sync(~0U, count);
+#else
+  for (int bits = kWarp / 2; bits > 0; bits /= 2) count += __shfl_xor_sync(~0U, count, bits);
+  return count;
+#endif
+}
+
 /// The logits of a row, or what the pass before has left of them.
 struct Row {
   Matrix<const float> logits;
@@ -65,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) best_kernel(Row row, Found found) {
     const Key next = least | Key{1} << bit;
     int count = 0;
     for (int i = 0; i < kPerThread; ++i) count += keys[i] >= next ? 1 : 0;
-    for (int bits = kWarp / 2; bits > 0; bits /= 2) count += __shfl_xor_sync(~0U, count, bits);
+    count = warp_total(count);
     if (lane == 0) partial[which][warp] = count;
     __syncthreads();
     count = 0;
