@@ -222,6 +222,17 @@ TEST(CudaBf16State, TakesHalfOfC) {
     const auto weights = model::uniform_parameters(config, DType::bf16);
     model::MemoryMeter meter(config, weights, options_for(DType::bf16));
     EXPECT_EQ(meter.needs(3).states(), 3 * half.bytes_on(test_device()));
+
+    // Prompts that share a pass have a copy each.
+    Model model = Model::random(config, DType::bf16, 7, options_for(DType::bf16));
+    std::vector<State> states;
+    std::vector<SequenceInput> batch;
+    const auto ids = some_ids(40);
+    for (int i = 0; i < 40; ++i) states.push_back(model.make_state());
+    for (State& s : states) batch.push_back({ids, &s});
+    std::vector<float> logits(40 * 101);
+    model.forward(batch, Logits::last, logits);
+    EXPECT_LE(model.impl().context.arena().capacity(), meter.needs(40).scratch());
   }
 }
 
