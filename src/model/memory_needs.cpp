@@ -117,6 +117,12 @@ MemoryNeeds MemoryMeter::needs(std::int64_t sequences) {
   needs.decode_scratch = measure(offsets);
   needs.prompt_scratch = measure(std::array{0, static_cast<std::int32_t>(limits_.slice)});
   if (context_.device().is_cpu()) return needs;
+  if (network_.state.cuda_c() == DType::bf16 && shared > 1) {  // prompts on copies in float32
+    for (std::size_t s = 0; s < offsets.size(); ++s)
+      offsets[s] = static_cast<std::int32_t>(
+          static_cast<std::int64_t>(s) * std::max<std::int64_t>(2, limits_.shared_tokens / shared));
+    needs.prompt_scratch = std::max(needs.prompt_scratch, measure(offsets));
+  }
   const auto rows = static_cast<std::size_t>(shared),
              slice = static_cast<std::size_t>(limits_.slice);
   needs.step_inputs = StepInputs::bytes(rows, slice, rows);

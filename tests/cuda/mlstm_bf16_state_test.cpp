@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cuda/mlstm_decoding.hpp"
+#include "ops/random_rounding.hpp"
 
 namespace xlstm::ops::test {
 namespace {
@@ -42,23 +43,44 @@ oracle::MlstmStateOf<Real> state_of(const Decoding& d, std::size_t s) {
 }
 
 /// Whether each number is one of the two that bf16 has around the exact one, give or take what
-/// float32 is wrong by.
+/// kernels are wrong by.
 void expect_rounded(const std::vector<double>& got, const std::vector<double>& exact) {
   ASSERT_EQ(got.size(), exact.size());
-  const double slack = 4e-6 * max_abs(exact);
+  const double slack = 4e-5 * max_abs(exact);
   for (std::size_t i = 0; i < got.size(); ++i) {
     const double ulp = std::ldexp(1.0, std::ilogb(std::max(std::abs(exact[i]), 1e-30)) - 7);
     ASSERT_LE(std::abs(got[i] - exact[i]), ulp + slack) << i << ": " << exact[i];
   }
 }
 
+/// Numbers that are not small are rounded as the key of their position says, but for those few
+/// that what kernels are wrong by takes to the other side.
+void expect_bits_of_the_key(const Decoding& d, std::size_t s, const std::vector<double>& exact) {
+  const std::vector<double> got = d.c(s);
+  const auto count = std::size_t(d.shape.dqk * d.shape.dv);
+  const double least = 0.05 * max_abs(exact);
+  int same = 0, all = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    if (!(std::abs(exact[i]) > least)) continue;
+    const auto head = static_cast<std::int64_t>(i / count);
+    const RoundingKey key =
+        rounding_key(d.state().rounding, head, d.position(s, static_cast<int>(head)));
+    same += got[i] == bf16_to_f32(random_bf16(static_cast<float>(exact[i]), key,
+                                              static_cast<std::uint32_t>(i % count)));
+    ++all;
+  }
+  EXPECT_GE(same, 0.9 * all);
+}
+
 // Between two writes of C, results are those of float32 from the state as it stands there.
 TEST(MlstmBf16State, IsTheExactStateRoundedOnceForEachRing) {
   for (const MlstmShape shape :
-       {MlstmShape{2, 20, 37}, MlstmShape{1, 130, 136}, MlstmShape{3, 9, 7}})
+       {MlstmShape{2, 20, 37}, MlstmShape{2, 20, 40}, MlstmShape{1, 132, 136}, MlstmShape{3, 9, 7},
+        MlstmShape{1, 64, 320}, MlstmShape{1, 256, 512}})
     for (const MlstmGate gate : {MlstmGate::exponential, MlstmGate::sigmoid})
       for (const DType type : {DType::f32, DType::bf16})
         for (const Regime regime : kRegimes) {
+          if (shape.dv > 300 && regime != Regime::typical) continue;  // it takes time
           SCOPED_TRACE(testing::Message() << shape.dqk << " x " << shape.dv << ", "
                                           << to_string(type) << ", " << to_string(regime));
           const auto most = static_cast<int>(MlstmRing::tokens_for(shape.dqk, shape.dv));
@@ -84,6 +106,7 @@ TEST(MlstmBf16State, IsTheExactStateRoundedOnceForEachRing) {
             EXPECT_LE(max_error(got, want),
                       4 * error + (type == DType::f32 ? 5e-6 : 5e-3) * max_abs(want));
             expect_rounded(d.c(1), exact.c);
+            expect_bits_of_the_key(d, 1, exact.c);
             begin = t + 1;
             exact = state_of<double>(d, 1);
             naive = state_of<float>(d, 1);

@@ -78,7 +78,7 @@ std::uint32_t position(const State& s) {
 TEST(CudaBf16State, IsNearThatInFloat32) {
   for (const Config& config : {small_config(), small_stack_config(101, 3)})
     for (const DType arithmetic : {DType::f32, DType::bf16})
-      for (const std::size_t count : {1U, 3U, 18U}) {
+      for (const std::size_t count : {3U, 18U}) {
         LoadOptions options = options_for(DType::f32);
         options.dtype = arithmetic;
         Model whole = Model::random(config, DType::bf16, 7, options);
@@ -95,23 +95,27 @@ TEST(CudaBf16State, IsNearThatInFloat32) {
           in_half.push_back(&b[i]);
         }
         // A prompt, steps, and a prompt between them.
-        for (int t = 0; t < 14; ++t) {
-          if (t % 7 == 0) {
+        for (int t = 0; t < 8; ++t) {
+          if (t % 4 == 0) {
             const auto prompt = some_ids(30, static_cast<std::uint32_t>(t));
             EXPECT_LE(distance(half.eval(b[0], prompt), whole.eval(a[0], prompt)), 2e-2);
           }
           const auto seed = static_cast<std::uint32_t>(100 + 50 * t);
           EXPECT_LE(distance(step(half, in_half, seed), step(whole, in_whole, seed)), 2e-2);
         }
-        EXPECT_EQ(b[0].token_count(), 74);
+        EXPECT_EQ(b[0].token_count(), 68);
         EXPECT_GT(distance(all_numbers(b[0]), all_numbers(a[0])), 0);
         EXPECT_LE(distance(all_numbers(b[0]), all_numbers(a[0])), 2e-2);
       }
 }
 
 TEST(CudaBf16State, TheSameBitsAloneAndAmongOthers) {
-  for (const Config& config : {small_config(), small_stack_config(101, 3)}) {
-    Model model = model_of(config, DType::bf16, true);
+  for (const auto& [config, arithmetic] :
+       {std::pair(small_config(), DType::f32), std::pair(small_config(), DType::bf16),
+        std::pair(small_stack_config(101, 3), DType::f32)}) {
+    LoadOptions options = options_for(DType::bf16, true);
+    options.dtype = arithmetic;
+    Model model = Model::random(config, DType::bf16, 7, options);
     std::vector<State> states;
     for (int i = 0; i < 20; ++i) states.push_back(model.make_state());
     State alone = model.make_state();
@@ -222,6 +226,17 @@ TEST(CudaBf16State, TakesHalfOfC) {
     const auto weights = model::uniform_parameters(config, DType::bf16);
     model::MemoryMeter meter(config, weights, options_for(DType::bf16));
     EXPECT_EQ(meter.needs(3).states(), 3 * half.bytes_on(test_device()));
+
+    // Prompts that share a pass have a copy each.
+    Model model = Model::random(config, DType::bf16, 7, options_for(DType::bf16));
+    std::vector<State> states;
+    std::vector<SequenceInput> batch;
+    const auto ids = some_ids(40);
+    for (int i = 0; i < 40; ++i) states.push_back(model.make_state());
+    for (State& s : states) batch.push_back({ids, &s});
+    std::vector<float> logits(40 * 101);
+    model.forward(batch, Logits::last, logits);
+    EXPECT_LE(model.impl().context.arena().capacity(), meter.needs(40).scratch());
   }
 }
 

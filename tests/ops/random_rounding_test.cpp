@@ -117,7 +117,7 @@ struct Signal {
 TEST(RandomRounding, KeepsASignalOfWhichRoundingToNearestLosesMost) {
   double least = 1, most = 0;
   for (const int tokens : {1, 16})
-    for (const double memory : {70.0, 300.0, 1100.0}) {  // tokens, in writes
+    for (const double memory : {70.3, 301.7, 1103.1}) {  // tokens, in writes
       Signal s{1 - 1 / (memory * tokens), tokens};
       for (int t = 0; t < 12 * static_cast<int>(memory); ++t) s.write();
       const double lost = -s.mean(s.nearest);

@@ -27,12 +27,18 @@ struct Copies {
 /// The numbers of one head that a block copies.
 struct HeadPart {
   std::int64_t s, head, slice;
-  std::byte* slot;  // null: nothing to copy
+  std::byte *slot, *wide;  // the record, null: nothing to copy; and its copy
 
   __device__ explicit HeadPart(const Copies& copies)
-      : s(blockIdx.x / copies.slices), head(blockIdx.y), slice(blockIdx.x % copies.slices) {
-    const std::int32_t* const offsets = copies.batch.offsets;
-    slot = offsets[s + 1] - offsets[s] != 1 ? copies.batch.slots[s] : nullptr;
+      : s(0), head(blockIdx.y), slice(blockIdx.x % copies.slices) {
+    const std::int64_t place = blockIdx.x / copies.slices;
+    for (std::int64_t before = 0;; ++s)
+      if (is_long(copies, s) && before++ == place) break;
+    slot = copies.batch.slots[s];
+    wide = copies.records + place * copies.stride;
+  }
+  __device__ static bool is_long(const Copies& copies, std::int64_t s) {
+    return copies.batch.offsets[s + 1] - copies.batch.offsets[s] != 1;
   }
   /// Calls body(element) for those of C that are the thread's.
   template <class Body>
@@ -47,8 +53,8 @@ struct HeadPart {
     return reinterpret_cast<Bf16*>(slot + copies.offsets.c) +
            head * copies.ring.dqk * copies.ring.dv;
   }
-  __device__ float* wide_c(const Copies& copies, std::byte* to) const {
-    return reinterpret_cast<float*>(to) + head * copies.ring.dqk * copies.ring.dv;
+  __device__ float* wide_c(const Copies& copies) const {
+    return reinterpret_cast<float*>(wide) + head * copies.ring.dqk * copies.ring.dv;
   }
   /// n and m, by the head's first block.
   __device__ void copy_rest(const Copies& copies, std::byte* from, std::size_t from_n,
@@ -68,19 +74,20 @@ struct HeadPart {
 /// blocks that read it.
 __global__ void __launch_bounds__(kThreads) widen_kernel(Copies copies) {
   const HeadPart part(copies);
-  std::byte* to = nullptr;
-  if (part.slot != nullptr) {
-    std::int64_t before = 0;  // of the sequences with a place for a copy
-    for (std::int64_t s = 0; s < part.s; ++s)
-      before += copies.batch.offsets[s + 1] - copies.batch.offsets[s] != 1;
-    to = copies.records + before * copies.stride;
+  if (blockIdx.x == 0 && part.head == 0 && threadIdx.x == 0) {
+    std::byte* next = copies.records;
+    for (std::int64_t s = 0; s < copies.batch.sequences; ++s) {
+      const bool is_long = HeadPart::is_long(copies, s);
+      copies.slots[s] = is_long && copies.batch.slots[s] != nullptr ? next : nullptr;
+      if (is_long) next += copies.stride;
+    }
   }
-  if (part.head == 0 && part.slice == 0 && threadIdx.x == 0) copies.slots[part.s] = to;
-  if (to == nullptr) return;
+  if (part.slot == nullptr) return;
   const Bf16* const from = part.c(copies);
-  float* const c = part.wide_c(copies, to);
+  float* const c = part.wide_c(copies);
   part.each(copies, [&](std::int64_t i) { c[i] = to_float(from[i]); });
-  part.copy_rest(copies, part.slot, copies.offsets.n, copies.offsets.m, to, copies.n, copies.m);
+  part.copy_rest(copies, part.slot, copies.offsets.n, copies.offsets.m, part.wide, copies.n,
+                 copies.m);
   if (part.slice == 0 && threadIdx.x == 0)
     *HeadRing(copies.ring, part.slot, copies.offsets.pending, part.head).position +=
         copies.batch.offsets[part.s + 1] - copies.batch.offsets[part.s];
@@ -89,16 +96,16 @@ __global__ void __launch_bounds__(kThreads) widen_kernel(Copies copies) {
 __global__ void __launch_bounds__(kThreads) narrow_kernel(Copies copies) {
   const HeadPart part(copies);
   if (part.slot == nullptr) return;
-  std::byte* const from = copies.slots[part.s];
   const RoundingKey key =
       rounding_key(copies.offsets.rounding, part.head,
                    *HeadRing(copies.ring, part.slot, copies.offsets.pending, part.head).position);
-  const float* const wide = part.wide_c(copies, from);
+  const float* const wide = part.wide_c(copies);
   Bf16* const c = part.c(copies);
   part.each(copies, [&](std::int64_t i) {
     store_state(&c[i], wide[i], key, static_cast<std::uint32_t>(i));
   });
-  part.copy_rest(copies, from, copies.n, copies.m, part.slot, copies.offsets.n, copies.offsets.m);
+  part.copy_rest(copies, part.wide, copies.n, copies.m, part.slot, copies.offsets.n,
+                 copies.offsets.m);
 }
 
 }  // namespace
@@ -120,7 +127,7 @@ bool mlstm_of_wide_states(Context& context, const MlstmArgs& a) {
                       .records = scratch + plan.records,
                       .slots = reinterpret_cast<std::byte**>(scratch),
                       .slices = slices};
-  const Grid grid{.x = a.batch.sequences() * slices, .y = heads, .threads = kThreads};
+  const Grid grid{.x = plan.longs * slices, .y = heads, .threads = kThreads};
   launch(context, kName, grid, widen_kernel, copies);
 
   const Batch batch{.offsets = a.batch.offsets,

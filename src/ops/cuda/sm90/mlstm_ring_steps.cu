@@ -7,6 +7,7 @@
 #include "ops/cuda/level.hpp"
 #include "ops/cuda/sm90/device/cluster.cuh"
 #include "ops/cuda/sm90/device/tile_copy.cuh"
+#include "ops/cuda/sm90/mlstm_ring_fold.cuh"
 #include "ops/cuda/sm90/mlstm_ring_steps.cuh"
 #include "ops/cuda/sm90/mlstm_steps.cuh"
 #include "ops/cuda/sm90/mlstm_steps.hpp"
@@ -241,6 +242,7 @@ struct Pair {
     const int group = thread / quads, column = thread % quads * 4;
     const bool live = group < groups;
     const auto capacity = static_cast<int>(ring.tokens);
+    auto* const split_keys = reinterpret_cast<SplitKeys*>(shared.keys);
     Turn<kStages> stage;
     Turn<kBuffers> turn;
     int odd = 0;
@@ -294,8 +296,16 @@ struct Pair {
                                : 0.0F;
         };
         for (int a = thread; a < rows; a += kWorkers)
-          for (int j = 0; j < kMost; j += 4)
-            shared.keys[a][j / 4] = {key(j, a), key(j + 1, a), key(j + 2, a), key(j + 3, a)};
+          if constexpr (kRounds) {
+            for (int j = 0; j < kMost; j += 2) {
+              const SplitPair pair(key(j, a), key(j + 1, a));
+              split_keys[a].high[j / 2] = pair.high;
+              split_keys[a].low[j / 2] = pair.low;
+            }
+          } else {
+            for (int j = 0; j < kMost; j += 4)
+              shared.keys[a][j / 4] = {key(j, a), key(j + 1, a), key(j + 2, a), key(j + 3, a)};
+          }
       }
       named_barrier(1, kWorkers);
       const float* waiting_v = waiting_k + (min(end, before) - from) * dqk;
@@ -325,7 +335,25 @@ struct Pair {
           release();
         }
       };
-      if (writes) {
+      const auto set_part = [&](float4 part) {
+        if (live) *reinterpret_cast<float4*>(&result.parts[group * dv + column]) = part;
+      };
+      if (has_state && !writes) {
+        release();
+        walk([](int, float4) {});
+      } else if constexpr (kRounds) {
+        if (writes) {
+          set_part(waits);
+          named_barrier(1, kWorkers);  // the sums over C go to other threads
+          const auto any_value = [&](int j, int x) {
+            return j > before ? nullptr : (j < before ? waiting_v + j * dv : token.v) + x;
+          };
+          fold_ring(rows, stage_rows, dv, any_value, wait_stage, release,
+                    head_c(token.slot, token.head), split_keys, token.q + first_row, token.decay,
+                    rounding_key(step.offsets.rounding, token.head, token.position), first_row * dv,
+                    result.parts);
+        }
+      } else if (writes) {
         float4 v[kMost];
 #pragma unroll
         for (int j = 0; j < kMost; ++j) {
@@ -335,8 +363,6 @@ struct Pair {
         release();
         C* const c = head_c(token.slot, token.head) + column;
         const float decay = token.decay;
-        RoundingKey key = {};
-        if (kRounds) key = rounding_key(step.offsets.rounding, token.head, token.position);
         walk([&](int row, float4 x) {
           x = {decay * x.x, decay * x.y, decay * x.z, decay * x.w};
 #pragma unroll
@@ -348,16 +374,10 @@ struct Pair {
             x = weighted(k.z, v[j + 2], x);
             x = weighted(k.w, v[j + 3], x);
           }
-          store_four(c + static_cast<std::int64_t>(row) * dv, x, key,
-                     (first_row + row) * dv + column);
+          __stcs(reinterpret_cast<float4*>(c + static_cast<std::int64_t>(row) * dv), x);
         });
-      } else if (has_state) {
-        release();
-        walk([](int, float4) {});
       }
-      if (live)
-        *reinterpret_cast<float4*>(&result.parts[group * dv + column]) =
-            weighted(token.decay, sum, waits);
+      if (!kRounds || !writes) set_part(weighted(token.decay, sum, waits));
       __syncwarp();
       if (lane == 0) {
         barrier_arrive(cuda::shared_address(&shared.result_full[turn.at]));

@@ -83,27 +83,28 @@ __device__ __forceinline__ float4 load_four(const Bf16* from) {
   return {__uint_as_float(two.x << 16), __uint_as_float(two.x & 0xffff0000U),
           __uint_as_float(two.y << 16), __uint_as_float(two.y & 0xffff0000U)};
 }
-/// @param element  of the head, the first of the four; a multiple of 4
-__device__ __forceinline__ void store_four(float* to, float4 x, RoundingKey, std::uint32_t) {
-  __stcs(reinterpret_cast<float4*>(to), x);
-}
-__device__ __forceinline__ void store_four(Bf16* to, float4 x, RoundingKey key,
-                                           std::uint32_t element) {
-  const std::uint32_t a = rounding_bits(key, element / 2), b = rounding_bits(key, element / 2 + 1);
-  const auto two = [](float low, float high, std::uint32_t bits) {
-    return __byte_perm(__float_as_uint(low) + (bits & 0xffffU),
-                       __float_as_uint(high) + (bits >> 16), 0x7632);
+/// Eight numbers of C, rounded at random.
+/// @param element  of the head, the first of them; even
+__device__ __forceinline__ void store_eight(Bf16* to, float4 x, float4 y, RoundingKey key,
+                                            std::uint32_t element) {
+  const auto bits = [&](int pair) { return rounding_bits(key, element / 2 + pair); };
+  const auto two = [&](float low, float high, int pair) {
+    const std::uint32_t random = bits(pair);
+    return __byte_perm(__float_as_uint(low) + (random & 0xffffU),
+                       __float_as_uint(high) + (random >> 16), 0x7632);
   };
-  uint2 rounded = {two(x.x, x.y, a), two(x.z, x.w, b)};
-  const bool all = (x.x == x.x) & (x.y == x.y) & (x.z == x.z) & (x.w == x.w);
-  if (!all) {  // the sum with a NaN may be another number
-    const auto one = [](float low, float high, std::uint32_t bits) -> std::uint32_t {
-      return random_bf16(low, bits & 0xffffU) |
-             static_cast<std::uint32_t>(random_bf16(high, bits >> 16)) << 16;
+  uint4 rounded = {two(x.x, x.y, 0), two(x.z, x.w, 1), two(y.x, y.y, 2), two(y.z, y.w, 3)};
+  const auto numbers = [](float4 v) {
+    return (v.x == v.x) & (v.y == v.y) & (v.z == v.z) & (v.w == v.w);
+  };
+  if (!(numbers(x) & numbers(y))) {  // the sum with a NaN may be another number
+    const auto one = [&](float low, float high, int pair) -> std::uint32_t {
+      return random_bf16(low, bits(pair) & 0xffffU) |
+             static_cast<std::uint32_t>(random_bf16(high, bits(pair) >> 16)) << 16;
     };
-    rounded = {one(x.x, x.y, a), one(x.z, x.w, b)};
+    rounded = {one(x.x, x.y, 0), one(x.z, x.w, 1), one(y.x, y.y, 2), one(y.z, y.w, 3)};
   }
-  __stcs(reinterpret_cast<uint2*>(to), rounded);
+  __stcs(reinterpret_cast<uint4*>(to), rounded);
 }
 
 __device__ __forceinline__ void load_bytes(SharedAddress to, const void* from, int bytes,
