@@ -165,7 +165,13 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
   // Stages that are asked for before the tokens, which then do not come behind all of them.
   using Shared = FewShared<W, kTokenTiles, Before::kNormed>;
   constexpr int kStages = Shared::kStages, kStageBytes = W::kStageBytes;
-  constexpr int kFirst = Before::kHeld ? 4 : kStages;
+#ifndef XF
+#define XF 6
+#endif
+#ifndef XG
+#define XG 6
+#endif
+  constexpr int kFirst = !Before::kHeld ? kStages : !W::kPacked ? 4 : Before::kNormed ? XF : XG;
   XLSTM_DYNAMIC_SHARED(Shared, shared);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, width = before.width;
   const int group = lane / 4, quarter = lane % 4;  // row or token of an operand; place in a unit
@@ -198,7 +204,12 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
   typename W::template Feed<kTilesAtOnce, After::kPairs> feed(w, slice, width, outputs, jobs);
   const auto fill = [&](int from, int to) {
 #pragma unroll 1
-    for (int s = from; s < to; ++s) feed.copy(ring + s * kStageBytes, s % kTilesAtOnce);
+    for (int s = from; s < to; ++s) {
+      if constexpr (!W::kPacked)
+        feed.copy(ring + s * kStageBytes);
+      else if (feed.copy(ring + s * kStageBytes, s % kTilesAtOnce))
+        feed.find_next();
+    }
   };
   fill(0, kFirst);
 
@@ -389,7 +400,7 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
             }
             if (first + kUnitsAtOnce == kStageUnits) {
               __syncwarp();
-              feed.copy(ring + stage * kStageBytes, 0);
+              feed.copy(ring + stage * kStageBytes);
             }
 #pragma unroll
             for (int u = 0; u < kUnitsAtOnce; ++u) {
@@ -408,31 +419,27 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
       }
     };
     if constexpr (Before::kHeld) {
-#ifndef XU
-#define XU 4
-#endif
-      constexpr int kTurn = W::kPacked ? XU : 1;
+      // Tokens go round: registers have no index at run time, and unrolled code is read from memory
+      // for every kernel. Packed weights leave no time for that: 64 moves more to a stage.
+      constexpr int kTurn = W::kPacked ? kMostHeld : 1;
 #pragma unroll 1
       for (int s = 0; s < kMostHeld; s += kTurn) {
 #pragma unroll
         for (int v = 0; v < kTurn; ++v)
           if (s + v < slice.count) take(b[v]);
-            // Round they go: registers have no index at run time, and unrolled code is read from
-            // memory for every kernel.
+        if constexpr (kTurn < kMostHeld) {
 #pragma unroll
-        for (int u = 0; u < kStageUnits; ++u)
+          for (int u = 0; u < kStageUnits; ++u)
 #pragma unroll
-          for (int i = 0; i < kTokenTiles; ++i)
+            for (int i = 0; i < kTokenTiles; ++i)
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              unsigned first[kTurn];
+              for (int j = 0; j < 4; ++j) {
+                const unsigned first = b[0][u][i][j];
 #pragma unroll
-              for (int v = 0; v < kTurn; ++v) first[v] = b[v][u][i][j];
-#pragma unroll
-              for (int v = 0; v + kTurn < kMostHeld; ++v) b[v][u][i][j] = b[v + kTurn][u][i][j];
-#pragma unroll
-              for (int v = 0; v < kTurn; ++v) b[kMostHeld - kTurn + v][u][i][j] = first[v];
-            }
+                for (int v = 0; v + 1 < kMostHeld; ++v) b[v][u][i][j] = b[v + 1][u][i][j];
+                b[kMostHeld - 1][u][i][j] = first;
+              }
+        }
       }
     } else {
       unsigned next[kStageUnits][kTokenTiles][4];
@@ -462,6 +469,7 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
       }
     }
 
+    if constexpr (W::kPacked) feed.find_next();
 #pragma unroll
     for (int i = 0; i < kTilesAtOnce; ++i)
 #pragma unroll
