@@ -288,7 +288,7 @@ std::byte* Model::Impl::result_memory(std::size_t bytes) {
 // Cells that this pass does not run as steps with pending tokens need all of C.
 template <class Input>
 void Model::Impl::fold_pending(std::span<const Input> sequences, const ops::Batch& batch) {
-  const bool pends = ops::pends(context, batch, network.state.cuda_c());
+  const bool pends = ops::pends(context, batch, network.hp.pends_from, network.state.cuda_c());
   const auto steps = [&](std::size_t i) {
     return pends && batch.offsets[i + 1] - batch.offsets[i] == 1;
   };

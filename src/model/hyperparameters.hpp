@@ -3,6 +3,7 @@
 
 #include <span>
 
+#include "ops/fused.hpp"
 #include "ops/mlstm.hpp"
 #include "xlstm/config.hpp"
 #include "xlstm/tensor.hpp"
@@ -27,6 +28,7 @@ struct Hyperparameters {
   bool apply_out_norm = true;
   ops::MlstmGate gate = ops::MlstmGate::exponential;  ///< of xLSTM-large's cells
   bool normalise = true;
+  std::int64_t pends_from = ops::kExactPendsFrom;  ///< sequences (ops/fused.hpp)
   // Of training alone.
   float dropout = 0;            ///< specification B.6; in xLSTM-large of both residual branches
   float embedding_dropout = 0;  ///< of the embedding

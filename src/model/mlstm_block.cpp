@@ -57,7 +57,7 @@ void MlstmBlock::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
   const auto [q, k, v] = Qkv(qkv);
   const Tensor raw = c.arena().tensor(DType::f32, {tokens, 2 * heads});
   ops::MlstmStateOffsets cell = state.mlstm;
-  if (!ops::pends(c, batch, cell.c_type)) cell.pending = 0;
+  if (!ops::pends(c, batch, hp.pends_from, cell.c_type)) cell.pending = 0;
 
   // [xm, z] = W_up LN(x)
   ops::layer_norm(c, {.x = x, .w = norm, .b = {}, .eps = hp.norm_eps, .y = u});

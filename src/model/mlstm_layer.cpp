@@ -53,7 +53,7 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
   const bool in_place = saved == nullptr && hp.activation == h.dtype;
   const Tensor y = kept_y ? kept_y : in_place ? h : c.arena().tensor(hp.activation, {tokens, hp.v});
   const auto [q, k, v, o] = Qkvo(qkvo, hp);
-  if (!ops::pends(c, batch, state.c_type)) state.pending = 0;
+  if (!ops::pends(c, batch, hp.pends_from, state.c_type)) state.pending = 0;
 
   // u = RMS(x) w;  i = cap(W_i u + b_i);  log f = log sigmoid(cap(W_f u + b_f));  mLSTMsig: i too
   // q, k, v, o = W u

@@ -21,11 +21,17 @@ inline bool fuses(const Context& context, std::int64_t tokens) {
   return !context.device().is_cpu() && tokens <= kFusedTokens;
 }
 
-/// Whether steps of one token of such a pass leave C of their mLSTM cells to a later one: where C
-/// is most of what a step moves. Passes that fuse() do not, so that a sequence alone has the bits
-/// that it has beside a few others. With C in bf16 all do, so that it is rounded seldom.
-inline bool pends(const Context& context, const Batch& batch, DType c_type) {
-  return !context.device().is_cpu() && (batch.sequences() > kFusedTokens || c_type == DType::bf16);
+/// The fewest sequences of a pass on this CUDA device for which it is faster that steps of one
+/// token leave C of their mLSTM cells to a later one.
+std::int64_t pends_from(Device device);
+/// Where a sequence alone is to have the bits that it has beside a few others: passes that fuse()
+/// leave nothing.
+inline constexpr std::int64_t kExactPendsFrom = kFusedTokens + 1;
+
+/// Whether steps of one token of such a pass do so. With C in bf16 all do, so that it is rounded
+/// seldom.
+inline bool pends(const Context& context, const Batch& batch, std::int64_t from, DType c_type) {
+  return !context.device().is_cpu() && (batch.sequences() >= from || c_type == DType::bf16);
 }
 
 /// rms_norm_gates(), or rms_norm() where there are no gates, and linear(). On a CUDA device the
