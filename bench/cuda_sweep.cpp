@@ -60,11 +60,13 @@ std::vector<PackedPlan> all_packed_plans(const MatmulShape& s) {
     if (blocks > 132 && plan.tiles(s.swiglu) < 16) return;
     const int t = plan.tiles(s.swiglu);
     if (t != 8 && t != 12 && t != 16 && t < 22) return;
-    for (int x = 3; x <= 8; x += (x == 5 ? 3 : 1)) {
+    for (int x = 3; x <= 8; ++x) {
       PackedPlan p = plan;
       p.x_stages = x;
       ops::cuda::PackedRing ring(p, s.swiglu);
-      if (ring.w_stages < 2 || p.x_stages * ring.x_bytes > (170 << 10)) continue;
+      if (ring.w_stages < 2 || ring.x_stages < 2 || x % plan.depth_groups != 0 ||
+          p.x_stages * ring.x_bytes > (170 << 10))
+        continue;
       all.push_back(p);
     }
   });

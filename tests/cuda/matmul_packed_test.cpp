@@ -239,7 +239,9 @@ TEST(PackedMatmulOnCuda, EveryPlanFormsSwiglu) {
         product.y = y.tensor();
         ASSERT_TRUE(cuda::planned_product(context, product, plan));
         context.synchronize();
-        EXPECT_EQ(test::max_error(y.values(), same.values()), 0);
+        // Groups of the depth have another order.
+        const double error = plan.depth_groups == 1 ? 0 : type == DType::f32 ? 1e-5 : 8e-3;
+        EXPECT_LE(test::max_error(y.values(), same.values()), error * test::max_abs(same.values()));
         EXPECT_TRUE(y.gaps_untouched());
       }
     }

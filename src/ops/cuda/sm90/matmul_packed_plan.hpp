@@ -51,8 +51,11 @@ struct PackedRing {
     // Warps without tiles read what lies where theirs would.
     const int behind = plan.height_groups(swiglu) * 8 * PackedTile::kBytes - w_bytes,
               room = kMost - std::max(behind, 0);
-    x_stages = plan.x_stages > 0 ? plan.x_stages : std::min(8, room / 2 / x_bytes);
-    w_stages = std::min((room - x_stages * x_bytes) / w_bytes, kPackedMostStages);
+    // A place is of one of the groups that take stages in turn: the parity of its barrier says
+    // enough only to who has had the stage before.
+    const auto whole = [&](int stages) { return stages - stages % plan.depth_groups; };
+    x_stages = whole(plan.x_stages > 0 ? plan.x_stages : std::min(8, room / 2 / x_bytes));
+    w_stages = whole(std::min((room - x_stages * x_bytes) / w_bytes, kPackedMostStages));
     bytes = static_cast<std::size_t>(x_stages * x_bytes + w_stages * w_bytes + kMost - room);
     // Those who share the depth exchange their sums there.
     const std::size_t sums = static_cast<std::size_t>(plan.rows * plan.groups(swiglu)) * 256;
