@@ -46,9 +46,8 @@ std::string describe(const MatmulPlan& p) {
 }
 
 std::string describe(const PackedPlan& p) {
-  return fmt::format("packed, {} tiles{}{}{}", p.height,
+  return fmt::format("packed, {} tiles{}{}", p.height,
                      p.split > 1 ? fmt::format(", depth in {}", p.split) : "",
-                     p.depth_groups > 1 ? fmt::format(", {} groups", p.depth_groups) : "",
                      p.x_stages > 0 ? fmt::format(", {} stages of x", p.x_stages) : "");
 }
 
@@ -59,12 +58,12 @@ std::vector<PackedPlan> all_packed_plans(const MatmulShape& s) {
     if (blocks < 64 || plan.tiles(s.swiglu) < 6) return;
     if (blocks > 132 && plan.tiles(s.swiglu) < 16) return;
     const int t = plan.tiles(s.swiglu);
-    if (t != 8 && t != 12 && t != 16 && t < 22) return;
+    if (t != 8 && t != 16 && t < 22) return;
     for (int x = 3; x <= 8; ++x) {
       PackedPlan p = plan;
       p.x_stages = x;
       ops::cuda::PackedRing ring(p, s.swiglu);
-      if (ring.w_stages < 2 || ring.x_stages < 2 || x % plan.depth_groups != 0 ||
+      if (ring.w_stages < 2 || ring.x_stages < 2 || x % plan.turns(s.swiglu) != 0 ||
           p.x_stages * ring.x_bytes > (170 << 10))
         continue;
       all.push_back(p);

@@ -25,16 +25,16 @@ TEST(PackedPlan, BlocksHoldWhatTheyAreSaidToHold) {
           each_packed_plan(shape, [&](const PackedPlan& p) {
             EXPECT_EQ(p.rows, rows <= 64 ? 64 : 128);
             EXPECT_GE(p.groups(swiglu), 1);
-            EXPECT_LE(p.groups(swiglu), 3);
-            EXPECT_LE(p.tiles(swiglu), 8 * p.height_groups(swiglu));
-            EXPECT_LE(p.split * p.depth_groups, pieces_of(depth, 128));
-            if (p.split * p.depth_groups > 1)
+            EXPECT_LE(p.groups(swiglu) * p.turns(swiglu), 3);
+            EXPECT_LE(p.tiles(swiglu), 8 * p.groups(swiglu));
+            EXPECT_LE(p.split, pieces_of(depth, 128));
+            if (p.split * p.turns(swiglu) > 1)
               EXPECT_LE(packed_jobs(shape, p.height) * p.split, 132);
             const PackedRing ring(p, swiglu);
             EXPECT_GE(ring.w_stages, 2);
             EXPECT_GE(ring.x_stages, 2);
-            EXPECT_EQ(ring.w_stages % p.depth_groups, 0);
-            EXPECT_EQ(ring.x_stages % p.depth_groups, 0);
+            EXPECT_EQ(ring.w_stages % p.turns(swiglu), 0);
+            EXPECT_EQ(ring.x_stages % p.turns(swiglu), 0);
             EXPECT_LE(ring.w_stages, kPackedMostStages);
             EXPECT_LE(ring.x_stages, kPackedMostStages);
             EXPECT_EQ(ring.w_bytes % 128, 0);

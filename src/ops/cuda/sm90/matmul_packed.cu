@@ -16,6 +16,7 @@ namespace {
 
 using Tile = PackedTile;
 constexpr int kGroup = 128;      // threads of a warp group
+constexpr int kFragments = 4;    // of 16 columns, of which products may be under way
 constexpr int kTilesOfWarp = 2;  // rows 0 to 7 of its 16, and 8 to 15
 constexpr int kBefore = 1024;    // barriers, up to where a box may begin
 constexpr int kStages = kPackedMostStages;
@@ -96,46 +97,38 @@ struct Packs {
       }
     }
   }
-  /// Columns 64 kHalf .. 64 kHalf + 63 as four fragments of a product.
-  template <int kHalf>
-  __device__ __forceinline__ void unpack(unsigned (&to)[4][4]) const {
+  /// Columns 16 s .. 16 s + 15 as a fragment of a product; in the order of s.
+  __device__ __forceinline__ void unpack(int s, unsigned (&to)[4]) {
     constexpr unsigned kSignsAndFractions = 0x807F807F, kExponents = 0x07800780,
                        kFirst = Tile::kFirstExponent << 7 | Tile::kFirstExponent << 23;
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-#pragma unroll
-      for (int odd = 0; odd < 2; ++odd) {
-        const int t = r % 2, a = odd * 2 + r / 2;
-        unsigned e = exponents[t][a];
-        if constexpr (kHalf == 1) asm("shr.u32 %0, %0, 8;" : "+r"(e));
-#pragma unroll
-        for (int u = 0; u < 2; ++u) {
-          const unsigned p = __byte_perm(kHalf == 0 ? fractions[t][a].x : fractions[t][a].y, 0,
-                                         u == 0 ? 0x1100 : 0x3322);
-          to[2 * u + odd][r] =
-              and_or(p, kSignsAndFractions, and_or(e * (u == 0 ? 128 : 8), kExponents, kFirst));
-        }
-      }
+      const int t = r % 2, a = s % 2 * 2 + r / 2;
+      unsigned& e = exponents[t][a];
+      if (s == 4 || s == 5) asm("shr.u32 %0, %0, 8;" : "+r"(e));
+      const unsigned p = __byte_perm(s < 4 ? fractions[t][a].x : fractions[t][a].y, 0,
+                                     s / 2 % 2 == 0 ? 0x1100 : 0x3322);
+      to[r] =
+          and_or(p, kSignsAndFractions, and_or(e * (s / 2 % 2 == 0 ? 128 : 8), kExponents, kFirst));
     }
   }
 };
 
-/// Puts listed weights into their places: the lanes whose bits are set in `mask` have one each, of
-/// the first tile (lanes 0 to 7) or of the second, in the half that `to` has.
-__device__ __forceinline__ void mend(unsigned mask, unsigned patch, int lane,
-                                     unsigned (&to)[4][4]) {
+/// Puts listed weights of fragment s into their places: lanes have one each, of the first tile
+/// (lanes 0 to 7) or of the second.
+__device__ __forceinline__ void mend(int s, unsigned patch, int lane, unsigned (&to)[4]) {
+  const bool here = patch != Tile::kNoPatch && static_cast<int>(patch >> 20 & 7) == s;
 #pragma unroll 1
-  for (; mask != 0; mask &= mask - 1) {
-    const unsigned from = __ffs(static_cast<int>(mask)) - 1;
+  for (unsigned mask = __ballot_sync(~0U, here); mask != 0; mask &= mask - 1) {
+    const int from = __ffs(static_cast<int>(mask)) - 1;
     const unsigned word = __shfl_sync(~0U, patch, from), place = word >> 16;
     const unsigned owner = place / Tile::kColumns * 4 + place / 2 % 4;
     const unsigned half = place % 2 == 0 ? 0x3254 : 0x5410,
                    take = owner == static_cast<unsigned>(lane) ? half : 0x3210;
-    const int n =
-        static_cast<int>(place / 16 % 4 * 4 + place / 8 % 2 * 2 + from / Tile::kMostPatches);
+    const int n = static_cast<int>(place / 8 % 2 * 2) + from / Tile::kMostPatches;
 #pragma unroll
-    for (int i = 0; i < 16; ++i)
-      if (i == n) to[i / 4][i % 4] = __byte_perm(to[i / 4][i % 4], word, take);
+    for (int i = 0; i < 4; ++i)
+      if (i == n) to[i] = __byte_perm(to[i], word, take);
   }
 }
 
@@ -146,20 +139,22 @@ struct Column {
   bool exists = false;
 };
 
-template <int kRows, int kGroups>
+/// @tparam kTurns  warp groups that have the same tiles, and stages in turn
+template <int kRows, int kGroups, int kTurns>
 struct Block {
   static constexpr int kWarps = kGroups * kGroup / kWarp;  // that multiply
+  static constexpr int kWarpsOfStage = kWarps / kTurns;
   // Registers move between whole warp groups alone; the others need none.
   static constexpr bool kManySums = kRows == 128 && kGroups == 3;
   static constexpr int kThreads = kGroups * kGroup + (kManySums ? kGroup : 2 * kWarp);
 };
 
-template <int kRows, int kGroups>
-__global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
+template <int kRows, int kGroups, int kTurns>
+__global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
     packed_kernel(const __grid_constant__ PackedMaps maps,
                   const __grid_constant__ PackedScales scales,
                   const __grid_constant__ MatmulArgs args, const Ring ring) {
-  using B = Block<kRows, kGroups>;
+  using B = Block<kRows, kGroups, kTurns>;
   constexpr int kWarps = B::kWarps;
   constexpr int kBox = kRows * 128, kXBytes = 2 * kBox;
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -178,11 +173,11 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < ring.w_stages; ++i) {
       barrier_init(w_full + 8 * i, 1);
-      barrier_init(w_empty + 8 * i, kWarps / args.depth_groups);
+      barrier_init(w_empty + 8 * i, B::kWarpsOfStage);
     }
     for (int i = 0; i < ring.x_stages; ++i) {
       barrier_init(x_full + 8 * i, 1);
-      barrier_init(x_empty + 8 * i, kWarps / args.depth_groups);
+      barrier_init(x_empty + 8 * i, B::kWarpsOfStage);
     }
     barrier_fence_init();
   }
@@ -190,7 +185,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
 
   Turn w_turn, x_turn;
   if (warp >= kWarps) {
-    if constexpr (B::kManySums) fewer_registers<40>();
+    if constexpr (B::kManySums) fewer_registers<32>();
     if (warp == kWarps) {
       const std::uint64_t policy = evict_first();
       const unsigned bytes = (args.swiglu ? 2 : 1) * args.height * Tile::kBytes;
@@ -236,13 +231,12 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
     }
     if (args.split > 1) cluster_sync();
   } else {
-    if constexpr (B::kManySums) more_registers<152>();
+    if constexpr (B::kManySums) more_registers<160>();
     float sums[kRows / 2];
-    unsigned low[4][4], high[4][4];  // fragments: one half's are made while the other multiplies
+    unsigned fragments[kFragments][4];  // one is made while those before it are multiplied
     // With SwiGLU a warp has a tile of the gate and one of what is gated: both numbers of an output
     // are in one thread.
-    const int turns = args.depth_groups,  // warps that have the same tiles, and stages in turn
-        turn = warp / (kWarps / turns), place = warp % (kWarps / turns),
+    const int turn = warp / B::kWarpsOfStage, place = warp % B::kWarpsOfStage,
               own = args.swiglu ? place : kTilesOfWarp * place,  // its first tile
         second = args.swiglu ? PackedRing::of_w(args.height) : Tile::kBytes;
     const SharedAddress own_tiles = w_base + own * Tile::kBytes,
@@ -258,38 +252,34 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
       const bool has_list =
           lane / Tile::kMostPatches < kTilesOfWarp && exists(lane / Tile::kMostPatches);
       SharedAddress before = 0;
-      const auto multiply = [&](const unsigned(&a)[4][4], std::uint64_t b, bool add) {
-        wgmma_fence();
-#pragma unroll
-        for (int s = 0; s < 4; ++s) wgmma<kRows>(sums, a[s], b + s * kWgmmaDepth, s > 0 || add);
-        wgmma_commit();
-      };
 #pragma unroll 1
-      for (int k = begin + turn; k < end; k += turns) {
+      for (int k = begin + turn; k < end; k += kTurns) {
         const int stage = w_turn.at * ring.w_bytes;
         barrier_wait(w_full + 8 * w_turn.at, w_turn.phase);
         const unsigned patch = has_list ? load_word(list + stage) : Tile::kNoPatch;
         Packs packs;
         packs.load(fractions + stage, exponents + stage, second);
-        const bool listed = patch != Tile::kNoPatch, upper = (patch >> 22 & 1) != 0;
-        const unsigned in_low = __ballot_sync(~0U, listed && !upper),
-                       in_high = __ballot_sync(~0U, listed && upper);
+        const unsigned listed =  // a bit for each fragment that has some
+            __reduce_or_sync(~0U, patch != Tile::kNoPatch ? 1U << (patch >> 20 & 7) : 0);
         if (lane == 0) barrier_arrive(w_empty + 8 * w_turn.at);
-        w_turn.next(ring.w_stages, turns);
-        packs.unpack<0>(low);
-        if (in_low != 0) mend(in_low, patch, lane, low);
+        w_turn.next(ring.w_stages, kTurns);
         wgmma_wait<0>();
-        // Before this group waits: others may need the place.
         if (before != 0 && lane == 0) barrier_arrive(before);
         barrier_wait(x_full + 8 * x_turn.at, x_turn.phase);
         const std::uint64_t b = wgmma_matrix(__shfl_sync(~0U, x_base + x_turn.at * kXBytes, 0));
-        multiply(low, b, before != 0);
+#pragma unroll
+        for (int s = 0; s < 8; ++s) {
+          unsigned(&fragment)[4] = fragments[s % kFragments];
+          if (s >= kFragments) wgmma_wait<kFragments - 1>();
+          packs.unpack(s, fragment);
+          if ((listed >> s & 1) != 0) mend(s, patch, lane, fragment);
+          wgmma_fence();
+          wgmma<kRows>(sums, fragment, moved(b, s / 4 * kBox) + s % 4 * kWgmmaDepth,
+                       s > 0 || before != 0);
+          wgmma_commit();
+        }
         before = x_empty + 8 * x_turn.at;
-        x_turn.next(ring.x_stages, turns);
-        packs.unpack<1>(high);
-        if (in_high != 0) mend(in_high, patch, lane, high);
-        multiply(high, moved(b, kBox), true);
-        wgmma_wait<1>();
+        x_turn.next(ring.x_stages, kTurns);
       }
       wgmma_wait<0>();
       if (before == 0)  // no stage for this group
@@ -344,7 +334,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
           }
         }
       };
-      if (args.split * turns == 1) {
+      if (kTurns == 1 && args.split == 1) {
 #pragma unroll
         for (int j = 0; j < kEights; j += kAtOnce) {
           float old[kAtOnce][4];
@@ -357,12 +347,13 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
       }
       // Sums of pieces of the depth: those who have them share the tokens.
       constexpr int kThreads = kGroups * kGroup, kShares = kEights / kAtOnce;
-      const int threads = kThreads / turns, thread = static_cast<int>(threadIdx.x) % threads,
-                share = piece * turns + turn, shares = args.split * turns,
-                first = kShares * share / shares, last = kShares * (share + 1) / shares;
+      constexpr int kOwners = kThreads / kTurns;  // of different sums
+      const int owner = static_cast<int>(threadIdx.x) % kOwners, share = piece * kTurns + turn,
+                shares = args.split * kTurns, first = kShares * share / shares,
+                last = kShares * (share + 1) / shares;
       named_barrier(1, kThreads);  // all stages have been read
       const auto sums_of = [&](int depth, int j) {
-        return x_base + ((depth * kEights + j) * threads + thread) * 16;
+        return x_base + ((depth * kEights + j) * kOwners + owner) * 16;
       };
 #pragma unroll
       for (int j = 0; j < kEights; ++j)
@@ -387,8 +378,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
         float sum[kAtOnce][4] = {};
         for (int p = 0; p < args.split; ++p) {
 #pragma unroll
-          for (int d = 0; d < kGroups; ++d) {
-            if (d >= turns) break;
+          for (int d = 0; d < kTurns; ++d) {
 #pragma unroll
             for (int i = 0; i < kAtOnce; ++i) {
               const float4 one = load_cluster(cluster_address(sums_of(d, j + i), p));
@@ -410,17 +400,17 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
   }
 }
 
-template <int kRows, int kGroups>
+template <int kRows, int kGroups, int kTurns>
 void run(Context& context, const PackedPlan& plan, const PackedMaps& maps,
          const PackedScales& scales, const MatmulArgs& args, int places) {
   const PackedRing ring(plan, args.swiglu);
   launch(context, "linear",
          {.x = std::min(args.column_tiles, places / plan.split) * plan.split,
-          .threads = Block<kRows, kGroups>::kThreads,
+          .threads = Block<kRows, kGroups, kTurns>::kThreads,
           .shared = kBefore + ring.bytes,
           .cluster = plan.split,
           .overlap = true},
-         packed_kernel<kRows, kGroups>, maps, scales, args,
+         packed_kernel<kRows, kGroups, kTurns>, maps, scales, args,
          Ring{ring.x_stages, ring.w_stages, ring.w_bytes});
 }
 
@@ -428,9 +418,9 @@ template <int kRows>
 void run(Context& context, const PackedPlan& plan, const PackedMaps& maps,
          const PackedScales& scales, const MatmulArgs& args, int places) {
   switch (plan.groups(args.swiglu)) {
-    case 1: return run<kRows, 1>(context, plan, maps, scales, args, places);
-    case 2: return run<kRows, 2>(context, plan, maps, scales, args, places);
-    default: return run<kRows, 3>(context, plan, maps, scales, args, places);
+    case 1: return run<kRows, 2, 2>(context, plan, maps, scales, args, places);
+    case 2: return run<kRows, 2, 1>(context, plan, maps, scales, args, places);
+    default: return run<kRows, 3, 1>(context, plan, maps, scales, args, places);
   }
 }
 
