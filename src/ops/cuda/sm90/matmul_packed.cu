@@ -16,7 +16,6 @@ namespace {
 
 using Tile = PackedTile;
 constexpr int kGroup = 128;      // threads of a warp group
-constexpr int kFragments = 4;    // of 16 columns, of which products may be under way
 constexpr int kTilesOfWarp = 2;  // rows 0 to 7 of its 16, and 8 to 15
 constexpr int kBefore = 1024;    // barriers, up to where a box may begin
 constexpr int kStages = kPackedMostStages;
@@ -97,38 +96,46 @@ struct Packs {
       }
     }
   }
-  /// Columns 16 s .. 16 s + 15 as a fragment of a product; in the order of s.
-  __device__ __forceinline__ void unpack(int s, unsigned (&to)[4]) {
+  /// Columns 64 kHalf .. 64 kHalf + 63 as four fragments of a product.
+  template <int kHalf>
+  __device__ __forceinline__ void unpack(unsigned (&to)[4][4]) const {
     constexpr unsigned kSignsAndFractions = 0x807F807F, kExponents = 0x07800780,
                        kFirst = Tile::kFirstExponent << 7 | Tile::kFirstExponent << 23;
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      const int t = r % 2, a = s % 2 * 2 + r / 2;
-      unsigned& e = exponents[t][a];
-      if (s == 4 || s == 5) asm("shr.u32 %0, %0, 8;" : "+r"(e));
-      const unsigned p = __byte_perm(s < 4 ? fractions[t][a].x : fractions[t][a].y, 0,
-                                     s / 2 % 2 == 0 ? 0x1100 : 0x3322);
-      to[r] =
-          and_or(p, kSignsAndFractions, and_or(e * (s / 2 % 2 == 0 ? 128 : 8), kExponents, kFirst));
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+        const int t = r % 2, a = odd * 2 + r / 2;
+        unsigned e = exponents[t][a];
+        if constexpr (kHalf == 1) asm("shr.u32 %0, %0, 8;" : "+r"(e));
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          const unsigned p = __byte_perm(kHalf == 0 ? fractions[t][a].x : fractions[t][a].y, 0,
+                                         u == 0 ? 0x1100 : 0x3322);
+          to[2 * u + odd][r] =
+              and_or(p, kSignsAndFractions, and_or(e * (u == 0 ? 128 : 8), kExponents, kFirst));
+        }
+      }
     }
   }
 };
 
-/// Puts listed weights of fragment s into their places: lanes have one each, of the first tile
-/// (lanes 0 to 7) or of the second.
-__device__ __forceinline__ void mend(int s, unsigned patch, int lane, unsigned (&to)[4]) {
-  const bool here = patch != Tile::kNoPatch && static_cast<int>(patch >> 20 & 7) == s;
+/// Puts listed weights into their places: the lanes whose bits are set in `mask` have one each, of
+/// the first tile (lanes 0 to 7) or of the second, in the half that `to` has.
+__device__ __forceinline__ void mend(unsigned mask, unsigned patch, int lane,
+                                     unsigned (&to)[4][4]) {
 #pragma unroll 1
-  for (unsigned mask = __ballot_sync(~0U, here); mask != 0; mask &= mask - 1) {
-    const int from = __ffs(static_cast<int>(mask)) - 1;
+  for (; mask != 0; mask &= mask - 1) {
+    const unsigned from = __ffs(static_cast<int>(mask)) - 1;
     const unsigned word = __shfl_sync(~0U, patch, from), place = word >> 16;
     const unsigned owner = place / Tile::kColumns * 4 + place / 2 % 4;
     const unsigned half = place % 2 == 0 ? 0x3254 : 0x5410,
                    take = owner == static_cast<unsigned>(lane) ? half : 0x3210;
-    const int n = static_cast<int>(place / 8 % 2 * 2) + from / Tile::kMostPatches;
+    const int n =
+        static_cast<int>(place / 16 % 4 * 4 + place / 8 % 2 * 2 + from / Tile::kMostPatches);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (i == n) to[i] = __byte_perm(to[i], word, take);
+    for (int i = 0; i < 16; ++i)
+      if (i == n) to[i / 4][i % 4] = __byte_perm(to[i / 4][i % 4], word, take);
   }
 }
 
@@ -185,7 +192,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
 
   Turn w_turn, x_turn;
   if (warp >= kWarps) {
-    if constexpr (B::kManySums) fewer_registers<32>();
+    if constexpr (B::kManySums) fewer_registers<40>();
     if (warp == kWarps) {
       const std::uint64_t policy = evict_first();
       const unsigned bytes = (args.swiglu ? 2 : 1) * args.height * Tile::kBytes;
@@ -231,9 +238,9 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
     }
     if (args.split > 1) cluster_sync();
   } else {
-    if constexpr (B::kManySums) more_registers<160>();
+    if constexpr (B::kManySums) more_registers<152>();
     float sums[kRows / 2];
-    unsigned fragments[kFragments][4];  // one is made while those before it are multiplied
+    unsigned low[4][4], high[4][4];  // fragments: one half's are made while the other multiplies
     // With SwiGLU a warp has a tile of the gate and one of what is gated: both numbers of an output
     // are in one thread.
     const int turn = warp / B::kWarpsOfStage, place = warp % B::kWarpsOfStage,
@@ -252,6 +259,12 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
       const bool has_list =
           lane / Tile::kMostPatches < kTilesOfWarp && exists(lane / Tile::kMostPatches);
       SharedAddress before = 0;
+      const auto multiply = [&](const unsigned(&a)[4][4], std::uint64_t b, bool add) {
+        wgmma_fence();
+#pragma unroll
+        for (int s = 0; s < 4; ++s) wgmma<kRows>(sums, a[s], b + s * kWgmmaDepth, s > 0 || add);
+        wgmma_commit();
+      };
 #pragma unroll 1
       for (int k = begin + turn; k < end; k += kTurns) {
         const int stage = w_turn.at * ring.w_bytes;
@@ -259,27 +272,30 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
         const unsigned patch = has_list ? load_word(list + stage) : Tile::kNoPatch;
         Packs packs;
         packs.load(fractions + stage, exponents + stage, second);
-        const unsigned listed =  // a bit for each fragment that has some
-            __reduce_or_sync(~0U, patch != Tile::kNoPatch ? 1U << (patch >> 20 & 7) : 0);
+        const bool listed = patch != Tile::kNoPatch, upper = (patch >> 22 & 1) != 0;
+        const unsigned in_low = __ballot_sync(~0U, listed && !upper),
+                       in_high = __ballot_sync(~0U, listed && upper);
         if (lane == 0) barrier_arrive(w_empty + 8 * w_turn.at);
         w_turn.next(ring.w_stages, kTurns);
-        wgmma_wait<0>();
-        if (before != 0 && lane == 0) barrier_arrive(before);
+        packs.unpack<0>(low);
+        if (in_low != 0) mend(in_low, patch, lane, low);
+        if constexpr (kTurns > 1) {  // the stage that this group waits for may need the place
+          wgmma_wait<0>();
+          if (before != 0 && lane == 0) barrier_arrive(before);
+        }
         barrier_wait(x_full + 8 * x_turn.at, x_turn.phase);
         const std::uint64_t b = wgmma_matrix(__shfl_sync(~0U, x_base + x_turn.at * kXBytes, 0));
-#pragma unroll
-        for (int s = 0; s < 8; ++s) {
-          unsigned(&fragment)[4] = fragments[s % kFragments];
-          if (s >= kFragments) wgmma_wait<kFragments - 1>();
-          packs.unpack(s, fragment);
-          if ((listed >> s & 1) != 0) mend(s, patch, lane, fragment);
-          wgmma_fence();
-          wgmma<kRows>(sums, fragment, moved(b, s / 4 * kBox) + s % 4 * kWgmmaDepth,
-                       s > 0 || before != 0);
-          wgmma_commit();
+        multiply(low, b, before != 0);
+        if constexpr (kTurns == 1) {
+          wgmma_wait<1>();
+          if (before != 0 && lane == 0) barrier_arrive(before);
         }
         before = x_empty + 8 * x_turn.at;
         x_turn.next(ring.x_stages, kTurns);
+        packs.unpack<1>(high);
+        if (in_high != 0) mend(in_high, patch, lane, high);
+        multiply(high, moved(b, kBox), true);
+        wgmma_wait<1>();
       }
       wgmma_wait<0>();
       if (before == 0)  // no stage for this group
@@ -346,8 +362,8 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
         continue;
       }
       // Sums of pieces of the depth: those who have them share the tokens.
-      constexpr int kThreads = kGroups * kGroup, kShares = kEights / kAtOnce;
-      constexpr int kOwners = kThreads / kTurns;  // of different sums
+      constexpr int kThreads = kGroups * kGroup, kOwners = kThreads / kTurns;  // of different sums
+      constexpr int kShare = kTurns == 1 ? 4 : 2, kShares = kEights / kShare;  // at once
       const int owner = static_cast<int>(threadIdx.x) % kOwners, share = piece * kTurns + turn,
                 shares = args.split * kTurns, first = kShares * share / shares,
                 last = kShares * (share + 1) / shares;
@@ -361,36 +377,46 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
                      "f"(sums[4 * j]), "f"(sums[4 * j + 1]), "f"(sums[4 * j + 2]),
                      "f"(sums[4 * j + 3])
                      : "memory");
-      float old[kAtOnce][4] = {};
+      float old[kShare][4] = {};
       const auto add_olds = [&](int j) {
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) add_old(j + i, old[i]);
+        for (int i = 0; i < kShare; ++i) add_old(j + i, old[i]);
       };
-      if (first < last) add_olds(first * kAtOnce);
+      if (first < last) add_olds(first * kShare);
       if (args.split > 1)
         cluster_sync();
       else
         named_barrier(1, kThreads);
 #pragma unroll 1
       for (int s = first; s < last; ++s) {
-        const int j = s * kAtOnce;
+        const int j = s * kShare;
         if (s > first) add_olds(j);
-        float sum[kAtOnce][4] = {};
-        for (int p = 0; p < args.split; ++p) {
+        float sum[kShare][4] = {};
+#pragma unroll 1
+        for (int p = 0; p < args.split; p += 2) {
+          float4 one[2][kTurns][kShare] = {};
 #pragma unroll
-          for (int d = 0; d < kTurns; ++d) {
+          for (int q = 0; q < 2; ++q)
+            if (p + q < args.split)
 #pragma unroll
-            for (int i = 0; i < kAtOnce; ++i) {
-              const float4 one = load_cluster(cluster_address(sums_of(d, j + i), p));
-              sum[i][0] += one.x;
-              sum[i][1] += one.y;
-              sum[i][2] += one.z;
-              sum[i][3] += one.w;
-            }
-          }
+              for (int d = 0; d < kTurns; ++d)
+#pragma unroll
+                for (int i = 0; i < kShare; ++i)
+                  one[q][d][i] = load_cluster(cluster_address(sums_of(d, j + i), p + q));
+#pragma unroll
+          for (int q = 0; q < 2; ++q)
+#pragma unroll
+            for (int d = 0; d < kTurns; ++d)
+#pragma unroll
+              for (int i = 0; i < kShare; ++i) {
+                sum[i][0] += one[q][d][i].x;
+                sum[i][1] += one[q][d][i].y;
+                sum[i][2] += one[q][d][i].z;
+                sum[i][3] += one[q][d][i].w;
+              }
         }
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) put(j + i, sum[i], old[i]);
+        for (int i = 0; i < kShare; ++i) put(j + i, sum[i], old[i]);
       }
     }
   }

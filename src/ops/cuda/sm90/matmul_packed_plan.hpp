@@ -53,7 +53,7 @@ struct PackedRing {
     // A place is of one of the groups that take stages in turn: the parity of its barrier says
     // enough only to who has had the stage before.
     const auto whole = [&](int stages) { return stages - stages % plan.turns(swiglu); };
-    x_stages = whole(plan.x_stages > 0 ? plan.x_stages : std::min(8, room / 2 / x_bytes));
+    x_stages = whole(plan.x_stages > 0 ? plan.x_stages : std::min(8, room * 5 / 8 / x_bytes));
     w_stages = whole(std::min((room - x_stages * x_bytes) / w_bytes, kPackedMostStages));
     bytes = static_cast<std::size_t>(x_stages * x_bytes + w_stages * w_bytes + kMost - room);
     // Those who share the depth exchange their sums there.
@@ -68,17 +68,19 @@ constexpr std::int64_t packed_jobs(const MatmulShape& s, int height) {
 }
 
 /// Cycles of a plan, as in matmul_plan.hpp: the slowest of device memory, second-level cache and
-/// what the warps of a block do with a stage, which is as measured.
+/// what the warps of a block do with a stage; and what comes before and after.
 constexpr std::int64_t packed_cycles(const MatmulShape& s, const PackedPlan& p) {
   const int groups = p.groups(s.swiglu);
+  const bool many = p.rows > 64;
   const std::int64_t turns = pieces_of(packed_jobs(s, p.height), s.multiprocessors / p.split);
   const std::int64_t stages = turns * pieces_of(pieces_of(s.depth, PackedTile::kColumns), p.split);
   const std::int64_t w = stages * p.tiles(s.swiglu) * PackedTile::kBytes, x = stages * p.rows * 256;
-  const std::int64_t of_stage = groups == 1 ? 870 : groups == 2 ? 1700 : 2200;
-  const std::int64_t of_rows = p.rows == 64 ? 0 : 180 * groups;
+  const std::int64_t of_stage = groups == 1   ? (many ? 870 : 730)
+                                : groups == 2 ? (many ? 1720 : 1470)
+                                              : (many ? 2300 : 1850);
   const bool exchange = p.split * p.turns(s.swiglu) > 1;
-  return std::max({w * 2 / 35, (w + x) / 46, stages * (of_stage + of_rows)}) + 6000 +
-         (exchange ? 2000 + 1000 * p.split : 0);
+  return std::max({w * 2 / 35, (w + x) / 52, stages * of_stage}) + (many ? 8000 : 6500) +
+         (exchange ? (many ? 2000 : 1000) + 500 * p.split : 0);
 }
 
 /// Calls f with every plan that is thought of, for at most kPackedRows rows.
