@@ -140,8 +140,10 @@ void sweep_products(const Layer& layer, std::int64_t rows, int multiprocessors) 
     for (const Tensor& each : w[i]) packed[i].push_back(pack(memory, context, each));
   context.synchronize();
   const std::vector<PackedPlan> plans = all_packed_plans(shape);
-  const PackedPlan chosen = ops::cuda::plan_packed(shape);
-  sweep(what + ", packed", chosen.rows > 0 ? chosen : plans.front(), plans, time);
+  if (plans.empty()) return;
+  const bool chosen = ops::cuda::plan_packed(shape).rows > 0;
+  sweep(what + (chosen ? ", packed" : ", packed (not chosen)"),
+        *std::ranges::min_element(plans, {}, &PackedPlan::cycles), plans, time);
 }
 
 void sweep_segments(std::int64_t sequences, std::int64_t length) {

@@ -129,13 +129,12 @@ __device__ __forceinline__ void mend(unsigned mask, unsigned patch, int lane,
     const unsigned from = __ffs(static_cast<int>(mask)) - 1;
     const unsigned word = __shfl_sync(~0U, patch, from), place = word >> 16;
     const unsigned owner = place / Tile::kColumns * 4 + place / 2 % 4;
-    const unsigned half = place % 2 == 0 ? 0x3254 : 0x5410,
-                   take = owner == static_cast<unsigned>(lane) ? half : 0x3210;
-    const int n =
-        static_cast<int>(place / 16 % 4 * 4 + place / 8 % 2 * 2 + from / Tile::kMostPatches);
+    const unsigned take = place % 2 == 0 ? 0x3254 : 0x5410;
+    const unsigned n = place / 16 % 4 * 4 + place / 8 % 2 * 2 + from / Tile::kMostPatches;
+    const unsigned here = owner == static_cast<unsigned>(lane) ? 1U << n : 0;
 #pragma unroll
     for (int i = 0; i < 16; ++i)
-      if (i == n) to[i / 4][i % 4] = __byte_perm(to[i / 4][i % 4], word, take);
+      if ((here >> i & 1) != 0) to[i / 4][i % 4] = __byte_perm(to[i / 4][i % 4], word, take);
   }
 }
 
