@@ -21,6 +21,7 @@
 #include "ops/mlstm.hpp"
 #include "ops/mlstm_ring.hpp"
 #include "ops/norm.hpp"
+#include "ops/packed.hpp"
 #include "ops/slstm.hpp"
 #include "xlstm/error.hpp"
 
@@ -30,6 +31,28 @@ using namespace xlstm;
 using namespace xlstm::bench;
 
 constexpr std::int64_t kHeads = 8;
+
+/// The same weights, packed.
+std::vector<ops::PackedWeights> packed_of(Memory& memory, const std::vector<Tensor>& w) {
+  std::vector<ops::PackedWeights> all;
+  Context context(kCard);
+  for (const Tensor& t : w) {
+    const ops::PackedShape shape(t.dim(0), t.dim(1));
+    const auto tensor = [&](DType dtype, std::initializer_list<std::int64_t> sizes) {
+      Tensor made = Tensor::dense(nullptr, dtype, sizes, kCard);
+      made.data = memory.bytes(made.bytes());
+      return made;
+    };
+    const ops::PackedWeights packed{tensor(DType::u8, {shape.rows, shape.bytes}),
+                                    tensor(DType::f32, {t.dim(0)})};
+    ops::pack_weights(context,
+                      {.w = t, .packed = packed, .left_out = tensor(DType::i32, {shape.rows})});
+    all.push_back(packed);
+  }
+  context.synchronize();
+  return all;
+}
+constexpr double kPackedBytes = ops::PackedTile::kBytes / 1024.0;  // of a weight
 
 // --- a linear layer: weights [N_i, K] ---
 
@@ -47,42 +70,65 @@ void linears(Bench& bench) {
                           {"head", kD, {kVocabulary}, false, false}};
   Memory& memory = bench.memory;
   for (const Layer& layer : layers)
-    for (const std::int64_t rows : {1, 8, 16, 64, 128, 256, 2048, 8192}) {
+    for (const auto& [rows, packs] : {std::pair<std::int64_t, bool>{1, false},
+                                      {1, true},
+                                      {8, false},
+                                      {8, true},
+                                      {16, false},
+                                      {16, true},
+                                      {64, false},
+                                      {64, true},
+                                      {128, false},
+                                      {128, true},
+                                      {256, false},
+                                      {256, true},
+                                      {2048, false},
+                                      {8192, false}}) {
       if (layer.inputs == kD && layer.outputs[0] == kVocabulary && rows > 256) continue;
       const auto n = std::accumulate(layer.outputs.begin(), layer.outputs.end(), std::int64_t{0});
       const bool normed = rows <= ops::kFusedTokens && !layer.adds;
       const double numbers = static_cast<double>(n * layer.inputs);
-      bench.run(fmt::format("{} x{}", layer.name, rows),
-                2 * (numbers + static_cast<double>(rows * layer.inputs)),
-                2 * numbers * static_cast<double>(rows), [&] {
-                  std::vector<Tensor> w;
-                  for (const std::int64_t outputs : layer.outputs)
-                    w.push_back(memory.numbers(DType::bf16, {outputs, layer.inputs}, 0.02F));
-                  const bool f32 =
-                      layer.adds || rows <= ops::kFusedTokens || layer.outputs.size() == 1;
-                  const Tensor y = memory.numbers(f32 && !layer.gates ? DType::f32 : DType::bf16,
-                                                  {rows, layer.gates ? kF : n});
-                  const Tensor norm = memory.numbers(DType::bf16, {layer.inputs});
-                  const Tensor x =
-                      memory.numbers(normed ? DType::f32 : DType::bf16, {rows, layer.inputs});
-                  return [=, &layer](Context& c) {
-                    if (layer.gates && normed)
-                      ops::norm_linear_swiglu(
-                          c, {.x = x, .norm_w = norm, .norm_b = {}, .w = w, .b = {}, .y = y});
-                    else if (layer.gates)
-                      ops::linear_swiglu(c, {.x = x, .w = w, .b = {}, .y = y});
-                    else if (normed)
-                      ops::norm_linear(c, {.x = x,
-                                           .norm_w = norm,
-                                           .norm_b = {},
-                                           .activation = DType::bf16,
-                                           .w = w,
-                                           .b = {},
-                                           .y = y});
-                    else
-                      ops::linear(c, {.x = x, .w = w, .b = {}, .y = y, .accumulate = layer.adds});
-                  };
-                });
+      bench.run(
+          fmt::format("{} x{}{}", layer.name, rows, packs ? ", packed" : ""),
+          (packs ? kPackedBytes : 2) * numbers + 2 * static_cast<double>(rows * layer.inputs),
+          2 * numbers * static_cast<double>(rows), [&, rows = rows, packs = packs] {
+            std::vector<Tensor> w;
+            for (const std::int64_t outputs : layer.outputs)
+              w.push_back(memory.numbers(DType::bf16, {outputs, layer.inputs}, 0.02F));
+            std::vector<ops::PackedWeights> packed;
+            if (packs) packed = packed_of(memory, w);
+            const bool f32 = layer.adds || rows <= ops::kFusedTokens || layer.outputs.size() == 1;
+            const Tensor y = memory.numbers(f32 && !layer.gates ? DType::f32 : DType::bf16,
+                                            {rows, layer.gates ? kF : n});
+            const Tensor norm = memory.numbers(DType::bf16, {layer.inputs});
+            const Tensor x =
+                memory.numbers(normed ? DType::f32 : DType::bf16, {rows, layer.inputs});
+            return [=, &layer](Context& c) {
+              if (layer.gates && normed)
+                ops::norm_linear_swiglu(c, {.x = x,
+                                            .norm_w = norm,
+                                            .norm_b = {},
+                                            .w = w,
+                                            .b = {},
+                                            .y = y,
+                                            .packed = packed});
+              else if (layer.gates)
+                ops::linear_swiglu(c, {.x = x, .w = w, .b = {}, .y = y, .packed = packed});
+              else if (normed)
+                ops::norm_linear(c, {.x = x,
+                                     .norm_w = norm,
+                                     .norm_b = {},
+                                     .activation = DType::bf16,
+                                     .w = w,
+                                     .b = {},
+                                     .y = y,
+                                     .packed = packed});
+              else
+                ops::linear(
+                    c,
+                    {.x = x, .w = w, .b = {}, .y = y, .accumulate = layer.adds, .packed = packed});
+            };
+          });
     }
 }
 
@@ -142,8 +188,9 @@ struct Block {
   std::vector<Tensor> qkvo, gates, out, gate_up, down;
   Tensor norm;
   std::unique_ptr<Sequences> sequences;
+  std::vector<ops::PackedWeights> packed_qkvo, packed_out, packed_gate_up, packed_down;
 
-  Block(Memory& memory, std::int64_t count, std::int64_t length)
+  Block(Memory& memory, std::int64_t count, std::int64_t length, bool packs)
       : norm(memory.numbers(DType::bf16, {kD})),
         sequences(std::make_unique<Sequences>(memory, count, length, kC + kN + 256)) {
     const auto matrix = [&](std::int64_t n, std::int64_t k) {
@@ -155,6 +202,11 @@ struct Block {
     out = {matrix(kD, kD)};
     gate_up = {matrix(kF, kD), matrix(kF, kD)};
     down = {matrix(kD, kF)};
+    if (!packs) return;
+    packed_qkvo = packed_of(memory, qkvo);
+    packed_out = packed_of(memory, out);
+    packed_gate_up = packed_of(memory, gate_up);
+    packed_down = packed_of(memory, down);
   }
 };
 
@@ -185,7 +237,8 @@ void norm_qkvo(Context& c, const Block& b, const Activations& a) {
                        .b_i = b.gates[2],
                        .b_f = b.gates[3],
                        .i = a.i,
-                       .log_f = a.log_f});
+                       .log_f = a.log_f,
+                       .packed = b.packed_qkvo});
 }
 
 ops::MlstmArgs cell_of(const Activations& a, const ops::Batch& batch) {
@@ -201,45 +254,63 @@ ops::MlstmArgs cell_of(const Activations& a, const ops::Batch& batch) {
 
 /// Blocks in turn, each of `run`.
 void time_blocks(Bench& bench, const std::string& name, std::int64_t count, std::int64_t length,
-                 DType between,
+                 DType between, bool packs,
                  const std::function<void(Context&, const Block&, const Activations&)>& run) {
   std::shared_ptr<Activations> activations;
   const auto make = [&] {
     if (activations == nullptr)
       activations = std::make_shared<Activations>(bench.memory, count * length, between);
-    const auto block = std::make_shared<Block>(bench.memory, count, length);
+    const auto block = std::make_shared<Block>(bench.memory, count, length, packs);
     return [block, activations, run](Context& c) { run(c, *block, *activations); };
   };
-  bench.run(name, kBlockBytes + 8.0 * static_cast<double>(count * kQk * 513), 0, make, 8);
+  bench.run(
+      packs ? name + ", packed" : name,
+      (packs ? kPackedBytes / 2 : 1) * kBlockBytes + 8.0 * static_cast<double>(count * kQk * 513),
+      0, make, 8);
 }
 
 void blocks(Bench& bench) {
-  for (const std::int64_t sequences : {1, 8, 16})
-    time_blocks(
-        bench, fmt::format("block x{}", sequences), sequences, 1, DType::f32,
-        [](Context& c, const Block& b, const Activations& a) {
-          norm_qkvo(c, b, a);
-          const ops::Batch batch = b.sequences->batch();
-          ops::mlstm_head_norm_linear(c, {.cell = cell_of(a, batch),
-                                          .norm = {.h = a.h,
-                                                   .o = a.y.cols(2 * kQk + kD, kD),
-                                                   .norm_w = b.norm,
-                                                   .norm_b = {},
-                                                   .heads = kHeads,
-                                                   .activation = DType::bf16,
-                                                   .w = b.out,
-                                                   .b = {},
-                                                   .y = a.x}});
-          ops::norm_linear_swiglu(
-              c, {.x = a.x, .norm_w = b.norm, .norm_b = {}, .w = b.gate_up, .b = {}, .y = a.up});
-          ops::linear(c, {.x = a.up, .w = b.down, .b = {}, .y = a.x, .accumulate = true});
-        });
+  for (const auto& [sequences, packs] : {std::pair<std::int64_t, bool>{1, false},
+                                         {1, true},
+                                         {8, false},
+                                         {8, true},
+                                         {16, false},
+                                         {16, true}})
+    time_blocks(bench, fmt::format("block x{}", sequences), sequences, 1, DType::f32, packs,
+                [](Context& c, const Block& b, const Activations& a) {
+                  norm_qkvo(c, b, a);
+                  const ops::Batch batch = b.sequences->batch();
+                  ops::mlstm_head_norm_linear(c, {.cell = cell_of(a, batch),
+                                                  .norm = {.h = a.h,
+                                                           .o = a.y.cols(2 * kQk + kD, kD),
+                                                           .norm_w = b.norm,
+                                                           .norm_b = {},
+                                                           .heads = kHeads,
+                                                           .activation = DType::bf16,
+                                                           .w = b.out,
+                                                           .b = {},
+                                                           .y = a.x,
+                                                           .packed = b.packed_out}});
+                  ops::norm_linear_swiglu(c, {.x = a.x,
+                                              .norm_w = b.norm,
+                                              .norm_b = {},
+                                              .w = b.gate_up,
+                                              .b = {},
+                                              .y = a.up,
+                                              .packed = b.packed_gate_up});
+                  ops::linear(c, {.x = a.up,
+                                  .w = b.down,
+                                  .b = {},
+                                  .y = a.x,
+                                  .accumulate = true,
+                                  .packed = b.packed_down});
+                });
 }
 
 /// The same of a short prompt of one sequence.
 void prompt_blocks(Bench& bench) {
   for (const std::int64_t tokens : {128, 256})
-    time_blocks(bench, fmt::format("block 1x{}", tokens), 1, tokens, DType::bf16,
+    time_blocks(bench, fmt::format("block 1x{}", tokens), 1, tokens, DType::bf16, false,
                 [](Context& c, const Block& b, const Activations& a) {
                   norm_qkvo(c, b, a);
                   const ops::Batch batch = b.sequences->batch();

@@ -2,9 +2,9 @@
 // Weights of bf16 in 12.25 bits each, without loss.
 //
 // The weights of a row rarely differ by more than a factor of 2^15, so 4 bits say how far below the
-// row's largest exponent a weight's is. Sign and fraction take 8 bits as they are; what does not
-// fit, and zeros, is listed with each tile. Kernels of few tokens, which are bound by the bytes of
-// the weights, read these and put the bf16 numbers together again.
+// row's largest exponent a weight's is: with sign and fraction 12 bits. What does not fit, and
+// zeros, is listed with each tile. Kernels of few tokens, which are bound by the bytes of the
+// weights, read these and put the bf16 numbers together again.
 
 #include <cstdint>
 #include <span>
@@ -23,35 +23,60 @@ namespace xlstm::ops {
 /// whose exponent field is 112 + the 4 bits: between 2^-15 and 2.
 ///
 /// Where a column's bits lie, column = 32 u + 8 a + 2 i + e: the four u and two e of a row and of
-/// (a, i) are 8 bytes of signs and fractions, and 4 bytes of exponents. A quarter of a warp's row
-/// takes a or i for its number: columns 8 a .. 8 a + 7 of each 32, or 2 i and 2 i + 1 of each 8, as
-/// tensor cores want them. Either way the lanes of a warp read different banks.
+/// (a, i) are three words, of which two lie together. A quarter of a warp's row takes a or i for
+/// its number: columns 8 a .. 8 a + 7 of each 32, or 2 i and 2 i + 1 of each 8, as tensor cores
+/// want them. Either way the lanes of a warp read different banks.
+///
+/// A half of a word, the lower for e = 0, is a bf16 number of u = 0, 1 or 2, whose bits 11 to 14
+/// are the same for all and leave room for those of u = 3: three words are four pairs in 9
+/// instructions.
 struct PackedTile {
   static constexpr int kRows = 8, kColumns = 128;
-  static constexpr int kExponents = kRows * kColumns;                 ///< byte where they begin
-  static constexpr int kPatches = kExponents + kRows * kColumns / 2;  ///< where the list begins
-  static constexpr int kMostPatches = 8;                              ///< in a tile
+  static constexpr int kThirds = kRows * kColumns;                 ///< byte where third words begin
+  static constexpr int kPatches = kThirds + kRows * kColumns / 2;  ///< where the list begins
+  static constexpr int kMostPatches = 8;                           ///< in a tile
   static constexpr int kBytes = kPatches + 4 * kMostPatches;
-  static constexpr unsigned kFirstExponent = 112;
   static constexpr unsigned kNoPatch = ~0U;  ///< after the last
 
-  /// Byte of the 8 of a row and (a, i): u = 0 lies first; of each u, e = 0.
-  XLSTM_HOST_DEVICE static constexpr int fractions_at(int row, int a, int i) {
+  /// Bytes of the words of a row and (a, i).
+  XLSTM_HOST_DEVICE static constexpr int two_words_at(int row, int a, int i) {
     return i * 256 + row * 32 + (a ^ i) * 8;
   }
-  /// Byte of the 4: as one number, bits 4 u + 16 e and the 3 above them are an exponent.
-  XLSTM_HOST_DEVICE static constexpr int exponents_at(int row, int a, int i) {
-    return kExponents + i * 128 + row * 16 + (a ^ i) * 4;
+  XLSTM_HOST_DEVICE static constexpr int third_word_at(int row, int a, int i) {
+    return kThirds + i * 128 + row * 16 + (a ^ i) * 4;
   }
-  XLSTM_HOST_DEVICE static constexpr int fraction_at(int row, int column) {
-    return fractions_at(row, column / 8 % 4, column / 2 % 4) + column / 32 * 2 + column % 2;
+
+  /// Bits of a bf16 number that every number has its own of, in both halves of a word; and those
+  /// that all have.
+  static constexpr unsigned kOwn = 0x87FF87FF, kCommon = 0x38003800;
+  /// Where a pair of u = 3 has its bits: these of the words, shifted right by 4 and by 8, and
+  /// rotated left by 4.
+  static constexpr unsigned kFirst = 0x07800780, kSecond = 0x00780078, kThird = 0x80078007;
+
+  /// Two numbers of one u, the first in the lower half, without the row's scale and the list.
+  XLSTM_HOST_DEVICE static constexpr unsigned pair(unsigned first, unsigned second, unsigned third,
+                                                   int u) {
+    if (u < 3) return ((u == 0 ? first : u == 1 ? second : third) & kOwn) | kCommon;
+    return (first >> 4 & kFirst) | (second >> 8 & kSecond) | (rotated(third, 4) & kThird) | kCommon;
   }
-  XLSTM_HOST_DEVICE static constexpr int exponent_shift(int column) {
-    return column / 32 * 4 + column % 2 * 16;
+  /// Puts a pair, of which it takes the numbers' own bits, into words that were 0.
+  XLSTM_HOST_DEVICE static constexpr void put_pair(unsigned (&words)[3], int u, unsigned pair) {
+    if (u < 3) {
+      words[u] |= pair & kOwn;
+      return;
+    }
+    words[0] |= (pair & kFirst) << 4;
+    words[1] |= (pair & kSecond) << 8;
+    words[2] |= rotated(pair & kThird, 28);
   }
   /// A weight in the list: its place, and the bits of weight / scale.
   XLSTM_HOST_DEVICE static constexpr unsigned patch(int row, int column, unsigned bits) {
     return static_cast<unsigned>(row * kColumns + column) << 16 | bits;
+  }
+
+ private:
+  XLSTM_HOST_DEVICE static constexpr unsigned rotated(unsigned word, int left) {
+    return word << left | word >> (32 - left);
   }
 };
 

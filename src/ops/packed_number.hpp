@@ -21,7 +21,7 @@ struct PackedRow {
 };
 
 struct PackedNumber {
-  unsigned fraction = 0, exponent = 0;
+  unsigned own = 0;     ///< bits of PackedTile::kOwn
   unsigned patch = 0;   ///< bits of weight / scale, where `listed`
   bool listed = false;  ///< goes to the list
   bool exact = true;    ///< the list can say it
@@ -30,8 +30,7 @@ struct PackedNumber {
     const unsigned top = row.top;
     const unsigned sign = bits & 0x8000U, field = bits >> 7 & 0xFFU, below = bits & 0x7FU;
     if (field > 0 && field <= top && field + 15 >= top) {
-      fraction = sign >> 8 | below;
-      exponent = field + 15 - top;
+      own = sign | (field + 15 - top) << 7 | below;
       return;
     }
     const bool zero = (bits & 0x7FFFU) == 0;

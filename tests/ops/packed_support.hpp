@@ -44,11 +44,10 @@ class Packed {
         tiles_.data() + row / Tile::kRows * shape_.bytes + column / Tile::kColumns * Tile::kBytes;
     const int r = static_cast<int>(row % Tile::kRows),
               c = static_cast<int>(column % Tile::kColumns);
-    std::uint32_t exponents;
-    std::memcpy(&exponents, tile + Tile::exponents_at(r, c / 8 % 4, c / 2 % 4), 4);
-    const unsigned fraction = tile[Tile::fraction_at(r, c)];
-    unsigned bits = (fraction & 0x80U) << 8 | (fraction & 0x7FU) |
-                    (Tile::kFirstExponent + (exponents >> Tile::exponent_shift(c) & 15U)) << 7;
+    std::uint32_t words[3];
+    std::memcpy(words, tile + Tile::two_words_at(r, c / 8 % 4, c / 2 % 4), 8);
+    std::memcpy(words + 2, tile + Tile::third_word_at(r, c / 8 % 4, c / 2 % 4), 4);
+    unsigned bits = Tile::pair(words[0], words[1], words[2], c / 32) >> c % 2 * 16 & 0xFFFFU;
     for (int i = 0; i < Tile::kMostPatches; ++i) {
       std::uint32_t patch;
       std::memcpy(&patch, tile + Tile::kPatches + 4 * i, 4);

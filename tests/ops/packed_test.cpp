@@ -21,24 +21,32 @@ namespace {
 using Tile = PackedTile;
 
 TEST(PackedTile, EveryNumberHasItsOwnBits) {
-  std::set<int> fractions, exponents;
+  std::set<int> places;  // of bits
   for (int row = 0; row < Tile::kRows; ++row) {
     for (int column = 0; column < Tile::kColumns; ++column) {
-      fractions.insert(Tile::fraction_at(row, column));
-      const int word = Tile::exponents_at(row, column / 8 % 4, column / 2 % 4);
-      EXPECT_EQ(word % 4, 0);
-      exponents.insert(word * 8 + Tile::exponent_shift(column));
+      const int a = column / 8 % 4, i = column / 2 % 4, u = column / 32;
+      const int two = Tile::two_words_at(row, a, i), third = Tile::third_word_at(row, a, i);
+      EXPECT_EQ(two % 8, 0);
+      EXPECT_EQ(third % 4, 0);
+      for (int bit = 0; bit < 16; ++bit) {
+        const unsigned number = 1U << bit << column % 2 * 16;
+        if ((number & Tile::kOwn) == 0) continue;
+        unsigned words[3] = {};
+        Tile::put_pair(words, u, number);
+        EXPECT_EQ(Tile::pair(words[0], words[1], words[2], u), number | Tile::kCommon);
+        for (int w = 0; w < 3; ++w)
+          for (int at = 0; at < 32; ++at)
+            if ((words[w] >> at & 1U) != 0) places.insert((w < 2 ? two + w * 4 : third) * 8 + at);
+      }
     }
   }
-  EXPECT_EQ(fractions.size(), 1024U);
-  EXPECT_EQ(*fractions.rbegin(), Tile::kExponents - 1);
-  EXPECT_EQ(exponents.size(), 1024U);
-  EXPECT_EQ(*exponents.rbegin(), Tile::kPatches * 8 - 4);
+  EXPECT_EQ(places.size(), 12U * 1024);
+  EXPECT_EQ(*places.rbegin(), Tile::kPatches * 8 - 1);
   EXPECT_EQ(Tile::kBytes % 16, 0);
 }
 
 // Both ways in which a warp reads a tile: lane 4 row + n has all i of a = n, or all a of i = n, 8
-// bytes of fractions and 4 of exponents at a time.
+// bytes and 4 at a time.
 TEST(PackedTile, LanesOfAWarpReadDifferentBanks) {
   for (const bool by_i : {false, true}) {
     for (int step = 0; step < 4; ++step) {
@@ -46,7 +54,7 @@ TEST(PackedTile, LanesOfAWarpReadDifferentBanks) {
         std::set<int> banks;
         for (int lane = half * 16; lane < half * 16 + 16; ++lane) {
           const int a = by_i ? step : lane % 4, i = by_i ? lane % 4 : step;
-          const int at = Tile::fractions_at(lane / 4, a, i);
+          const int at = Tile::two_words_at(lane / 4, a, i);
           EXPECT_EQ(at % 8, 0);
           banks.insert(at / 4 % 32);
           banks.insert(at / 4 % 32 + 1);
@@ -55,7 +63,7 @@ TEST(PackedTile, LanesOfAWarpReadDifferentBanks) {
       }
       std::set<int> banks;
       for (int lane = 0; lane < 32; ++lane)
-        banks.insert(Tile::exponents_at(lane / 4, by_i ? step : lane % 4, by_i ? lane % 4 : step) /
+        banks.insert(Tile::third_word_at(lane / 4, by_i ? step : lane % 4, by_i ? lane % 4 : step) /
                      4 % 32);
       EXPECT_EQ(banks.size(), 32U);
     }

@@ -35,20 +35,20 @@ void pack_weights(Context&, const PackWeightsArgs& a) {
       int listed = 0;
       for (int place = 0; place < Tile::kRows * 16; ++place) {
         const int r = place / 16, a_ = place / 4 % 4, i = place % 4;
-        std::uint32_t exponents = 0;
+        unsigned words[3] = {};
         for (int c = 8 * a_ + 2 * i; c < Tile::kColumns; c += c % 2 == 0 ? 1 : 31) {
           if (first + r >= rows || from + c >= columns) continue;
           const PackedNumber number(bits(first + r, from + c),
                                     tops[static_cast<std::size_t>(first + r)]);
-          tile[Tile::fraction_at(r, c)] = static_cast<std::uint8_t>(number.fraction);
-          exponents |= number.exponent << Tile::exponent_shift(c);
+          Tile::put_pair(words, c / 32, number.own << c % 2 * 16);
           if (!number.listed) continue;
           const bool fits = listed < Tile::kMostPatches && number.exact;
           const unsigned patch = Tile::patch(r, c, number.patch);
           if (fits) std::memcpy(tile + Tile::kPatches + 4 * listed++, &patch, 4);
           if (!fits) ++left_out;
         }
-        std::memcpy(tile + Tile::exponents_at(r, a_, i), &exponents, 4);
+        std::memcpy(tile + Tile::two_words_at(r, a_, i), words, 8);
+        std::memcpy(tile + Tile::third_word_at(r, a_, i), words + 2, 4);
       }
     }
   }

@@ -41,15 +41,14 @@ __global__ void __launch_bounds__(kThreads)
   int lost = 0;
   for (int from = 0; from < columns; from += Tile::kColumns) {
     unsigned char* const tile = tiles.row(blockIdx.x) + from / Tile::kColumns * Tile::kBytes;
-    unsigned fractions[2] = {}, exponents = 0, patches[Tile::kMostPatches];
+    unsigned words[3] = {}, patches[Tile::kMostPatches];
     int count = 0;
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       const int column = n / 2 * 32 + a * 8 + i * 2 + n % 2;
       if (row >= rows || from + column >= columns) continue;
       const PackedNumber number(bits(from + column), PackedRow{top});
-      fractions[n / 4] |= number.fraction << n % 4 * 8;
-      exponents |= number.exponent << Tile::exponent_shift(column);
+      Tile::put_pair(words, n / 2, number.own << n % 2 * 16);
       if (number.listed && number.exact)
         patches[count++] = Tile::patch(r, column, number.patch);
       else if (number.listed)
@@ -70,8 +69,8 @@ __global__ void __launch_bounds__(kThreads)
         ++lost;
     }
     if (thread >= all && thread < Tile::kMostPatches) list[thread] = Tile::kNoPatch;
-    *reinterpret_cast<uint2*>(tile + Tile::fractions_at(r, a, i)) = {fractions[0], fractions[1]};
-    *reinterpret_cast<unsigned*>(tile + Tile::exponents_at(r, a, i)) = exponents;
+    *reinterpret_cast<uint2*>(tile + Tile::two_words_at(r, a, i)) = {words[0], words[1]};
+    *reinterpret_cast<unsigned*>(tile + Tile::third_word_at(r, a, i)) = words[2];
     __syncthreads();
   }
   listed[thread] = lost;

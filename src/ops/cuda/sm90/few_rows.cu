@@ -22,6 +22,17 @@ bool serves(std::span<const Tensor> w) {
   return rows < (std::int64_t{1} << 30);
 }
 
+/// Whether its variant for packed weights takes these, which serves() does. Their rows come in
+/// whole tiles, so that 16 rows of several weights are two of them.
+bool serves_packed(std::span<const Tensor> w, std::span<const PackedWeights> packed) {
+  if (packed.empty()) return false;
+  for (std::size_t i = 0; i < w.size(); ++i)
+    if (!packed[i] || w[i].dim(0) % PackedTile::kRows != 0 || w[i].dim(0) == 0 ||
+        !on_16_bytes(packed[i].tiles) || !on_16_bytes(packed[i].scales))
+      return false;
+  return true;
+}
+
 /// Whether the norm before the product is one that the kernel makes: its row fits into registers,
 /// and it has no bias.
 bool serves_norm(const Tensor& x, const Tensor& w, const Tensor& b) {
@@ -29,8 +40,8 @@ bool serves_norm(const Tensor& x, const Tensor& w, const Tensor& b) {
          reinterpret_cast<std::uintptr_t>(w.data) % 16 == 0;
 }
 
-template <int kTokenTiles, class Before, class After>
-void run_tiles(Context& context, const char* name, const Before& before, const WeightGroup<Bf16>& w,
+template <int kTokenTiles, class Before, class W, class After>
+void run_tiles(Context& context, const char* name, const Before& before, const W& w,
                const After& after, std::int64_t tokens) {
   constexpr std::int64_t kJobOutputs =
       (Before::kHeld ? 1 : 2) * kTileRows / (After::kPairs ? 2 : 1);
@@ -42,18 +53,26 @@ void run_tiles(Context& context, const char* name, const Before& before, const W
                : jobs < most ? jobs
                              : most,
           .threads = kFewThreads,
-          .shared = sizeof(FewShared<kTokenTiles, Before::kNormed>),
+          .shared = sizeof(FewShared<W, kTokenTiles, Before::kNormed>),
           .overlap = true},
-         few_rows_kernel<Before, After, kTokenTiles>, before, w, after, static_cast<int>(tokens));
+         few_rows_kernel<W, Before, After, kTokenTiles>, before, w, after,
+         static_cast<int>(tokens));
 }
 
-template <class Before, class After>
-void run(Context& context, const char* name, const Before& before, const WeightGroup<Bf16>& w,
+/// @param a  of any of the ops
+template <class Before, class Args, class After>
+void run(Context& context, const char* name, const Before& before, const Args& a,
          const After& after, std::int64_t tokens) {
-  if (tokens <= kTileTokens)
-    run_tiles<1>(context, name, before, w, after, tokens);
+  const auto run_with = [&](const auto& w) {
+    if (tokens <= kTileTokens)
+      run_tiles<1>(context, name, before, w, after, tokens);
+    else
+      run_tiles<2>(context, name, before, w, after, tokens);
+  };
+  if (serves_packed(a.w, a.packed))
+    run_with(PackedGroup(a.w, a.b, a.packed));
   else
-    run_tiles<2>(context, name, before, w, after, tokens);
+    run_with(WholeWeights(a.w, a.b));
 }
 
 }  // namespace
@@ -61,13 +80,12 @@ void run(Context& context, const char* name, const Before& before, const WeightG
 bool linear_of_few_tokens(Context& context, const LinearArgs& a) {
   if (a.x.dtype != DType::bf16 || !on_16_bytes(a.x) || !serves(a.w)) return false;
   const int width = static_cast<int>(a.x.dim(1));
-  const WeightGroup<Bf16> w(a.w, a.b);
   const Plain after{Matrix<float>(a.y), a.accumulate};
   const Matrix<const Bf16> x(a.x);
   if (width <= kFewWarps * kMostHeld * kStageDepth)
-    run(context, "linear", Rows<true>{x, width}, w, after, a.x.dim(0));
+    run(context, "linear", Rows<true>{x, width}, a, after, a.x.dim(0));
   else
-    run(context, "linear", Rows<false>{x, width}, w, after, a.x.dim(0));
+    run(context, "linear", Rows<false>{x, width}, a, after, a.x.dim(0));
   return true;
 }
 
@@ -83,7 +101,7 @@ bool norm_linear(Context& context, const NormLinearArgs& a) {
                         Gate(a.w_f, a.b_f, a.log_f, true),
                         static_cast<int>(heads),
                         a.cap};
-  run(context, "norm_linear", before, WeightGroup<Bf16>(a.w, a.b), after, tokens);
+  run(context, "norm_linear", before, a, after, tokens);
   return true;
 }
 
@@ -92,8 +110,7 @@ bool norm_linear_swiglu(Context& context, const NormLinearSwigluArgs& a) {
     return false;
   const Normed before{Matrix<const float>(a.x), Weights(a.norm_w), a.eps,
                       static_cast<int>(a.x.dim(1))};
-  run(context, "norm_linear_swiglu", before, WeightGroup<Bf16>(a.w, a.b), Gated{Matrix<Bf16>(a.y)},
-      a.x.dim(0));
+  run(context, "norm_linear_swiglu", before, a, Gated{Matrix<Bf16>(a.y)}, a.x.dim(0));
   return true;
 }
 

@@ -17,51 +17,23 @@
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/device/pack.cuh"
 #include "ops/cuda/device/row.cuh"
-#include "ops/cuda/device/weight_group.cuh"
 #include "ops/cuda/launch.cuh"
-#include "ops/cuda/sm90/async_copy.cuh"
+#include "ops/cuda/sm90/few_rows_feed.cuh"
+#include "ops/cuda/sm90/few_rows_packed.cuh"
 
 namespace xlstm::ops::cuda::sm90 {
 
-constexpr int kFewWarps = 8;
-constexpr int kFewThreads = kFewWarps * kWarp;
-constexpr int kTileRows = 16;   // of W
-constexpr int kTileTokens = 8;  // columns of an mma
-constexpr int kUnit = 32;       // of the depth: two mma, to which a lane brings 8 numbers of a row
-constexpr int kStageDepth = 128;
-constexpr int kStageUnits = kStageDepth / kUnit;
-constexpr int kMostHeld = 4;  // stages' depth of a warp's tokens that fit into its registers
-/// Rows go to two halves by their lowest bit, 64 bytes apart beside whole lines: a quarter of a
-/// warp, which reads 64 bytes of two rows, finds them in different banks.
-constexpr int kHalfBytes = kTileRows / 2 * kStageDepth * 2 + 64;
-constexpr int kStageBytes = 2 * kHalfBytes - 64;
+constexpr int kMostHeld = 4;   // stages' depth of a warp's tokens that fit into its registers
 constexpr int kSumPitch = 20;  // floats from token to token: writes meet in no bank
 
-__device__ __forceinline__ int stage_offset(int row) {
-  return row % 2 * kHalfBytes + row / 2 * kStageDepth * 2;
-}
-
-/// Of a warp's ring.
-template <int kTokenTiles>
-constexpr int kStages = kTokenTiles == 1 ? 6 : 5;
-
-template <int kTokenTiles, bool kNormed>
+template <class W, int kTokenTiles, bool kNormed>
 struct FewShared {
-  alignas(128) unsigned char ring[kFewWarps][kStages<kTokenTiles>][kStageBytes];
+  static constexpr int kStages = W::template kStages<kTokenTiles>;
+  alignas(128) unsigned char ring[kFewWarps][kStages][W::kStageBytes];
   float sums[2][kFewWarps][kTokenTiles * kTileTokens][kSumPitch];
   float squares[kFewWarps][kTokenTiles * kTileTokens];
   float gates[2][kFewWarps];
   float4 staging[kNormed ? kFewWarps : 1][kNormed ? kMostHeld * kStageDepth / 4 : 1];
-};
-
-// The stages of the depth that a warp has.
-struct Slice {
-  int begin, count;
-  __device__ Slice(int width, int warp) {
-    const int all = (width + kStageDepth - 1) / kStageDepth;
-    begin = all * warp / kFewWarps;
-    count = all * (warp + 1) / kFewWarps - begin;
-  }
 };
 
 __device__ __forceinline__ float4 four_of(const Weights& w, std::int64_t i) {
@@ -184,83 +156,16 @@ __device__ inline void make_gates(const Normed& x, const WithGates& after, int t
   }
 }
 
-/// The copies of a warp's share of W, in the order in which it reads them.
-template <int kTilesAtOnce, class After>
-struct Feed {
-  static constexpr int kRowLanes = 8;  // bring 128 bytes of a row at a time
-  static constexpr int kRowsAtOnce = kWarp / kRowLanes, kLaneRows = kTileRows / kRowsAtOnce;
-  const WeightGroup<Bf16>& w;
-  const Slice& slice;
-  int width, outputs, jobs;
-  int job = blockIdx.x, stage = 0, part = 0;  // of the next copy
-  std::uint64_t policy = evict_first_policy();
-  int row[kTilesAtOnce][kLaneRows];  // of this lane, in 16 bytes from the first weight on
-
-  __device__ Feed(const WeightGroup<Bf16>& w_, const Slice& slice_, int width_, int outputs_,
-                  int jobs_)
-      : w(w_), slice(slice_), width(width_), outputs(outputs_), jobs(jobs_) {
-    find_rows();
-  }
-  __device__ bool any() const { return job < jobs && slice.count > 0; }
-  /// By the whole warp: a lane finds one row for all.
-  __device__ void find_rows() {
-    if (job >= jobs) return;
-    const int lane = threadIdx.x % kWarp, r = lane % kTileRows;
-#pragma unroll
-    for (int i = 0; i < kTilesAtOnce; ++i) {
-      const int tile = job * kTilesAtOnce + i;
-      int n;
-      if constexpr (After::kPairs) {
-        n = min(tile * (kTileRows / 2) + r % (kTileRows / 2), outputs - 1);
-        if (r >= kTileRows / 2) n += outputs;
-      } else {
-        n = min(tile * kTileRows + r, outputs - 1);
-      }
-      const auto found = static_cast<int>((w.row(n) - w.data[0]) / 8);
-#pragma unroll
-      for (int j = 0; j < kLaneRows; ++j)
-        row[i][j] = __shfl_sync(~0U, found, j * kRowsAtOnce + lane / kRowLanes);
-    }
-  }
-  /// Starts the next stage's copies, by the whole warp; or none, where there are no more.
-  __device__ void copy(std::uint32_t to) {
-    if (any()) {
-      const int lane = threadIdx.x % kWarp, place = lane % kRowLanes * 8;
-      const int at = (slice.begin + stage) * kStageDepth + place;
-#pragma unroll
-      for (int j = 0; j < kLaneRows; ++j) {
-        int from = row[0][j];
-        if constexpr (kTilesAtOnce > 1) from = part == 0 ? row[0][j] : row[1][j];
-        const Bf16* const source = w.data[0] + static_cast<std::int64_t>(from) * 8 + at;
-        const std::uint32_t target =
-            to + stage_offset(j * kRowsAtOnce + lane / kRowLanes) + place * 2;
-#pragma unroll
-        for (int d = 0; d < kStageDepth; d += kRowLanes * 8)
-          async_copy(target + d * 2, source + d, at + d < width, policy);
-      }
-      if (++part == kTilesAtOnce) {
-        part = 0;
-        if (++stage == slice.count) {
-          stage = 0;
-          job += gridDim.x;
-          find_rows();
-        }
-      }
-    }
-    commit_copies();
-  }
-};
-
-template <class Before, class After, int kTokenTiles>
+template <class W, class Before, class After, int kTokenTiles>
 __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles == 1 ? 136 : 255))
-    few_rows_kernel(Before before, WeightGroup<Bf16> w, After after, int tokens) {
+    few_rows_kernel(Before before, W w, After after, int tokens) {
   constexpr int kTilesAtOnce = Before::kHeld ? 1 : 2;
   // With few registers a block of the cell's kernel has room beside one of the product after it.
   constexpr int kUnitsAtOnce = Before::kHeld && !Before::kNormed ? kStageUnits / 2 : kStageUnits;
-  constexpr int kStages = sm90::kStages<kTokenTiles>;
   // Stages that are asked for before the tokens, which then do not come behind all of them.
+  using Shared = FewShared<W, kTokenTiles, Before::kNormed>;
+  constexpr int kStages = Shared::kStages, kStageBytes = W::kStageBytes;
   constexpr int kFirst = Before::kHeld ? 4 : kStages;
-  using Shared = FewShared<kTokenTiles, Before::kNormed>;
   XLSTM_DYNAMIC_SHARED(Shared, shared);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, width = before.width;
   const int group = lane / 4, quarter = lane % 4;  // row or token of an operand; place in a unit
@@ -290,10 +195,10 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
   }
 
   const std::uint32_t ring = shared_address(shared->ring[warp]);
-  Feed<kTilesAtOnce, After> feed(w, slice, width, outputs, jobs);
+  typename W::template Feed<kTilesAtOnce, After::kPairs> feed(w, slice, width, outputs, jobs);
   const auto fill = [&](int from, int to) {
 #pragma unroll 1
-    for (int s = from; s < to; ++s) feed.copy(ring + s * kStageBytes);
+    for (int s = from; s < to; ++s) feed.copy(ring + s * kStageBytes, s % kTilesAtOnce);
   };
   fill(0, kFirst);
 
@@ -443,36 +348,59 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
 
     // Two sums, or each product would wait for the one before.
     float acc[kTilesAtOnce][kTokenTiles][2][4] = {};
+    [[maybe_unused]] float scales[kTilesAtOnce][2] = {};  // of packed rows; 0: nothing to add up
     const auto take = [&](const unsigned(&tokens_b)[kStageUnits][kTokenTiles][4]) {
 #pragma unroll
       for (int i = 0; i < kTilesAtOnce; ++i) {
         wait_for_copies<kStages - 1>();
         __syncwarp();
-        const unsigned char* const at =
-            shared->ring[warp][stage] + stage_offset(group) + quarter * 16;
-        // What lies beyond the width is zero. The place is filled again before the last products.
+        if constexpr (W::kPacked) {
+          const PackedStage packed(shared->ring[warp][stage], group, quarter);
+          unsigned a[2][kStageUnits][4];
+          const auto multiply = [&](int half) {
 #pragma unroll
-        for (int first = 0; first < kStageUnits; first += kUnitsAtOnce) {
-          uint4 low[kUnitsAtOnce], high[kUnitsAtOnce];
+            for (int u = 0; u < kStageUnits; ++u)
 #pragma unroll
-          for (int u = 0; u < kUnitsAtOnce; ++u) {
-            const unsigned char* const unit = at + (first + u) * kUnit * 2;
-            low[u] = *reinterpret_cast<const uint4*>(unit);
-            high[u] = *reinterpret_cast<const uint4*>(unit + 4 * kStageDepth * 2);
-          }
-          if (first + kUnitsAtOnce == kStageUnits) {
-            __syncwarp();
-            feed.copy(ring + stage * kStageBytes);
-          }
+              for (int c = 0; c < kTokenTiles; ++c)
+                mma_bf16(acc[i][c][half], a[half][u],
+                         {tokens_b[u][c][half * 2], tokens_b[u][c][half * 2 + 1]});
+          };
+          packed.read<0>(a[0]);
+          __syncwarp();
+          multiply(0);
+          packed.read<1>(a[1]);
+          scales[i][0] = packed.scale(0);
+          scales[i][1] = packed.scale(1);
+          __syncwarp();
+          feed.copy(ring + stage * kStageBytes, (i + kStages) % kTilesAtOnce);
+          multiply(1);
+        } else {
+          const unsigned char* const at =
+              shared->ring[warp][stage] + stage_offset(group) + quarter * 16;
+          // What lies beyond the width is zero. The place is filled again before the last products.
 #pragma unroll
-          for (int u = 0; u < kUnitsAtOnce; ++u) {
-            const unsigned a0[4] = {low[u].x, high[u].x, low[u].y, high[u].y};
-            const unsigned a1[4] = {low[u].z, high[u].z, low[u].w, high[u].w};
-            const unsigned(&tokens_u)[kTokenTiles][4] = tokens_b[first + u];
+          for (int first = 0; first < kStageUnits; first += kUnitsAtOnce) {
+            uint4 low[kUnitsAtOnce], high[kUnitsAtOnce];
 #pragma unroll
-            for (int c = 0; c < kTokenTiles; ++c) {
-              mma_bf16(acc[i][c][0], a0, {tokens_u[c][0], tokens_u[c][1]});
-              mma_bf16(acc[i][c][1], a1, {tokens_u[c][2], tokens_u[c][3]});
+            for (int u = 0; u < kUnitsAtOnce; ++u) {
+              const unsigned char* const unit = at + (first + u) * kUnit * 2;
+              low[u] = *reinterpret_cast<const uint4*>(unit);
+              high[u] = *reinterpret_cast<const uint4*>(unit + 4 * kStageDepth * 2);
+            }
+            if (first + kUnitsAtOnce == kStageUnits) {
+              __syncwarp();
+              feed.copy(ring + stage * kStageBytes, 0);
+            }
+#pragma unroll
+            for (int u = 0; u < kUnitsAtOnce; ++u) {
+              const unsigned a0[4] = {low[u].x, high[u].x, low[u].y, high[u].y};
+              const unsigned a1[4] = {low[u].z, high[u].z, low[u].w, high[u].w};
+              const unsigned(&tokens_u)[kTokenTiles][4] = tokens_b[first + u];
+#pragma unroll
+              for (int c = 0; c < kTokenTiles; ++c) {
+                mma_bf16(acc[i][c][0], a0, {tokens_u[c][0], tokens_u[c][1]});
+                mma_bf16(acc[i][c][1], a1, {tokens_u[c][2], tokens_u[c][3]});
+              }
             }
           }
         }
@@ -480,21 +408,30 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
       }
     };
     if constexpr (Before::kHeld) {
+#ifndef XU
+#define XU 4
+#endif
+      constexpr int kTurn = W::kPacked ? XU : 1;
 #pragma unroll 1
-      for (int s = 0; s < kMostHeld; ++s) {
-        if (s < slice.count) take(b[0]);
-          // Round they go: registers have no index at run time, and unrolled code is read from
-          // memory for every kernel.
+      for (int s = 0; s < kMostHeld; s += kTurn) {
+#pragma unroll
+        for (int v = 0; v < kTurn; ++v)
+          if (s + v < slice.count) take(b[v]);
+            // Round they go: registers have no index at run time, and unrolled code is read from
+            // memory for every kernel.
 #pragma unroll
         for (int u = 0; u < kStageUnits; ++u)
 #pragma unroll
           for (int i = 0; i < kTokenTiles; ++i)
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-              const unsigned first = b[0][u][i][j];
+              unsigned first[kTurn];
 #pragma unroll
-              for (int v = 0; v + 1 < kMostHeld; ++v) b[v][u][i][j] = b[v + 1][u][i][j];
-              b[kMostHeld - 1][u][i][j] = first;
+              for (int v = 0; v < kTurn; ++v) first[v] = b[v][u][i][j];
+#pragma unroll
+              for (int v = 0; v + kTurn < kMostHeld; ++v) b[v][u][i][j] = b[v + kTurn][u][i][j];
+#pragma unroll
+              for (int v = 0; v < kTurn; ++v) b[kMostHeld - kTurn + v][u][i][j] = first[v];
             }
       }
     } else {
@@ -530,9 +467,12 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
 #pragma unroll
       for (int c = 0; c < kTokenTiles; ++c)
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
+        for (int j = 0; j < 4; ++j) {
+          float sum = acc[i][c][0][j] + acc[i][c][1][j];
+          if constexpr (W::kPacked) sum *= scales[i][j / 2];
           shared->sums[buffer ^ i][warp][c * kTileTokens + quarter * 2 + j % 2][group + j / 2 * 8] =
-              acc[i][c][0][j] + acc[i][c][1][j];
+              sum;
+        }
     __syncthreads();
     if (token < tokens) {
       float scale = 1;

@@ -1,0 +1,82 @@
+#pragma once
+// Tiles of ops/packed.hpp, which lie in shared memory at multiples of 16 bytes, put together again
+// in registers: a lane has a row of a tile and one of a or i, and takes pairs of numbers.
+
+#include <cuda_runtime.h>
+
+#include "ops/cuda/device/numbers.cuh"
+#include "ops/packed.hpp"
+
+namespace xlstm::ops::cuda {
+
+/// (a & b) | c in one instruction. Where b and c are known the compiler makes two of it, because an
+/// instruction has room for one of them: the other one has to be in a register.
+__device__ __forceinline__ unsigned and_or(unsigned a, unsigned b, unsigned c) {
+  unsigned result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+
+/// The four pairs of a row and (a, i): columns 32 u + 8 a + 2 i and the one after, u = 0 .. 3.
+struct PackedPairs {
+  uint2 two;
+  unsigned third;
+
+  __device__ __forceinline__ PackedPairs(const unsigned char* two_words,
+                                         const unsigned char* third_word)
+      : two(*reinterpret_cast<const uint2*>(two_words)),
+        third(*reinterpret_cast<const unsigned*>(third_word)) {}
+  __device__ __forceinline__ PackedPairs(const unsigned char* tile, int row, int a, int i)
+      : PackedPairs(tile + PackedTile::two_words_at(row, a, i),
+                    tile + PackedTile::third_word_at(row, a, i)) {}
+
+  /// As PackedTile::pair(). One instruction for u < 3, six for the fourth.
+  __device__ __forceinline__ unsigned pair(int u) const {
+    using Tile = PackedTile;
+    if (u < 3) return and_or(u == 0 ? two.x : u == 1 ? two.y : third, Tile::kOwn, Tile::kCommon);
+    const unsigned most = and_or(two.x >> 4, Tile::kFirst, Tile::kCommon);
+    return and_or(__funnelshift_l(third, third, 4), Tile::kThird,
+                  and_or(two.y >> 8, Tile::kSecond, most));
+  }
+};
+
+/// A number of a tile's list.
+struct PackedPatch {
+  unsigned word;
+
+  __device__ __forceinline__ bool any() const { return word != PackedTile::kNoPatch; }
+  __device__ __forceinline__ int row() const { return static_cast<int>(word >> 23 & 7U); }
+  __device__ __forceinline__ int u() const { return static_cast<int>(word >> 21 & 3U); }
+  __device__ __forceinline__ int a() const { return static_cast<int>(word >> 19 & 3U); }
+  __device__ __forceinline__ int i() const { return static_cast<int>(word >> 17 & 3U); }
+  /// Puts the number into its half of `pair`, if it is of that.
+  __device__ __forceinline__ void apply(unsigned& pair, bool is_of_pair) const {
+    const unsigned selector = (word & 1U << 16) != 0 ? 0x5410U : 0x3254U;
+    pair = __byte_perm(pair, word, is_of_pair ? selector : 0x3210U);
+  }
+};
+
+/// The lists of two tiles that follow each other, in the hands of a warp.
+struct PackedPatches {
+  unsigned word;  ///< lane l % 16 has patch l % 8 of tile l % 16 / 8
+
+  __device__ __forceinline__ explicit PackedPatches(const unsigned char* tiles)
+      : word(*reinterpret_cast<const unsigned*>(tiles + PackedTile::kPatches + threadIdx.x % 8 * 4 +
+                                                threadIdx.x % 16 / 8 * PackedTile::kBytes)) {}
+
+  /// Those for which `wanted` is true, as bits 8 tile + patch.
+  template <class Wanted>
+  __device__ __forceinline__ unsigned mask(const Wanted& wanted) const {
+    const PackedPatch mine{word};
+    return __ballot_sync(~0U, mine.any() && wanted(mine)) & 0xFFFFU;
+  }
+  /// Takes one off the mask. @return its bit
+  __device__ __forceinline__ int next(unsigned& mask, PackedPatch& patch) const {
+    const int bit = __ffs(static_cast<int>(mask)) - 1;
+    mask &= mask - 1;
+    patch.word = __shfl_sync(~0U, word, bit);
+    return bit;
+  }
+};
+
+}  // namespace xlstm::ops::cuda
