@@ -5,6 +5,7 @@
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/sm90/device/cluster.cuh"
+#include "ops/cuda/sm90/device/packed.cuh"
 #include "ops/cuda/sm90/device/tile_copy.cuh"
 #include "ops/cuda/sm90/device/wgmma.cuh"
 #include "ops/cuda/sm90/matmul_kernels.cuh"
@@ -63,58 +64,50 @@ __device__ __forceinline__ unsigned load_word(SharedAddress at) {
   return word;
 }
 
-/// (a & b) | c in one instruction: a compiler that knows two of them makes more.
-__device__ __forceinline__ unsigned and_or(unsigned a, unsigned b, unsigned c) {
-  unsigned result = 0;
-  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
-  return result;
+/// PackedTile::pair(): one instruction for u < 3, six for the fourth.
+__device__ __forceinline__ unsigned pair_of(uint2 two, unsigned third, int u) {
+  if (u < 3) return and_or(u == 0 ? two.x : u == 1 ? two.y : third, Tile::kOwn, Tile::kCommon);
+  const unsigned most = and_or(two.x >> 4, Tile::kFirst, Tile::kCommon);
+  return and_or(__funnelshift_l(third, third, 4), Tile::kThird,
+                and_or(two.y >> 8, Tile::kSecond, most));
 }
 
 /// A lane's part of 128 columns of two rows.
 struct Packs {
-  uint2 fractions[kTilesOfWarp][4];  // of each a
-  unsigned exponents[kTilesOfWarp][4];
+  uint2 two[kTilesOfWarp][4];  // of each a
+  unsigned third[kTilesOfWarp][4];
 
   /// Where those of a = 0 lie in a tile; those of others where a flips bits of the address.
-  __device__ __forceinline__ static int fractions_at(int lane) {
-    return Tile::fractions_at(lane / 4, 0, lane % 4);
+  __device__ __forceinline__ static int two_words_at(int lane) {
+    return Tile::two_words_at(lane / 4, 0, lane % 4);
   }
-  __device__ __forceinline__ static int exponents_at(int lane) {
-    return Tile::exponents_at(lane / 4, 0, lane % 4);
+  __device__ __forceinline__ static int third_word_at(int lane) {
+    return Tile::third_word_at(lane / 4, 0, lane % 4);
   }
   /// @param second  bytes from the first tile to the other
-  __device__ __forceinline__ void load(SharedAddress f, SharedAddress e, int second) {
+  __device__ __forceinline__ void load(SharedAddress two_words, SharedAddress third_word,
+                                       int second) {
 #pragma unroll
     for (int a = 0; a < 4; ++a) {
 #pragma unroll
       for (int t = 0; t < kTilesOfWarp; ++t) {
         asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-                     : "=r"(fractions[t][a].x), "=r"(fractions[t][a].y)
-                     : "r"((f ^ a * 8) + t * second)
+                     : "=r"(two[t][a].x), "=r"(two[t][a].y)
+                     : "r"((two_words ^ a * 8) + t * second)
                      : "memory");
-        exponents[t][a] = load_word((e ^ a * 4) + t * second);
+        third[t][a] = load_word((third_word ^ a * 4) + t * second);
       }
     }
   }
   /// Columns 64 kHalf .. 64 kHalf + 63 as four fragments of a product.
   template <int kHalf>
   __device__ __forceinline__ void unpack(unsigned (&to)[4][4]) const {
-    constexpr unsigned kSignsAndFractions = 0x807F807F, kExponents = 0x07800780,
-                       kFirst = Tile::kFirstExponent << 7 | Tile::kFirstExponent << 23;
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
+    for (int s = 0; s < 4; ++s) {
 #pragma unroll
-      for (int odd = 0; odd < 2; ++odd) {
-        const int t = r % 2, a = odd * 2 + r / 2;
-        unsigned e = exponents[t][a];
-        if constexpr (kHalf == 1) asm("shr.u32 %0, %0, 8;" : "+r"(e));
-#pragma unroll
-        for (int u = 0; u < 2; ++u) {
-          const unsigned p = __byte_perm(kHalf == 0 ? fractions[t][a].x : fractions[t][a].y, 0,
-                                         u == 0 ? 0x1100 : 0x3322);
-          to[2 * u + odd][r] =
-              and_or(p, kSignsAndFractions, and_or(e * (u == 0 ? 128 : 8), kExponents, kFirst));
-        }
+      for (int r = 0; r < 4; ++r) {
+        const int t = r % 2, a = s % 2 * 2 + r / 2;
+        to[s][r] = pair_of(two[t][a], third[t][a], 2 * kHalf + s / 2);
       }
     }
   }
@@ -246,8 +239,8 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
               own = args.swiglu ? place : kTilesOfWarp * place,  // its first tile
         second = args.swiglu ? PackedRing::of_w(args.height) : Tile::kBytes;
     const SharedAddress own_tiles = w_base + own * Tile::kBytes,
-                        fractions = own_tiles + Packs::fractions_at(lane),
-                        exponents = own_tiles + Packs::exponents_at(lane),
+                        two_words = own_tiles + Packs::two_words_at(lane),
+                        third_words = own_tiles + Packs::third_word_at(lane),
                         list = own_tiles + lane / Tile::kMostPatches * second + Tile::kPatches +
                                lane % Tile::kMostPatches * 4;
     w_turn.next(ring.w_stages, turn);
@@ -270,7 +263,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
         barrier_wait(w_full + 8 * w_turn.at, w_turn.phase);
         const unsigned patch = has_list ? load_word(list + stage) : Tile::kNoPatch;
         Packs packs;
-        packs.load(fractions + stage, exponents + stage, second);
+        packs.load(two_words + stage, third_words + stage, second);
         const bool listed = patch != Tile::kNoPatch, upper = (patch >> 22 & 1) != 0;
         const unsigned in_low = __ballot_sync(~0U, listed && !upper),
                        in_high = __ballot_sync(~0U, listed && upper);
