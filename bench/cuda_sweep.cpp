@@ -46,28 +46,14 @@ std::string describe(const MatmulPlan& p) {
 }
 
 std::string describe(const PackedPlan& p) {
-  return fmt::format("packed, {} tiles{}{}{}", p.height,
+  return fmt::format("packed, {} tiles{}{}", p.height,
                      p.split > 1 ? fmt::format(", depth in {}", p.split) : "",
-                     p.depth_groups > 1 ? fmt::format(", {} groups", p.depth_groups) : "",
                      p.x_stages > 0 ? fmt::format(", {} stages of x", p.x_stages) : "");
 }
 
 std::vector<PackedPlan> all_packed_plans(const MatmulShape& s) {
   std::vector<PackedPlan> all;
-  ops::cuda::each_packed_plan(s, [&](const PackedPlan& plan) {
-    const auto jobs = ops::cuda::packed_jobs(s, plan.height), blocks = jobs * plan.split;
-    if (blocks < 64 || plan.tiles(s.swiglu) < 6) return;
-    if (blocks > 132 && plan.tiles(s.swiglu) < 16) return;
-    const int t = plan.tiles(s.swiglu);
-    if (t != 8 && t != 12 && t != 16 && t < 22) return;
-    for (int x = 3; x <= 8; x += (x == 5 ? 3 : 1)) {
-      PackedPlan p = plan;
-      p.x_stages = x;
-      ops::cuda::PackedRing ring(p, s.swiglu);
-      if (ring.w_stages < 2 || p.x_stages * ring.x_bytes > (170 << 10)) continue;
-      all.push_back(p);
-    }
-  });
+  ops::cuda::each_packed_plan(s, [&](const PackedPlan& plan) { all.push_back(plan); });
   return all;
 }
 
@@ -98,8 +84,6 @@ void sweep(const std::string& what, const Plan& chosen, const std::vector<Plan>&
   for (const Plan& plan : plans) {
     if (plan == chosen) continue;
     const double seconds = time(plan);
-    if (std::getenv("SWEEP_ALL"))
-      fmt::print("{} {} cycles {}: {:.1f}\n", what, describe(plan), plan.cycles, 1e6 * seconds);
     if (seconds >= least) continue;
     least = seconds;
     fastest = plan;
@@ -125,9 +109,7 @@ ops::PackedWeights pack(Memory& memory, Context& context, const Tensor& w) {
 void sweep_products(const Layer& layer, std::int64_t rows, int multiprocessors) {
   Memory memory;
   const auto n = std::accumulate(layer.outputs.begin(), layer.outputs.end(), std::int64_t{0});
-  const int sets = std::getenv("SWEEP_SETS")
-                       ? atoi(std::getenv("SWEEP_SETS"))
-                       : rotating_sets(1.5 * static_cast<double>(n * layer.inputs));
+  const int sets = rotating_sets(1.5 * static_cast<double>(n * layer.inputs));
   std::vector<std::vector<Tensor>> w(static_cast<std::size_t>(sets));
   std::vector<std::vector<ops::PackedWeights>> packed(w.size());
   for (std::vector<Tensor>& each : w)
@@ -151,15 +133,17 @@ void sweep_products(const Layer& layer, std::int64_t rows, int multiprocessors) 
     return time_calls(calls);
   };
   const std::string what = fmt::format("{} x{}", layer.name, rows);
-  sweep(what, ops::cuda::plan_matmul(shape), {}, time);
+  sweep(what, ops::cuda::plan_matmul(shape), all_plans(shape), time);
   if (rows > ops::cuda::kPackedRows) return;
   Context context(kCard);
   for (std::size_t i = 0; i < w.size(); ++i)
     for (const Tensor& each : w[i]) packed[i].push_back(pack(memory, context, each));
   context.synchronize();
   const std::vector<PackedPlan> plans = all_packed_plans(shape);
-  const PackedPlan chosen = ops::cuda::plan_packed(shape);
-  sweep(what + ", packed", chosen.rows > 0 ? chosen : plans.front(), plans, time);
+  if (plans.empty()) return;
+  const bool chosen = ops::cuda::plan_packed(shape).rows > 0;
+  sweep(what + (chosen ? ", packed" : ", packed (not chosen)"),
+        *std::ranges::min_element(plans, {}, &PackedPlan::cycles), plans, time);
 }
 
 void sweep_segments(std::int64_t sequences, std::int64_t length) {
@@ -222,10 +206,9 @@ int run(const std::string& list) {
     begin = end + 1;
     for (const Layer& layer : kLayers) sweep_products(layer, rows, multiprocessors);
   }
-  if (false)
-    for (const auto& [sequences, length] :
-         {std::pair{1, 128}, {1, 512}, {1, 2048}, {1, 8192}, {2, 8192}, {8, 2048}, {2, 32768}})
-      sweep_segments(sequences, length);
+  for (const auto& [sequences, length] :
+       {std::pair{1, 128}, {1, 512}, {1, 2048}, {1, 8192}, {2, 8192}, {8, 2048}, {2, 32768}})
+    sweep_segments(sequences, length);
   return 0;
 }
 

@@ -116,20 +116,17 @@ Operands whole(std::mt19937& random, std::int64_t rows, const std::vector<std::i
 
 std::vector<PackedPlan> plans(std::int64_t rows, std::int64_t depth, bool swiglu) {
   std::vector<PackedPlan> all;
-  for (const int tiles : {8, 10, 16, 22, 24})
+  for (const int tiles : {6, 8, 10, 16, 22, 24})
     for (const int split : {1, 2, 4})
-      for (const int depth_groups : {1, 2, 3}) {
-        const PackedPlan plan{rows <= 64 ? 64 : 128, swiglu ? tiles / 2 : tiles, split,
-                              depth_groups};
-        if (plan.groups(swiglu) <= 3 && split * depth_groups <= (depth + 127) / 128)
-          all.push_back(plan);
-      }
+      for (const int x_stages : {0, 2})
+        if (split <= (depth + 127) / 128)
+          all.push_back({rows <= 64 ? 64 : 128, swiglu ? tiles / 2 : tiles, split, x_stages});
   return all;
 }
 
 std::string describe(const PackedPlan& p) {
   return std::to_string(p.rows) + " rows, " + std::to_string(p.height) + " tiles, split " +
-         std::to_string(p.split) + ", " + std::to_string(p.depth_groups) + " groups of the depth";
+         std::to_string(p.split) + ", " + std::to_string(p.x_stages) + " stages of x";
 }
 
 bool no_card() { return cuda::level(test_device()) != cuda::Level::sm90; }
@@ -192,7 +189,7 @@ TEST(PackedMatmulOnCuda, ResultsAreThoseOfTheWeights) {
                [&](std::int64_t, std::int64_t) { return numbers[at++ * 7919 % numbers.size()]; });
     for (const PackedPlan& plan : plans(c.rows, c.depth, false)) {
       SCOPED_TRACE(std::to_string(c.depth) + " deep, " + describe(plan));
-      if (plan.split == 4 || plan.depth_groups > 1 || (plan.split == 2 && c.depth % 256 != 0))
+      if (plan.split == 4 || plan.turns(false) > 1 || (plan.split == 2 && c.depth % 256 != 0))
         continue;
       test::Array y(DType::f32, {p.rows, p.columns}), same(DType::f32, {p.rows, p.columns});
       Context context(test_device());
@@ -239,7 +236,9 @@ TEST(PackedMatmulOnCuda, EveryPlanFormsSwiglu) {
         product.y = y.tensor();
         ASSERT_TRUE(cuda::planned_product(context, product, plan));
         context.synchronize();
-        EXPECT_EQ(test::max_error(y.values(), same.values()), 0);
+        // Groups that take stages in turn have another order.
+        const double error = plan.turns(true) == 1 ? 0 : type == DType::f32 ? 1e-5 : 8e-3;
+        EXPECT_LE(test::max_error(y.values(), same.values()), error * test::max_abs(same.values()));
         EXPECT_TRUE(y.gaps_untouched());
       }
     }

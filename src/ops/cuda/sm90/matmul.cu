@@ -136,7 +136,6 @@ bool planned_product(Context& context, const Product& p, const PackedPlan& plan)
   args.depth_stages = static_cast<int>(pieces_of(p.x.dim(1), PackedTile::kColumns));
   args.height = plan.height;
   args.split = plan.split;
-  args.depth_groups = plan.depth_groups;
   args.y = p.y.data;
   args.y_stride = p.y.row_stride();
   args.y_is_bf16 = p.y.dtype == DType::bf16;

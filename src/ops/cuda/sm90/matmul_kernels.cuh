@@ -39,7 +39,6 @@ struct MatmulArgs {
   int height;             ///< rows of each W in a tile
   int ring;               ///< stages in shared memory (streamed kernel)
   int split;
-  int depth_groups;  ///< warp groups that have the same tiles, and stages in turn (packed weights)
   void* y;
   std::int64_t y_stride;
   bool y_is_bf16;

@@ -77,16 +77,17 @@ struct Packs {
     return Tile::third_word_at(lane / 4, 0, lane % 4);
   }
   /// @param second  bytes from the first tile to the other
-  __device__ __forceinline__ void load(SharedAddress words, SharedAddress thirds, int second) {
+  __device__ __forceinline__ void load(SharedAddress two_words, SharedAddress third_word,
+                                       int second) {
 #pragma unroll
     for (int a = 0; a < 4; ++a) {
 #pragma unroll
       for (int t = 0; t < kTilesOfWarp; ++t) {
         asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
                      : "=r"(two[t][a].x), "=r"(two[t][a].y)
-                     : "r"((words ^ a * 8) + t * second)
+                     : "r"((two_words ^ a * 8) + t * second)
                      : "memory");
-        third[t][a] = load_word((thirds ^ a * 4) + t * second);
+        third[t][a] = load_word((third_word ^ a * 4) + t * second);
       }
     }
   }
@@ -94,13 +95,11 @@ struct Packs {
   template <int kHalf>
   __device__ __forceinline__ void unpack(unsigned (&to)[4][4]) const {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
+    for (int s = 0; s < 4; ++s) {
 #pragma unroll
-      for (int odd = 0; odd < 2; ++odd) {
-        const int t = r % 2, a = odd * 2 + r / 2;
-        const PackedPairs pairs(two[t][a], third[t][a]);
-#pragma unroll
-        for (int u = 0; u < 2; ++u) to[2 * u + odd][r] = pairs.pair(2 * kHalf + u);
+      for (int r = 0; r < 4; ++r) {
+        const int t = r % 2, a = s % 2 * 2 + r / 2;
+        to[s][r] = PackedPairs(two[t][a], third[t][a]).pair(2 * kHalf + s / 2);
       }
     }
   }
@@ -115,13 +114,12 @@ __device__ __forceinline__ void mend(unsigned mask, unsigned patch, int lane,
     const unsigned from = __ffs(static_cast<int>(mask)) - 1;
     const unsigned word = __shfl_sync(~0U, patch, from), place = word >> 16;
     const unsigned owner = place / Tile::kColumns * 4 + place / 2 % 4;
-    const unsigned half = place % 2 == 0 ? 0x3254 : 0x5410,
-                   take = owner == static_cast<unsigned>(lane) ? half : 0x3210;
-    const int n =
-        static_cast<int>(place / 16 % 4 * 4 + place / 8 % 2 * 2 + from / Tile::kMostPatches);
+    const unsigned take = place % 2 == 0 ? 0x3254 : 0x5410;
+    const unsigned n = place / 16 % 4 * 4 + place / 8 % 2 * 2 + from / Tile::kMostPatches;
+    const unsigned here = owner == static_cast<unsigned>(lane) ? 1U << n : 0;
 #pragma unroll
     for (int i = 0; i < 16; ++i)
-      if (i == n) to[i / 4][i % 4] = __byte_perm(to[i / 4][i % 4], word, take);
+      if ((here >> i & 1) != 0) to[i / 4][i % 4] = __byte_perm(to[i / 4][i % 4], word, take);
   }
 }
 
@@ -132,20 +130,22 @@ struct Column {
   bool exists = false;
 };
 
-template <int kRows, int kGroups>
+/// @tparam kTurns  warp groups that have the same tiles, and stages in turn
+template <int kRows, int kGroups, int kTurns>
 struct Block {
   static constexpr int kWarps = kGroups * kGroup / kWarp;  // that multiply
+  static constexpr int kWarpsOfStage = kWarps / kTurns;
   // Registers move between whole warp groups alone; the others need none.
   static constexpr bool kManySums = kRows == 128 && kGroups == 3;
   static constexpr int kThreads = kGroups * kGroup + (kManySums ? kGroup : 2 * kWarp);
 };
 
-template <int kRows, int kGroups>
-__global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
+template <int kRows, int kGroups, int kTurns>
+__global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
     packed_kernel(const __grid_constant__ PackedMaps maps,
                   const __grid_constant__ PackedScales scales,
                   const __grid_constant__ MatmulArgs args, const Ring ring) {
-  using B = Block<kRows, kGroups>;
+  using B = Block<kRows, kGroups, kTurns>;
   constexpr int kWarps = B::kWarps;
   constexpr int kBox = kRows * 128, kXBytes = 2 * kBox;
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -164,11 +164,11 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < ring.w_stages; ++i) {
       barrier_init(w_full + 8 * i, 1);
-      barrier_init(w_empty + 8 * i, kWarps / args.depth_groups);
+      barrier_init(w_empty + 8 * i, B::kWarpsOfStage);
     }
     for (int i = 0; i < ring.x_stages; ++i) {
       barrier_init(x_full + 8 * i, 1);
-      barrier_init(x_empty + 8 * i, kWarps / args.depth_groups);
+      barrier_init(x_empty + 8 * i, B::kWarpsOfStage);
     }
     barrier_fence_init();
   }
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
 
   Turn w_turn, x_turn;
   if (warp >= kWarps) {
-    if constexpr (B::kManySums) fewer_registers<32>();
+    if constexpr (B::kManySums) fewer_registers<40>();
     if (warp == kWarps) {
       const std::uint64_t policy = evict_first();
       const unsigned bytes = (args.swiglu ? 2 : 1) * args.height * Tile::kBytes;
@@ -222,18 +222,17 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
     }
     if (args.split > 1) cluster_sync();
   } else {
-    if constexpr (B::kManySums) more_registers<160>();
+    if constexpr (B::kManySums) more_registers<152>();
     float sums[kRows / 2];
     unsigned low[4][4], high[4][4];  // fragments: one half's are made while the other multiplies
     // With SwiGLU a warp has a tile of the gate and one of what is gated: both numbers of an output
     // are in one thread.
-    const int turns = args.depth_groups,  // warps that have the same tiles, and stages in turn
-        turn = warp / (kWarps / turns), place = warp % (kWarps / turns),
+    const int turn = warp / B::kWarpsOfStage, place = warp % B::kWarpsOfStage,
               own = args.swiglu ? place : kTilesOfWarp * place,  // its first tile
         second = args.swiglu ? PackedRing::of_w(args.height) : Tile::kBytes;
     const SharedAddress own_tiles = w_base + own * Tile::kBytes,
-                        words = own_tiles + Packs::two_words_at(lane),
-                        thirds = own_tiles + Packs::third_word_at(lane),
+                        two_words = own_tiles + Packs::two_words_at(lane),
+                        third_words = own_tiles + Packs::third_word_at(lane),
                         list = own_tiles + lane / Tile::kMostPatches * second + Tile::kPatches +
                                lane % Tile::kMostPatches * 4;
     w_turn.next(ring.w_stages, turn);
@@ -251,27 +250,32 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
         wgmma_commit();
       };
 #pragma unroll 1
-      for (int k = begin + turn; k < end; k += turns) {
+      for (int k = begin + turn; k < end; k += kTurns) {
         const int stage = w_turn.at * ring.w_bytes;
         barrier_wait(w_full + 8 * w_turn.at, w_turn.phase);
         const unsigned patch = has_list ? load_word(list + stage) : Tile::kNoPatch;
         Packs packs;
-        packs.load(words + stage, thirds + stage, second);
+        packs.load(two_words + stage, third_words + stage, second);
         const bool listed = patch != Tile::kNoPatch, upper = (patch >> 22 & 1) != 0;
         const unsigned in_low = __ballot_sync(~0U, listed && !upper),
                        in_high = __ballot_sync(~0U, listed && upper);
         if (lane == 0) barrier_arrive(w_empty + 8 * w_turn.at);
-        w_turn.next(ring.w_stages, turns);
+        w_turn.next(ring.w_stages, kTurns);
         packs.unpack<0>(low);
         if (in_low != 0) mend(in_low, patch, lane, low);
-        wgmma_wait<0>();
-        // Before this group waits: others may need the place.
-        if (before != 0 && lane == 0) barrier_arrive(before);
+        if constexpr (kTurns > 1) {  // the stage that this group waits for may need the place
+          wgmma_wait<0>();
+          if (before != 0 && lane == 0) barrier_arrive(before);
+        }
         barrier_wait(x_full + 8 * x_turn.at, x_turn.phase);
         const std::uint64_t b = wgmma_matrix(__shfl_sync(~0U, x_base + x_turn.at * kXBytes, 0));
         multiply(low, b, before != 0);
+        if constexpr (kTurns == 1) {
+          wgmma_wait<1>();
+          if (before != 0 && lane == 0) barrier_arrive(before);
+        }
         before = x_empty + 8 * x_turn.at;
-        x_turn.next(ring.x_stages, turns);
+        x_turn.next(ring.x_stages, kTurns);
         packs.unpack<1>(high);
         if (in_high != 0) mend(in_high, patch, lane, high);
         multiply(high, moved(b, kBox), true);
@@ -330,7 +334,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
           }
         }
       };
-      if (args.split * turns == 1) {
+      if (kTurns == 1 && args.split == 1) {
 #pragma unroll
         for (int j = 0; j < kEights; j += kAtOnce) {
           float old[kAtOnce][4];
@@ -342,13 +346,14 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
         continue;
       }
       // Sums of pieces of the depth: those who have them share the tokens.
-      constexpr int kThreads = kGroups * kGroup, kShares = kEights / kAtOnce;
-      const int threads = kThreads / turns, thread = static_cast<int>(threadIdx.x) % threads,
-                share = piece * turns + turn, shares = args.split * turns,
-                first = kShares * share / shares, last = kShares * (share + 1) / shares;
+      constexpr int kThreads = kGroups * kGroup, kOwners = kThreads / kTurns;  // of different sums
+      constexpr int kShare = kTurns == 1 ? 4 : 2, kShares = kEights / kShare;  // at once
+      const int owner = static_cast<int>(threadIdx.x) % kOwners, share = piece * kTurns + turn,
+                shares = args.split * kTurns, first = kShares * share / shares,
+                last = kShares * (share + 1) / shares;
       named_barrier(1, kThreads);  // all stages have been read
       const auto sums_of = [&](int depth, int j) {
-        return x_base + ((depth * kEights + j) * threads + thread) * 16;
+        return x_base + ((depth * kEights + j) * kOwners + owner) * 16;
       };
 #pragma unroll
       for (int j = 0; j < kEights; ++j)
@@ -356,37 +361,46 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
                      "f"(sums[4 * j]), "f"(sums[4 * j + 1]), "f"(sums[4 * j + 2]),
                      "f"(sums[4 * j + 3])
                      : "memory");
-      float old[kAtOnce][4] = {};
+      float old[kShare][4] = {};
       const auto add_olds = [&](int j) {
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) add_old(j + i, old[i]);
+        for (int i = 0; i < kShare; ++i) add_old(j + i, old[i]);
       };
-      if (first < last) add_olds(first * kAtOnce);
+      if (first < last) add_olds(first * kShare);
       if (args.split > 1)
         cluster_sync();
       else
         named_barrier(1, kThreads);
 #pragma unroll 1
       for (int s = first; s < last; ++s) {
-        const int j = s * kAtOnce;
+        const int j = s * kShare;
         if (s > first) add_olds(j);
-        float sum[kAtOnce][4] = {};
-        for (int p = 0; p < args.split; ++p) {
+        float sum[kShare][4] = {};
+#pragma unroll 1
+        for (int p = 0; p < args.split; p += 2) {
+          float4 one[2][kTurns][kShare] = {};
 #pragma unroll
-          for (int d = 0; d < kGroups; ++d) {
-            if (d >= turns) break;
+          for (int q = 0; q < 2; ++q)
+            if (p + q < args.split)
 #pragma unroll
-            for (int i = 0; i < kAtOnce; ++i) {
-              const float4 one = load_cluster(cluster_address(sums_of(d, j + i), p));
-              sum[i][0] += one.x;
-              sum[i][1] += one.y;
-              sum[i][2] += one.z;
-              sum[i][3] += one.w;
-            }
-          }
+              for (int d = 0; d < kTurns; ++d)
+#pragma unroll
+                for (int i = 0; i < kShare; ++i)
+                  one[q][d][i] = load_cluster(cluster_address(sums_of(d, j + i), p + q));
+#pragma unroll
+          for (int q = 0; q < 2; ++q)
+#pragma unroll
+            for (int d = 0; d < kTurns; ++d)
+#pragma unroll
+              for (int i = 0; i < kShare; ++i) {
+                sum[i][0] += one[q][d][i].x;
+                sum[i][1] += one[q][d][i].y;
+                sum[i][2] += one[q][d][i].z;
+                sum[i][3] += one[q][d][i].w;
+              }
         }
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) put(j + i, sum[i], old[i]);
+        for (int i = 0; i < kShare; ++i) put(j + i, sum[i], old[i]);
       }
     }
   }
@@ -396,17 +410,17 @@ __global__ void __launch_bounds__(Block<kRows, kGroups>::kThreads, 1)
   }
 }
 
-template <int kRows, int kGroups>
+template <int kRows, int kGroups, int kTurns>
 void run(Context& context, const PackedPlan& plan, const PackedMaps& maps,
          const PackedScales& scales, const MatmulArgs& args, int places) {
   const PackedRing ring(plan, args.swiglu);
   launch(context, "linear",
          {.x = std::min(args.column_tiles, places / plan.split) * plan.split,
-          .threads = Block<kRows, kGroups>::kThreads,
+          .threads = Block<kRows, kGroups, kTurns>::kThreads,
           .shared = kBefore + ring.bytes,
           .cluster = plan.split,
           .overlap = true},
-         packed_kernel<kRows, kGroups>, maps, scales, args,
+         packed_kernel<kRows, kGroups, kTurns>, maps, scales, args,
          Ring{ring.x_stages, ring.w_stages, ring.w_bytes});
 }
 
@@ -414,9 +428,9 @@ template <int kRows>
 void run(Context& context, const PackedPlan& plan, const PackedMaps& maps,
          const PackedScales& scales, const MatmulArgs& args, int places) {
   switch (plan.groups(args.swiglu)) {
-    case 1: return run<kRows, 1>(context, plan, maps, scales, args, places);
-    case 2: return run<kRows, 2>(context, plan, maps, scales, args, places);
-    default: return run<kRows, 3>(context, plan, maps, scales, args, places);
+    case 1: return run<kRows, 2, 2>(context, plan, maps, scales, args, places);
+    case 2: return run<kRows, 2, 1>(context, plan, maps, scales, args, places);
+    default: return run<kRows, 3, 1>(context, plan, maps, scales, args, places);
   }
 }
 

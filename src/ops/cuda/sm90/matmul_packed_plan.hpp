@@ -15,18 +15,17 @@ constexpr std::int64_t kPackedRows = 128;  ///< of x, at most
 /// Blocks take jobs in turn: so many tiles of a W, or of gate and up, over all of the depth or a
 /// piece of it.
 struct PackedPlan {
-  int rows;    ///< of x: 64 or 128; 0: today's kernels are faster, or this one does not serve
-  int height;  ///< tiles of a job, of each W with SwiGLU: a block has up to 24
-  int split;   ///< blocks that share the depth: 1, 2 or 4
-  int depth_groups = 1;     ///< warp groups of a block that have the same tiles: 1 to 3
+  int rows;                 ///< of x: 64 or 128; 0: plan_matmul() has a faster one
+  int height;               ///< tiles of a job, of each W with SwiGLU: a block has up to 24
+  int split;                ///< blocks that share the depth: 1, 2 or 4
   int x_stages = 0;         ///< of 128 columns of x, in shared memory; 0: as seems best
   std::int64_t cycles = 0;  ///< what it should take
 
   constexpr int tiles(bool swiglu) const { return swiglu ? 2 * height : height; }
-  /// Warp groups for all tiles: each has up to 8.
-  constexpr int height_groups(bool swiglu) const { return (tiles(swiglu) + 7) / 8; }
-  /// Of a block: up to 3.
-  constexpr int groups(bool swiglu) const { return height_groups(swiglu) * depth_groups; }
+  /// Warp groups with different tiles, of up to 8 each. Where one would do, there are two with the
+  /// same, which take stages in turn.
+  constexpr int groups(bool swiglu) const { return (tiles(swiglu) + 7) / 8; }
+  constexpr int turns(bool swiglu) const { return groups(swiglu) == 1 ? 2 : 1; }
 
   bool operator==(const PackedPlan&) const = default;
 };
@@ -49,14 +48,18 @@ struct PackedRing {
     constexpr int kMost = 208 << 10;  // a block of a norm fits beside: W begins meanwhile
     w_bytes = of_w(plan.height) * (swiglu ? 2 : 1);
     // Warps without tiles read what lies where theirs would.
-    const int behind = plan.height_groups(swiglu) * 8 * PackedTile::kBytes - w_bytes,
+    const int behind = plan.groups(swiglu) * 8 * PackedTile::kBytes - w_bytes,
               room = kMost - std::max(behind, 0);
-    x_stages = plan.x_stages > 0 ? plan.x_stages : std::min(8, room / 2 / x_bytes);
-    w_stages = std::min((room - x_stages * x_bytes) / w_bytes, kPackedMostStages);
+    // A place is of one of the groups that take stages in turn: the parity of its barrier says
+    // enough only to who has had the stage before.
+    const auto whole = [&](int stages) { return stages - stages % plan.turns(swiglu); };
+    x_stages = whole(plan.x_stages > 0 ? plan.x_stages : std::min(8, room * 5 / 8 / x_bytes));
+    w_stages = whole(std::min((room - x_stages * x_bytes) / w_bytes, kPackedMostStages));
     bytes = static_cast<std::size_t>(x_stages * x_bytes + w_stages * w_bytes + kMost - room);
     // Those who share the depth exchange their sums there.
-    const std::size_t sums = static_cast<std::size_t>(plan.rows * plan.groups(swiglu)) * 256;
-    if (plan.split * plan.depth_groups > 1 && bytes < sums) bytes = sums;
+    const int sums = plan.rows * plan.groups(swiglu) * plan.turns(swiglu) * 256;
+    if (plan.split * plan.turns(swiglu) > 1)
+      bytes = std::max(bytes, static_cast<std::size_t>(sums));
   }
 };
 
@@ -64,34 +67,36 @@ constexpr std::int64_t packed_jobs(const MatmulShape& s, int height) {
   return matmul_tiles(s.outputs, std::int64_t{height} * PackedTile::kRows);
 }
 
-/// Cycles of a plan, as in matmul_plan.hpp.
+/// Cycles of a plan, as in matmul_plan.hpp: the slowest of device memory, second-level cache and
+/// what the warps of a block do with a stage; and what comes before and after.
 constexpr std::int64_t packed_cycles(const MatmulShape& s, const PackedPlan& p) {
-  const std::int64_t places = s.multiprocessors / p.split;
-  const std::int64_t turns = pieces_of(packed_jobs(s, p.height), places);
+  const int groups = p.groups(s.swiglu);
+  const bool many = p.rows > 64;
+  const std::int64_t turns = pieces_of(packed_jobs(s, p.height), s.multiprocessors / p.split);
   const std::int64_t stages = turns * pieces_of(pieces_of(s.depth, PackedTile::kColumns), p.split);
   const std::int64_t w = stages * p.tiles(s.swiglu) * PackedTile::kBytes, x = stages * p.rows * 256;
-  const std::int64_t products = stages * p.groups(s.swiglu) * 8 * (p.rows / 2) * 4 / 3;
-  return std::max({w / 19, (w + x) / 46, products}) + 6000 + (p.split - 1) * 500;
+  const std::int64_t of_stage = groups == 1   ? (many ? 870 : 730)
+                                : groups == 2 ? (many ? 1720 : 1470)
+                                              : (many ? 2300 : 1850);
+  const bool exchange = p.split * p.turns(s.swiglu) > 1;
+  return std::max({w * 2 / 35, (w + x) / 52, stages * of_stage}) + (many ? 8000 : 6500) +
+         (exchange ? (many ? 2000 : 1000) + 500 * p.split : 0);
 }
 
 /// Calls f with every plan that is thought of, for at most kPackedRows rows.
 template <class F>
 constexpr void each_packed_plan(const MatmulShape& s, const F& f) {
   for (const int split : {1, 2, 4}) {
-    const std::int64_t stages = pieces_of(s.depth, PackedTile::kColumns);
-    if (split > stages) continue;
+    if (split > pieces_of(s.depth, PackedTile::kColumns)) continue;
     const std::int64_t places = s.multiprocessors / split;
     for (int height = 4; height <= (s.swiglu ? kPackedMostTiles / 2 : kPackedMostTiles); ++height) {
-      for (const int depth_groups : {1, 2, 3}) {
-        PackedPlan plan = {s.rows <= 64 ? 64 : 128, height, split, depth_groups};
-        if (plan.groups(s.swiglu) > 3 || split * depth_groups > stages) continue;
-        // Those who share the depth take one job; clusters of 4 do not fill all of the card.
-        if (split * depth_groups > 1 &&
-            packed_jobs(s, height) > (split == 4 ? places * 3 / 4 : places))
-          continue;
-        plan.cycles = packed_cycles(s, plan);
-        f(plan);
-      }
+      PackedPlan plan = {s.rows <= 64 ? 64 : 128, height, split};
+      // Those who share the depth take one job; clusters of 4 do not fill all of the card.
+      if (split * plan.turns(s.swiglu) > 1 &&
+          packed_jobs(s, height) > (split == 4 ? places * 3 / 4 : places))
+        continue;
+      plan.cycles = packed_cycles(s, plan);
+      f(plan);
     }
   }
 }
