@@ -27,6 +27,14 @@ __device__ __forceinline__ void async_copy(std::uint32_t to, const void* from, b
                : "memory");
 }
 
+/// Copies 16 bytes of a line of 128 that is needed as a whole, if not all at once.
+__device__ __forceinline__ void async_copy_of_line(std::uint32_t to, const void* from,
+                                                   std::uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(to),
+               "l"(from), "l"(policy)
+               : "memory");
+}
+
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

@@ -73,7 +73,7 @@ struct Feed {
     }
   }
   /// Starts the next stage's copies, by the whole warp; or none, where there are no more.
-  __device__ void copy(std::uint32_t to, int) {
+  __device__ void copy(std::uint32_t to) {
     if (any()) {
       const int lane = threadIdx.x % kWarp, place = lane % kRowLanes * 8;
       const int at = (slice.begin + stage) * kStageDepth + place;
@@ -101,6 +101,7 @@ struct Feed {
   }
 };
 
+/// Weights as they are.
 struct WholeWeights : WeightGroup<Bf16> {
   static constexpr bool kPacked = false;
   static constexpr int kStageBytes = 2 * kHalfBytes - 64;

@@ -49,34 +49,12 @@ struct PackedPatch {
   __device__ __forceinline__ int u() const { return static_cast<int>(word >> 21 & 3U); }
   __device__ __forceinline__ int a() const { return static_cast<int>(word >> 19 & 3U); }
   __device__ __forceinline__ int i() const { return static_cast<int>(word >> 17 & 3U); }
-  /// Puts the number into its half of `pair`, if it is of that.
-  __device__ __forceinline__ void apply(unsigned& pair, bool is_of_pair) const {
-    const unsigned selector = (word & 1U << 16) != 0 ? 0x5410U : 0x3254U;
-    pair = __byte_perm(pair, word, is_of_pair ? selector : 0x3210U);
-  }
+  __device__ __forceinline__ int e() const { return static_cast<int>(word >> 16 & 1U); }
 };
 
-/// The lists of two tiles that follow each other, in the hands of a warp.
-struct PackedPatches {
-  unsigned word;  ///< lane l % 16 has patch l % 8 of tile l % 16 / 8
-
-  __device__ __forceinline__ explicit PackedPatches(const unsigned char* tiles)
-      : word(*reinterpret_cast<const unsigned*>(tiles + PackedTile::kPatches + threadIdx.x % 8 * 4 +
-                                                threadIdx.x % 16 / 8 * PackedTile::kBytes)) {}
-
-  /// Those for which `wanted` is true, as bits 8 tile + patch.
-  template <class Wanted>
-  __device__ __forceinline__ unsigned mask(const Wanted& wanted) const {
-    const PackedPatch mine{word};
-    return __ballot_sync(~0U, mine.any() && wanted(mine)) & 0xFFFFU;
-  }
-  /// Takes one off the mask. @return its bit
-  __device__ __forceinline__ int next(unsigned& mask, PackedPatch& patch) const {
-    const int bit = __ffs(static_cast<int>(mask)) - 1;
-    mask &= mask - 1;
-    patch.word = __shfl_sync(~0U, word, bit);
-    return bit;
-  }
-};
+/// Of the list of a tile: patch 0 .. PackedTile::kMostPatches - 1; none follow one that is none.
+__device__ __forceinline__ PackedPatch patch_of(const unsigned char* tile, int i) {
+  return {reinterpret_cast<const unsigned*>(tile + PackedTile::kPatches)[i]};
+}
 
 }  // namespace xlstm::ops::cuda
