@@ -1,5 +1,6 @@
 #pragma once
-// The kernel of sm90/few_rows.hpp: up to 16 rows of bf16 times bf16 weights, each read once.
+// The kernel of sm90/few_rows.hpp: up to 16 rows of bf16 times bf16 weights, each read once, from
+// where they are or from where they are packed (few_rows_packed.cuh), to the same bits.
 //
 // A block takes tiles of 16 rows of W, and each of its warps a slice of the depth, of which it
 // fills a ring of its own in shared memory: no warp waits for another while weights travel. (Bulk
@@ -162,16 +163,11 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
   constexpr int kTilesAtOnce = Before::kHeld ? 1 : 2;
   // With few registers a block of the cell's kernel has room beside one of the product after it.
   constexpr int kUnitsAtOnce = Before::kHeld && !Before::kNormed ? kStageUnits / 2 : kStageUnits;
-  // Stages that are asked for before the tokens, which then do not come behind all of them.
+  constexpr int kHalvesAtOnce = kUnitsAtOnce == kStageUnits ? 2 : 1;  // of packed numbers
   using Shared = FewShared<W, kTokenTiles, Before::kNormed>;
   constexpr int kStages = Shared::kStages, kStageBytes = W::kStageBytes;
-#ifndef XF
-#define XF 6
-#endif
-#ifndef XG
-#define XG 6
-#endif
-  constexpr int kFirst = !Before::kHeld ? kStages : !W::kPacked ? 4 : Before::kNormed ? XF : XG;
+  // Stages that are asked for before the tokens, which then do not come behind all of them.
+  constexpr int kFirst = !Before::kHeld ? kStages : W::kPacked ? 6 : 4;
   XLSTM_DYNAMIC_SHARED(Shared, shared);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, width = before.width;
   const int group = lane / 4, quarter = lane % 4;  // row or token of an operand; place in a unit
@@ -367,24 +363,30 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
         __syncwarp();
         if constexpr (W::kPacked) {
           const PackedStage packed(shared->ring[warp][stage], group, quarter);
-          unsigned a[2][kStageUnits][4];
-          const auto multiply = [&](int half) {
+          const auto multiply = [&]<int kHalf>() {
+            unsigned a[kHalvesAtOnce][kStageUnits][4];
+            packed.template read<kHalf>(a);
+            if constexpr (kHalf + kHalvesAtOnce == 2) {
+              scales[i][0] = packed.scale(0);
+              scales[i][1] = packed.scale(1);
+              __syncwarp();
+              feed.copy(ring + stage * kStageBytes, (i + kStages) % kTilesAtOnce);
+            } else {
+              __syncwarp();
+            }
 #pragma unroll
             for (int u = 0; u < kStageUnits; ++u)
 #pragma unroll
               for (int c = 0; c < kTokenTiles; ++c)
-                mma_bf16(acc[i][c][half], a[half][u],
-                         {tokens_b[u][c][half * 2], tokens_b[u][c][half * 2 + 1]});
+#pragma unroll
+                for (int h = 0; h < kHalvesAtOnce; ++h) {
+                  const int j = (kHalf + h) * 2;
+                  mma_bf16(acc[i][c][kHalf + h], a[h][u],
+                           {tokens_b[u][c][j], tokens_b[u][c][j + 1]});
+                }
           };
-          packed.read<0>(a[0]);
-          __syncwarp();
-          multiply(0);
-          packed.read<1>(a[1]);
-          scales[i][0] = packed.scale(0);
-          scales[i][1] = packed.scale(1);
-          __syncwarp();
-          feed.copy(ring + stage * kStageBytes, (i + kStages) % kTilesAtOnce);
-          multiply(1);
+          multiply.template operator()<0>();
+          if constexpr (kHalvesAtOnce == 1) multiply.template operator()<1>();
         } else {
           const unsigned char* const at =
               shared->ring[warp][stage] + stage_offset(group) + quarter * 16;
@@ -469,7 +471,6 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
       }
     }
 
-    if constexpr (W::kPacked) feed.find_next();
 #pragma unroll
     for (int i = 0; i < kTilesAtOnce; ++i)
 #pragma unroll
@@ -510,6 +511,8 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
       __syncthreads();  // both buffers are read
     else
       buffer ^= 1;
+    if constexpr (W::kPacked)
+      if (job + static_cast<int>(gridDim.x) < jobs) feed.find_next();
   }
   if constexpr (After::kGates) make_gates(before, after, tokens, shared->gates);
 }

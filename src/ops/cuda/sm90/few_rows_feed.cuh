@@ -101,6 +101,7 @@ struct Feed {
   }
 };
 
+/// Weights as they are.
 struct WholeWeights : WeightGroup<Bf16> {
   static constexpr bool kPacked = false;
   static constexpr int kStageBytes = 2 * kHalfBytes - 64;

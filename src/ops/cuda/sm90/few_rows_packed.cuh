@@ -9,8 +9,7 @@
 
 namespace xlstm::ops::cuda::sm90 {
 
-/// The same weights, packed: the rows of all, or all but the last, are whole tiles. Of pairs each
-/// begins with a tile.
+/// Weights that are packed, each of whole tiles; `data` is not read.
 struct PackedGroup : WeightGroup<Bf16> {
   static constexpr bool kPacked = true;
   static constexpr int kTileBytes = PackedTile::kBytes;
@@ -45,9 +44,9 @@ struct PackedGroup : WeightGroup<Bf16> {
 template <int kTilesAtOnce, bool kPairs>
 struct PackedGroup::Feed {
   static constexpr int kPieces = kTileBytes / 16;              // of a tile
-  static constexpr int kTimes = kPieces / kWarp;               // that the whole warp copies some
-  static constexpr int kTail = kTimes * kWarp * 16;            // bytes which that are
-  static constexpr int kTailLanes = kPieces - kTimes * kWarp;  // for the others
+  static constexpr int kTimes = kPieces / kWarp;               // that all lanes copy one
+  static constexpr int kTail = kTimes * kWarp * 16;            // byte where the others begin
+  static constexpr int kTailLanes = kPieces - kTimes * kWarp;  // that copy these
   static_assert(kTailLanes == 2);
   const PackedGroup& w;
   const Slice& slice;
@@ -92,7 +91,8 @@ struct PackedGroup::Feed {
       }
     }
   }
-  /// To be called once after the last stage of a job was copied, or after as many stages were read.
+  /// After the last stage of a job was copied, and before that of the next one is. No part of
+  /// copy(): the kernel has several copies of that.
   __device__ __forceinline__ void find_next() { find(then, job + static_cast<int>(gridDim.x)); }
   /// Starts the next stage's copies, by the whole warp; or none, where there are no more.
   /// @param part  which of the tiles at once
@@ -148,17 +148,22 @@ class PackedStage {
       patch_ = patch_of(stage + tile * PackedGroup::kTileBytes, lane % PackedTile::kMostPatches);
   }
 
-  /// Pairs 2 half and 2 half + 1 of the lane's 8 numbers of each unit, in the order of an mma.
-  template <int kHalf>
-  __device__ __forceinline__ void read(unsigned (&a)[kStageUnits][4]) const {
+  /// Of kHalves halves of the lane's 8 numbers of each unit, the pairs 2 half and 2 half + 1, in
+  /// the order of an mma. One branch for all: what it takes to read them then overlaps.
+  template <int kFirst, int kHalves>
+  __device__ __forceinline__ void read(unsigned (&a)[kHalves][kStageUnits][4]) const {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const PackedPairs pairs(stage_ + j % 2 * PackedGroup::kTileBytes, group_, quarter_,
-                              kHalf * 2 + j / 2);
+    for (int half = 0; half < kHalves; ++half)
 #pragma unroll
-      for (int u = 0; u < kStageUnits; ++u) a[u][j] = pairs.pair(u);
-    }
-    if (__any_sync(~0U, patch_.any() && patch_.i() / 2 == kHalf)) patch<kHalf>(a);
+      for (int j = 0; j < 4; ++j) {
+        const PackedPairs pairs(stage_ + j % 2 * PackedGroup::kTileBytes, group_, quarter_,
+                                (kFirst + half) * 2 + j / 2);
+#pragma unroll
+        for (int u = 0; u < kStageUnits; ++u) a[half][u][j] = pairs.pair(u);
+      }
+    if (!__any_sync(~0U, patch_.any())) return;
+    patch<kFirst>(a[0]);
+    if constexpr (kHalves > 1) patch<kFirst + 1>(a[1]);
   }
   /// Of row `group` of either tile, in a tile's last stage.
   __device__ __forceinline__ float scale(int tile) const {
@@ -171,7 +176,8 @@ class PackedStage {
   template <int kHalf>
   __device__ __forceinline__ void patch(unsigned (&a)[kStageUnits][4]) const {
     PackedPatch patch;
-    asm volatile("mov.b32 %0, %1;" : "=r"(patch.word) : "r"(patch_.word));  // nothing of it before
+    // Or the compiler reckons addresses where nothing is listed.
+    asm volatile("mov.b32 %0, %1;" : "=r"(patch.word) : "r"(patch_.word));
     const int lane = threadIdx.x % kWarp;
     __syncwarp();
     constexpr int kBehind = PackedGroup::kTileBytes;  // where the second tile's words were
