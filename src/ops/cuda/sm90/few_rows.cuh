@@ -167,7 +167,7 @@ __global__ void __maxnreg__((Before::kHeld && !Before::kNormed && kTokenTiles ==
   using Shared = FewShared<W, kTokenTiles, Before::kNormed>;
   constexpr int kStages = Shared::kStages, kStageBytes = W::kStageBytes;
   // Stages that are asked for before the tokens, which then do not come behind all of them.
-  constexpr int kFirst = !Before::kHeld ? kStages : W::kPacked ? 6 : 4;
+  constexpr int kFirst = !Before::kHeld ? kStages : W::kPacked && Before::kNormed ? 6 : 4;
   XLSTM_DYNAMIC_SHARED(Shared, shared);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, width = before.width;
   const int group = lane / 4, quarter = lane % 4;  // row or token of an operand; place in a unit
