@@ -17,7 +17,8 @@ struct LinearArgs {
   std::span<const Tensor> b;  ///< empty, or one [N_i] each
   Tensor y;                   ///< [T, sum N_i] f32; on CUDA also bf16
   bool accumulate = false;    ///< y += instead of y =
-  /// Empty, or w packed, which kernels of few rows read in its place: the result is the same.
+  /// Empty, or w packed, which kernels of few rows read in its place: the same numbers, whose sums
+  /// may have another order.
   std::span<const PackedWeights> packed = {};
 };
 XLSTM_OP(linear, LinearArgs)

@@ -22,7 +22,7 @@ bool takes_packed(const Product& p) {
       p.x.dim(0) > kPackedRows || p.x.dim(0) * p.y.row_stride() >= std::int64_t{1} << 31)
     return false;
   for (const PackedWeights& w : p.packed)
-    if (!w) return false;
+    if (!w || !has_boxes(w.tiles)) return false;
   for (const Tensor& w : p.w)
     if (w.dim(0) % PackedTile::kRows != 0) return false;
   return true;

@@ -83,15 +83,6 @@ __device__ __forceinline__ void load_bytes(SharedAddress to, const void* from, u
       : "memory");
 }
 
-__device__ __forceinline__ void load_bytes(SharedAddress to, const void* from, unsigned bytes,
-                                           SharedAddress barrier, std::uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1], %2, [%3], %4;" ::"r"(to),
-      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
-      : "memory");
-}
-
 /// Copies `bytes` of this block's shared memory to another block's; both addresses there are
 /// cluster_address()es. The barrier counts the bytes.
 __device__ __forceinline__ void send_bytes(SharedAddress to, SharedAddress from, unsigned bytes,
