@@ -41,6 +41,15 @@ std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype)
   return infos;
 }
 
+std::int64_t pends_from(const LoadOptions& options) {
+  if (options.device.is_cpu() || options.exact) return ops::kExactPendsFrom;
+  try {
+    return ops::pends_from(options.device);
+  } catch (const Error&) {
+    return ops::kExactPendsFrom;
+  }
+}
+
 Packing choose_packing(const Config& config, std::span<const ParameterInfo> weights,
                        const LoadOptions& options) {
   if (options.packing != Packing::automatic) return options.packing;
@@ -60,6 +69,7 @@ MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> we
   expect_state_type(options);
   network_.hp = Hyperparameters(config, options.dtype,
                                 options.chunk_size > 0 ? options.chunk_size : ops::kDefaultChunk);
+  network_.hp.pends_from = pends_from(options);
   network_.state = StateLayout(config, options.state_dtype);
   std::map<std::string_view, DType> types;
   for (const ParameterInfo& w : weights) types.emplace(w.name, w.dtype);

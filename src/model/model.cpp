@@ -11,7 +11,6 @@
 #include "model/packed_weights.hpp"
 #include "model/state_impl.hpp"
 #include "ops/best.hpp"
-#include "ops/fused.hpp"
 #include "ops/mlstm.hpp"
 
 namespace xlstm {
@@ -32,7 +31,7 @@ Model::Impl::Impl(Config c, const LoadOptions& o)
   // for the last bits, so the engine takes its own.
   const std::int64_t chunk = o.chunk_size > 0 ? o.chunk_size : ops::kDefaultChunk;
   network.hp = model::Hyperparameters(config, o.dtype, chunk);
-  if (!o.device.is_cpu() && !o.exact) network.hp.pends_from = ops::pends_from(o.device);
+  network.hp.pends_from = model::pends_from(o);
   network.state = model::StateLayout(config, o.state_dtype);
 }
 

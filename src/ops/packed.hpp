@@ -9,13 +9,8 @@
 #include <cstdint>
 #include <span>
 
+#include "core/host_device.hpp"
 #include "ops/op.hpp"
-
-#if defined(__CUDACC__)
-#define XLSTM_HOST_DEVICE __host__ __device__
-#else
-#define XLSTM_HOST_DEVICE
-#endif
 
 namespace xlstm::ops {
 

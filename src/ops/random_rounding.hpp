@@ -6,11 +6,7 @@
 #include <bit>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define XLSTM_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define XLSTM_HOST_DEVICE inline
-#endif
+#include "core/host_device.hpp"
 
 namespace xlstm::ops {
 
@@ -21,8 +17,8 @@ struct RoundingKey {
 
 /// @param cell      of the seed and the block (MlstmStateOffsets::rounding)
 /// @param position  tokens of the sequence that C holds once it is written
-XLSTM_HOST_DEVICE RoundingKey rounding_key(std::uint64_t cell, std::int64_t head,
-                                           std::uint32_t position) {
+XLSTM_HOST_DEVICE inline RoundingKey rounding_key(std::uint64_t cell, std::int64_t head,
+                                                  std::uint32_t position) {
   // As mix64() of core/hash.hpp.
   std::uint64_t x = cell ^ (static_cast<std::uint64_t>(head) << 32 | position);
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
@@ -32,7 +28,7 @@ XLSTM_HOST_DEVICE RoundingKey rounding_key(std::uint64_t cell, std::int64_t head
 }
 
 /// 16 bits for each of the elements 2 pair and 2 pair + 1 of a head, the lower ones for the first.
-XLSTM_HOST_DEVICE std::uint32_t rounding_bits(RoundingKey key, std::uint32_t pair) {
+XLSTM_HOST_DEVICE inline std::uint32_t rounding_bits(RoundingKey key, std::uint32_t pair) {
   std::uint32_t x = (pair ^ key.first) * 0x7feb352dU;
   x = (x ^ (x >> 15)) * 0x846ca68bU + key.second;
   return x ^ (x >> 16);
@@ -40,7 +36,7 @@ XLSTM_HOST_DEVICE std::uint32_t rounding_bits(RoundingKey key, std::uint32_t pai
 
 /// Up with the probability that makes the mean x. What bf16 can hold, infinities and NaN stay.
 /// @param bits  16 of them
-XLSTM_HOST_DEVICE std::uint16_t random_bf16(float x, std::uint32_t bits) {
+XLSTM_HOST_DEVICE inline std::uint16_t random_bf16(float x, std::uint32_t bits) {
 #if defined(__CUDA_ARCH__)
   const std::uint32_t from = __float_as_uint(x);
 #else
@@ -49,7 +45,8 @@ XLSTM_HOST_DEVICE std::uint16_t random_bf16(float x, std::uint32_t bits) {
   return static_cast<std::uint16_t>(x == x ? (from + bits) >> 16 : from >> 16 | 0x40U);
 }
 /// The same with the bits of an element.
-XLSTM_HOST_DEVICE std::uint16_t random_bf16(float x, RoundingKey key, std::uint32_t element) {
+XLSTM_HOST_DEVICE inline std::uint16_t random_bf16(float x, RoundingKey key,
+                                                   std::uint32_t element) {
   return random_bf16(x, rounding_bits(key, element / 2) >> (element % 2 * 16) & 0xffffU);
 }
 

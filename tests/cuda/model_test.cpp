@@ -7,6 +7,7 @@
 
 #include "formats/expect_error.hpp"
 #include "formats/temp_dir.hpp"
+#include "model/model_impl.hpp"
 #include "model/small_model.hpp"
 #include "model/state_impl.hpp"
 #include "ops/mlstm_ring.hpp"
@@ -348,8 +349,8 @@ TEST(CudaModel, PendingTokensOfManySequences) {
     // A fork keeps its ring, and with it the bits of what follows.
     State fork = states[2].clone();
     EXPECT_TRUE(fork.impl().pending);
-    step(5);  // few sequences: C is read and written
-    EXPECT_FALSE(pending(4));
+    step(5);  // few sequences: C is read and written, or not
+    EXPECT_EQ(pending(4), fast.impl().network.hp.pends_from <= 5);
     EXPECT_TRUE(pending(5));
     step(kSequences, 30);  // a prompt beside steps
     EXPECT_FALSE(pending(0));
