@@ -53,7 +53,7 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
   parser.choice(
       "--pack-weights", {"auto", "on", "off"}, options.pack_weights,
       "On cuda (H100, H200): a second, packed copy of bf16 weights, which makes writing and short "
-      "prompts faster and changes no result (auto: where half of its memory suffices)",
+      "prompts faster and loses nothing (auto: where half of its memory suffices)",
       "XLSTM_PACK_WEIGHTS");
   parser.choice("--state-dtype", {"f32", "bf16"}, options.state_dtype,
                 "States on cuda; bf16 takes half the memory and is faster with many sequences",

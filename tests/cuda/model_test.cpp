@@ -169,9 +169,9 @@ TEST(CudaModel, Fp8IsRefusedWhereNothingReadsIt) {
                [&] { Model::random(small_config(), DType::bf16, 7, options); });
 }
 
-// Packed weights change no bit, of a sequence alone, of some and of many, of prompts short and
-// long.
-TEST(CudaModel, PackedWeightsChangeNothing) {
+// Packed weights change no bit of up to 16 tokens, nor where longer passes do not read them.
+// Between, sums may have another order.
+TEST(CudaModel, PackedWeightsChangeLastBitsAtMost) {
   Config config = small_config();
   config.hidden_size = 128;
   config.num_heads = 2;
@@ -189,7 +189,11 @@ TEST(CudaModel, PackedWeightsChangeNothing) {
   for (const std::size_t length : {1, 7, 16, 20, 64, 100, 200, 300}) {
     State a = plain.make_state(), b = packed.make_state();
     const std::vector<std::int32_t> ids = some_ids(length);
-    EXPECT_TRUE(std::ranges::equal(packed.eval(b, ids), plain.eval(a, ids))) << length;
+    const std::span<const float> got = packed.eval(b, ids), want = plain.eval(a, ids);
+    expect_near(got, want, 0.03);
+    expect_near(record_of(b), record_of(a), 0.03);
+    if (length > 16 && length <= 256) continue;
+    EXPECT_TRUE(std::ranges::equal(got, want)) << length;
     EXPECT_EQ(record_of(b), record_of(a)) << length;
   }
   for (const std::size_t sequences : {2, 9, 16, 17, 40, 64, 100, 128, 200}) {
@@ -208,7 +212,8 @@ TEST(CudaModel, PackedWeightsChangeNothing) {
     for (int step = 0; step < 3; ++step) {
       plain.forward(of_a, Logits::last, x);
       packed.forward(of_b, Logits::last, y);
-      EXPECT_EQ(y, x) << sequences << " sequences, step " << step;
+      expect_near(y, x, 0.03);
+      if (sequences <= 16) EXPECT_EQ(y, x) << sequences << " sequences, step " << step;
     }
   }
 }
