@@ -31,9 +31,9 @@ enum class Prefill {
 };
 
 /// Whether a model keeps its bf16 weights a second time in 12.25 bits each, without loss, for
-/// passes of up to 256 tokens: they read less, their results are the same to the bit, and the
-/// weights take three quarters of their memory more. For xLSTM-large with bf16 arithmetic on a CUDA
-/// device of compute capability 9.0.
+/// passes of up to 128 tokens, which then read less; the weights take three quarters of their
+/// memory more. For xLSTM-large with bf16 arithmetic on a CUDA device of compute capability 9.0.
+/// Results of up to 16 tokens are the same to the bit; from 17 on sums may have another order.
 enum class Packing {
   automatic,  ///< where all that one sequence needs takes at most half of the device's memory
   off,
