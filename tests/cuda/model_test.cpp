@@ -213,7 +213,9 @@ TEST(CudaModel, PackedWeightsChangeLastBitsAtMost) {
       plain.forward(of_a, Logits::last, x);
       packed.forward(of_b, Logits::last, y);
       expect_near(y, x, 0.03);
-      if (sequences <= 16) EXPECT_EQ(y, x) << sequences << " sequences, step " << step;
+      if (sequences <= 16) {
+        EXPECT_EQ(y, x) << sequences << " sequences, step " << step;
+      }
     }
   }
 }
