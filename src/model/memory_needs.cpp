@@ -41,10 +41,13 @@ std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype)
   return infos;
 }
 
-std::int64_t pends_from(const LoadOptions& options) {
+std::int64_t pends_from(const LoadOptions& options, const StateLayout& state) {
   if (options.device.is_cpu() || options.exact) return ops::kExactPendsFrom;
+  std::int64_t c_bytes = 0;
+  for (const BlockState& block : state.blocks())
+    c_bytes = std::max<std::int64_t>(c_bytes, block.heads * block.dqk * block.dv * 4);
   try {
-    return ops::pends_from(options.device);
+    return ops::pends_few(options.device) ? ops::few_that_pend(c_bytes) : ops::kExactPendsFrom;
   } catch (const Error&) {
     return ops::kExactPendsFrom;
   }
@@ -69,8 +72,8 @@ MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> we
   expect_state_type(options);
   network_.hp = Hyperparameters(config, options.dtype,
                                 options.chunk_size > 0 ? options.chunk_size : ops::kDefaultChunk);
-  network_.hp.pends_from = pends_from(options);
   network_.state = StateLayout(config, options.state_dtype);
+  network_.hp.pends_from = pends_from(options, network_.state);
   std::map<std::string_view, DType> types;
   for (const ParameterInfo& w : weights) types.emplace(w.name, w.dtype);
   for (const Parameter& p : list_parameters(config, Dialect::hugging_face, network_)) {

@@ -43,9 +43,9 @@ void expect_state_type(const LoadOptions& options);
 /// Parameters of random weights of type `dtype`.
 std::vector<ParameterInfo> uniform_parameters(const Config& config, DType dtype);
 
-/// ops::pends_from() of a model with these options; as for an exact one where the device is not
-/// there to be asked.
-std::int64_t pends_from(const LoadOptions& options);
+/// From how many sequences on tokens wait (ops/fused.hpp) in a model with these options and states;
+/// as in an exact one where the device is not there to be asked.
+std::int64_t pends_from(const LoadOptions& options, const StateLayout& state);
 
 /// options.packing, or for Packing::automatic what this is on the device, which is looked at.
 Packing choose_packing(const Config& config, std::span<const ParameterInfo> weights,

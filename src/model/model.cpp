@@ -31,8 +31,8 @@ Model::Impl::Impl(Config c, const LoadOptions& o)
   // for the last bits, so the engine takes its own.
   const std::int64_t chunk = o.chunk_size > 0 ? o.chunk_size : ops::kDefaultChunk;
   network.hp = model::Hyperparameters(config, o.dtype, chunk);
-  network.hp.pends_from = model::pends_from(o);
   network.state = model::StateLayout(config, o.state_dtype);
+  network.hp.pends_from = model::pends_from(o, network.state);
 }
 
 Model::Model(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

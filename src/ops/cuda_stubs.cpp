@@ -55,7 +55,7 @@ XLSTM_CUDA_STUB(gated_activation, GatedActivationArgs)
 }  // namespace xlstm::ops::cuda
 
 bool xlstm::ops::reads_packed(Device) { return false; }
-std::int64_t xlstm::ops::pends_from(Device) { return kExactPendsFrom; }
+bool xlstm::ops::pends_few(Device) { return false; }
 
 namespace xlstm {
 namespace {

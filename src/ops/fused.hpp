@@ -21,15 +21,26 @@ inline bool fuses(const Context& context, std::int64_t tokens) {
   return !context.device().is_cpu() && tokens <= kFusedTokens;
 }
 
-/// The fewest sequences of a pass on this CUDA device for which it is faster that steps of one
-/// token leave C of their mLSTM cells to a later one.
-std::int64_t pends_from(Device device);
-/// Where a sequence alone is to have the bits that it has beside a few others: passes that fuse()
-/// leave nothing.
+/// Where a sequence alone is to have the bits that it has beside a few others, and on devices
+/// without kernels for fewer, steps of one token leave C of their mLSTM cells to a later one from
+/// so many sequences on: passes that fuse() do not.
 inline constexpr std::int64_t kExactPendsFrom = kFusedTokens + 1;
 
-/// Whether steps of one token of such a pass do so. With C in bf16 all do, so that it is rounded
-/// seldom.
+/// Whether this CUDA device has kernels with which fewer sequences gain.
+bool pends_few(Device device);
+
+/// The fewest that gain there. What is left to later costs a kernel more in every layer, 3.5 us, in
+/// which an H100 writes so much of C.
+/// @param c_bytes  of a sequence in one layer
+constexpr std::int64_t few_that_pend(std::int64_t c_bytes) {
+  constexpr std::int64_t kLeast = 12'000'000;
+  if (c_bytes * kExactPendsFrom <= kLeast) return kExactPendsFrom;
+  const std::int64_t sequences = (kLeast + c_bytes - 1) / c_bytes;
+  return sequences < 2 ? 2 : sequences;
+}
+
+/// Whether steps of one token of such a pass leave C to a later one. With C in bf16 all do, so that
+/// it is rounded seldom.
 inline bool pends(const Context& context, const Batch& batch, std::int64_t from, DType c_type) {
   return !context.device().is_cpu() && (batch.sequences() >= from || c_type == DType::bf16);
 }

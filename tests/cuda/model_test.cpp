@@ -317,10 +317,13 @@ std::int32_t waiting(const State& s) {
 // finds a whole state.
 TEST(CudaModel, PendingTokensOfManySequences) {
   const formats::TempDir dir;
-  for (const Config& config : {small_config(), small_stack_config(101, 3)}) {
+  for (const auto& [config, from] :
+       {std::pair(small_config(), ops::kExactPendsFrom), std::pair(small_config(), std::int64_t{2}),
+        std::pair(small_stack_config(101, 3), std::int64_t{2})}) {
     LoadOptions options;
     options.device = test_device();
     Model fast = Model::random(config, DType::f32, 7, options);
+    fast.impl().network.hp.pends_from = from;
     options.exact = true;
     Model exact = Model::random(config, DType::f32, 7, options);
     options.device = {};
@@ -357,7 +360,7 @@ TEST(CudaModel, PendingTokensOfManySequences) {
     State fork = states[2].clone();
     EXPECT_TRUE(fork.impl().pending);
     step(5);  // few sequences: C is read and written, or not
-    EXPECT_EQ(pending(4), fast.impl().network.hp.pends_from <= 5);
+    EXPECT_EQ(pending(4), fast.impl().network.hp.pends_from == 2);
     EXPECT_TRUE(pending(5));
     step(kSequences, 30);  // a prompt beside steps
     EXPECT_FALSE(pending(0));

@@ -81,6 +81,20 @@ void run_norm_linear(void (*op)(Context&, const NormLinearArgs&), NormLinearProb
   run(context, op, args);
 }
 
+TEST(FewThatPend, AreFewerWhereCIsLarger) {
+  EXPECT_EQ(few_that_pend(8 * 256 * 512 * 4), 3) << "the 7B";
+  EXPECT_EQ(few_that_pend(4 * 128 * 256 * 4), kExactPendsFrom);
+  EXPECT_EQ(few_that_pend(0), kExactPendsFrom) << "no mLSTM cell";
+  EXPECT_EQ(few_that_pend(std::int64_t{1} << 40), 2);
+  std::int64_t last = kExactPendsFrom;
+  for (std::int64_t bytes = 1000; bytes < 100'000'000; bytes += bytes / 7) {
+    const std::int64_t few = few_that_pend(bytes);
+    EXPECT_LE(few, last);
+    EXPECT_GE(few, 2);
+    last = few;
+  }
+}
+
 TEST(NormLinear, IsItsParts) {
   std::mt19937 random(1);
   for (const Shape s : kShapes)

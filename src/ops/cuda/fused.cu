@@ -454,8 +454,4 @@ void norm_linear_swiglu(Context& context, const NormLinearSwigluArgs& a) {
 
 }  // namespace xlstm::ops::cuda
 
-// Base kernels of few sequences keep C where it is. On capability 9.0 one sequence is slower with
-// pending tokens (2 %), and four are faster (7 %).
-std::int64_t xlstm::ops::pends_from(Device device) {
-  return cuda::level(device) == cuda::Level::sm90 ? 2 : kExactPendsFrom;
-}
+bool xlstm::ops::pends_few(Device device) { return cuda::level(device) == cuda::Level::sm90; }
