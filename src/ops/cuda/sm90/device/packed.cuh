@@ -9,8 +9,8 @@
 
 namespace xlstm::ops::cuda {
 
-/// (a & kMask) | c in one instruction. Where c is known too the compiler makes two of it, because an
-/// instruction has room for one of them: the other one has to be in a register.
+/// (a & kMask) | c in one instruction. Where c is known too the compiler makes two of it, because
+/// an instruction has room for one of them: the other one has to be in a register.
 template <unsigned kMask>
 __device__ __forceinline__ unsigned and_or(unsigned a, unsigned c) {
   unsigned result;
