@@ -192,6 +192,7 @@ struct RunningMemory {
   DType arithmetic;
   bool packed;  ///< weights have a packed copy
   model::MemoryNeeds needs;
+  std::int64_t slice;  ///< tokens of a prompt that share a pass
   std::optional<std::uint64_t> free = {};
   std::string why_unknown = {};
   std::int64_t fit = 0;  ///< sequences, where `free` is known
@@ -210,7 +211,8 @@ RunningMemory running_memory(const Config& config, std::span<const ParameterInfo
   RunningMemory memory{.device = options.device,
                        .arithmetic = options.dtype,
                        .packed = options.packing == Packing::on,
-                       .needs = meter.needs(sequences)};
+                       .needs = meter.needs(sequences),
+                       .slice = meter.limits().slice};
   if (options.device.is_cpu()) {
     if (const auto machine = machine_memory()) memory.free = machine->available;
   } else {
@@ -258,9 +260,9 @@ std::string memory_text(const RunningMemory& memory) {
   row("weights", format_bytes(needs.weights) + (memory.packed ? ", with a packed copy" : ""));
   row("states",
       fmt::format("{}, {} each", format_bytes(needs.states()), format_bytes(needs.state)));
-  row("scratch", fmt::format("{}: the larger of {} for a step and {} for 512 tokens of a prompt",
+  row("scratch", fmt::format("{}: the larger of {} for a step and {} for {} tokens of a prompt",
                              format_bytes(needs.scratch()), format_bytes(needs.decode_scratch),
-                             format_bytes(needs.prompt_scratch)));
+                             format_bytes(needs.prompt_scratch), memory.slice));
   if (!memory.device.is_cpu()) {
     row("step inputs", format_bytes(needs.step_inputs));
     row("results of a step", format_bytes(needs.results));

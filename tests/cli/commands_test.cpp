@@ -283,6 +283,7 @@ TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
   EXPECT_EQ(text.status, 0) << text.err;
   EXPECT_NE(text.out.find("memory of cuda:1, 1 sequence, bf16"), std::string::npos)
       << "the type of the weights, as generate would have it: " << text.out;
+  EXPECT_NE(text.out.find("for 16384 tokens of a prompt"), std::string::npos) << text.out;
   const Outcome f32 = run({"info", "--device", "cuda", "--dtype", "f32"});
   EXPECT_NE(f32.out.find("memory of cuda:0, 1 sequence, f32"), std::string::npos) << f32.out;
   const Outcome coded = run({"info", "--device", "cuda", "--prefill-dtype", "fp8"});
