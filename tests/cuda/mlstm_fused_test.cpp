@@ -51,7 +51,8 @@ TEST(MlstmFusedPlan, CutsFewLongSequences) {
   EXPECT_EQ(one.segment_chunks, 32);
   EXPECT_EQ(one.blocks(), 128);
   EXPECT_EQ(plan_of(8, 256, 512, {32768, 32768}).segments, 2);
-  EXPECT_EQ(plan_of(8, 256, 512, {256}).segments, 1);  // too short
+  EXPECT_EQ(plan_of(8, 256, 512, {512}).segments, 1);  // too short
+  EXPECT_EQ(plan_of(8, 256, 512, {576}).segments, 3);
   EXPECT_EQ(plan_of(1, 64, 64, {100000}).segments, Plan::kMaxSegments);
 }
 
