@@ -109,6 +109,28 @@ TEST(CudaBf16State, IsNearThatInFloat32) {
       }
 }
 
+// Prompts in fp8 and packed weights on such states: what comes of them is what the same model makes
+// of states in float32, but for their rounding.
+TEST(CudaBf16State, StandsBesidePromptsInFp8AndPackedWeights) {
+  for (const Prefill prefill : {Prefill::fp8, Prefill::fp8_blocks}) {
+    const auto model = [&](DType state) {
+      LoadOptions options = options_for(state);
+      options.dtype = DType::bf16;
+      options.prefill = prefill;
+      options.packing = Packing::on;
+      return Model::random(small_config(), DType::bf16, 7, options);
+    };
+    Model rounded = model(DType::bf16), plain = model(DType::f32);
+    State a = rounded.make_state(), b = plain.make_state();
+    const std::vector<std::int32_t> prompt = some_ids(230, 3);
+    EXPECT_LE(distance(rounded.eval(a, prompt), plain.eval(b, prompt)), 1e-3)
+        << "one pass: C is rounded after it";
+    for (std::uint32_t i = 0; i < 24; ++i)
+      EXPECT_LE(distance(step(rounded, {&a}, 10 + i), step(plain, {&b}, 10 + i)), 2e-2) << i;
+    EXPECT_LE(distance(all_numbers(a), all_numbers(b)), 2e-2);
+  }
+}
+
 TEST(CudaBf16State, TheSameBitsAloneAndAmongOthers) {
   for (const auto& [config, arithmetic] :
        {std::pair(small_config(), DType::f32), std::pair(small_config(), DType::bf16),
