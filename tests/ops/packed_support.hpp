@@ -17,8 +17,7 @@ namespace xlstm::ops::test {
 class Packed {
  public:
   Packed(std::vector<std::uint16_t> bits, std::int64_t rows, std::int64_t columns)
-      : columns_(columns),
-        bits_(std::move(bits)),
+      : bits_(std::move(bits)),
         shape_(rows, columns),
         tiles_(static_cast<std::size_t>(shape_.rows * shape_.bytes), 0xA5),
         scales_(static_cast<std::size_t>(rows)),
@@ -58,7 +57,6 @@ class Packed {
   }
 
  private:
-  std::int64_t columns_;
   std::vector<std::uint16_t> bits_;
   PackedShape shape_;
   std::vector<std::uint8_t> tiles_;
