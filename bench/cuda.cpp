@@ -21,7 +21,6 @@
 #include "ops/mlstm.hpp"
 #include "ops/mlstm_ring.hpp"
 #include "ops/norm.hpp"
-#include "ops/packed.hpp"
 #include "ops/slstm.hpp"
 #include "xlstm/error.hpp"
 
@@ -32,26 +31,6 @@ using namespace xlstm::bench;
 
 constexpr std::int64_t kHeads = 8;
 
-/// The same weights, packed.
-std::vector<ops::PackedWeights> packed_of(Memory& memory, const std::vector<Tensor>& w) {
-  std::vector<ops::PackedWeights> all;
-  Context context(kCard);
-  for (const Tensor& t : w) {
-    const ops::PackedShape shape(t.dim(0), t.dim(1));
-    const auto tensor = [&](DType dtype, std::initializer_list<std::int64_t> sizes) {
-      Tensor made = Tensor::dense(nullptr, dtype, sizes, kCard);
-      made.data = memory.bytes(made.bytes());
-      return made;
-    };
-    const ops::PackedWeights packed{tensor(DType::u8, {shape.rows, shape.bytes}),
-                                    tensor(DType::f32, {t.dim(0)})};
-    ops::pack_weights(context,
-                      {.w = t, .packed = packed, .left_out = tensor(DType::i32, {shape.rows})});
-    all.push_back(packed);
-  }
-  context.synchronize();
-  return all;
-}
 constexpr double kPackedBytes = ops::PackedTile::kBytes / 1024.0;  // of a weight
 
 // --- a linear layer: weights [N_i, K] ---

@@ -13,7 +13,6 @@
 #include "ops/cuda/sm90/matmul_plan.hpp"
 #include "ops/cuda/sm90/mlstm_fused.hpp"
 #include "ops/cuda/sm90/mlstm_fused_plan.hpp"
-#include "ops/packed.hpp"
 #include "xlstm/error.hpp"
 
 namespace {
@@ -91,21 +90,6 @@ void sweep(const std::string& what, const Plan& chosen, const std::vector<Plan>&
   print_row(what, describe(chosen), chosen_time, describe(fastest), least);
 }
 
-/// `w` in the form of ops/packed.hpp.
-ops::PackedWeights pack(Memory& memory, Context& context, const Tensor& w) {
-  const ops::PackedShape shape(w.dim(0), w.dim(1));
-  const auto take = [&](DType dtype, std::initializer_list<std::int64_t> sizes) {
-    Tensor t = Tensor::dense(nullptr, dtype, sizes, kCard);
-    t.data = memory.bytes(t.bytes());
-    return t;
-  };
-  const ops::PackedWeights packed{take(DType::u8, {shape.rows, shape.bytes}),
-                                  take(DType::f32, {w.dim(0)})};
-  ops::pack_weights(context,
-                    {.w = w, .packed = packed, .left_out = take(DType::i32, {shape.rows})});
-  return packed;
-}
-
 void sweep_products(const Layer& layer, std::int64_t rows, int multiprocessors) {
   Memory memory;
   const auto n = std::accumulate(layer.outputs.begin(), layer.outputs.end(), std::int64_t{0});
@@ -135,10 +119,7 @@ void sweep_products(const Layer& layer, std::int64_t rows, int multiprocessors) 
   const std::string what = fmt::format("{} x{}", layer.name, rows);
   sweep(what, ops::cuda::plan_matmul(shape), all_plans(shape), time);
   if (rows > ops::cuda::kPackedRows) return;
-  Context context(kCard);
-  for (std::size_t i = 0; i < w.size(); ++i)
-    for (const Tensor& each : w[i]) packed[i].push_back(pack(memory, context, each));
-  context.synchronize();
+  for (std::size_t i = 0; i < w.size(); ++i) packed[i] = packed_of(memory, w[i]);
   const std::vector<PackedPlan> plans = all_packed_plans(shape);
   if (plans.empty()) return;
   const bool chosen = ops::cuda::plan_packed(shape).rows > 0;

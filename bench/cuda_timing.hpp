@@ -18,6 +18,7 @@
 #include "core/float_bits.hpp"
 #include "ops/batch.hpp"
 #include "ops/device_peaks.hpp"
+#include "ops/packed.hpp"
 #include "xlstm/error.hpp"
 
 namespace xlstm::bench {
@@ -62,6 +63,27 @@ class Memory {
  private:
   std::deque<Buffer> buffers_;
 };
+
+/// Weights of bf16 in the form of ops/packed.hpp.
+inline std::vector<ops::PackedWeights> packed_of(Memory& memory, const std::vector<Tensor>& w) {
+  std::vector<ops::PackedWeights> all;
+  Context context(kCard);
+  for (const Tensor& t : w) {
+    const ops::PackedShape shape(t.dim(0), t.dim(1));
+    const auto tensor = [&](DType dtype, std::initializer_list<std::int64_t> sizes) {
+      Tensor made = Tensor::dense(nullptr, dtype, sizes, kCard);
+      made.data = memory.bytes(made.bytes());
+      return made;
+    };
+    const ops::PackedWeights packed{tensor(DType::u8, {shape.rows, shape.bytes}),
+                                    tensor(DType::f32, {t.dim(0)})};
+    ops::pack_weights(context,
+                      {.w = t, .packed = packed, .left_out = tensor(DType::i32, {shape.rows})});
+    all.push_back(packed);
+  }
+  context.synchronize();
+  return all;
+}
 
 /// Sequences of one length with their states.
 struct Sequences {

@@ -2,14 +2,12 @@
 
 #include "core/check.hpp"
 #include "model/model_impl.hpp"
-#include "model/parameters.hpp"
+#include "model/weight_places.hpp"
 
 namespace xlstm::model {
 namespace {
 
 constexpr std::int64_t kRowBytes = kRowAlignment;
-alignas(kAlignment) std::byte nowhere[kAlignment];  // NOLINT: an address, never written
-
 // Calls body(weight, its e4m3 form) for every product that has one: those of all blocks but the
 // first, whose rounding costs more perplexity than that of all others together (docs/cuda.md).
 template <class Body>
@@ -43,22 +41,17 @@ void expect_prefill(const Config& config, const LoadOptions& options) {
 std::size_t place_e4m3_weights(Network& network, Prefill prefill, Device device,
                                std::byte* memory) {
   if (prefill == Prefill::same) return 0;
-  std::size_t bytes = 0;
-  const auto place = [&](DType dtype, std::initializer_list<std::int64_t> sizes) {
-    const Tensor t =
-        Tensor::dense(memory == nullptr ? nowhere : memory + bytes, dtype, sizes, device);
-    bytes += placed_bytes(t);
-    return t;
-  };
+  WeightPlaces places(device, memory);
   for_each_product(network, [&](const Tensor& w, ops::E4m3Matrix& to) {
     const std::int64_t rows = w.dim(0), columns = w.dim(1);
-    to.codes = place(DType::u8, {rows, (columns + kRowBytes - 1) / kRowBytes * kRowBytes})
+    to.codes = places.take(DType::u8, {rows, (columns + kRowBytes - 1) / kRowBytes * kRowBytes})
                    .cols(0, columns);
     to.kind = prefill == Prefill::fp8 ? ops::E4m3Scales::rows : ops::E4m3Scales::blocks;
     const auto [first, second] = ops::e4m3_scales_shape(to.kind, rows, columns);
-    to.scales = second == 0 ? place(DType::f32, {first}) : place(DType::f32, {first, second});
+    to.scales =
+        second == 0 ? places.take(DType::f32, {first}) : places.take(DType::f32, {first, second});
   });
-  return bytes;
+  return places.bytes();
 }
 
 void make_e4m3_weights(Model::Impl& impl) {

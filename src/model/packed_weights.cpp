@@ -7,12 +7,10 @@
 #include "core/cuda_device.hpp"
 #include "core/log.hpp"
 #include "model/model_impl.hpp"
-#include "model/parameters.hpp"
+#include "model/weight_places.hpp"
 
 namespace xlstm::model {
 namespace {
-
-alignas(kAlignment) std::byte nowhere[kAlignment];  // NOLINT: an address, never written
 
 // Calls body(weights, their packed forms) for every product, whose weights are packed together.
 template <class AnyNetwork, class Body>
@@ -56,21 +54,15 @@ bool may_pack(const Config& config, const LoadOptions& options) {
 std::size_t place_packed_weights(Network& network, Packing packing, Device device,
                                  std::byte* memory) {
   if (packing != Packing::on) return 0;
-  std::size_t bytes = 0;
-  const auto place = [&](DType dtype, std::initializer_list<std::int64_t> sizes) {
-    const Tensor t =
-        Tensor::dense(memory == nullptr ? nowhere : memory + bytes, dtype, sizes, device);
-    bytes += placed_bytes(t);
-    return t;
-  };
+  WeightPlaces places(device, memory);
   for_each_product(network, [&](std::span<const Tensor> w, std::span<ops::PackedWeights> packed) {
     for (std::size_t i = 0; i < w.size(); ++i) {
       const ops::PackedShape shape(w[i].dim(0), w[i].dim(1));
-      packed[i].tiles = place(DType::u8, {shape.rows, shape.bytes});
-      packed[i].scales = place(DType::f32, {w[i].dim(0)});
+      packed[i].tiles = places.take(DType::u8, {shape.rows, shape.bytes});
+      packed[i].scales = places.take(DType::f32, {w[i].dim(0)});
     }
   });
-  return bytes;
+  return places.bytes();
 }
 
 void make_packed_weights(Model::Impl& impl) {

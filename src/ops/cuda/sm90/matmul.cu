@@ -1,20 +1,12 @@
 #include "ops/cuda/sm90/matmul.hpp"
 
-#include <cuda_runtime.h>
-
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 #include "ops/cuda/sm90/matmul_kernels.cuh"
 #include "ops/cuda/sm90/tensor_map.cuh"
 
 namespace xlstm::ops::cuda {
 namespace {
-
-int multiprocessors(Device device) {
-  int count = 0;
-  if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index) != cudaSuccess)
-    throw Error(ErrorCode::internal, "cudaDeviceGetAttribute of " + to_string(device));
-  return count;
-}
 
 /// Whether packed weights can take the place of the others: whole tiles, and offsets in 32 bits.
 bool takes_packed(const Product& p) {
@@ -26,6 +18,22 @@ bool takes_packed(const Product& p) {
   for (const Tensor& w : p.w)
     if (w.dim(0) % PackedTile::kRows != 0) return false;
   return true;
+}
+
+/// What the kernels need of any product. @param height  of a tile, as its plan counts it
+MatmulArgs args_of(const Product& p, int height, int split) {
+  MatmulArgs args = {};
+  args.rows = static_cast<int>(p.x.dim(0));
+  args.weights = p.swiglu ? 1 : static_cast<int>(p.w.size());
+  args.height = height;
+  args.split = split;
+  args.y = p.y.data;
+  args.y_stride = p.y.row_stride();
+  args.y_is_bf16 = p.y.dtype == DType::bf16;
+  args.accumulate = p.accumulate;
+  args.swiglu = p.swiglu;
+  args.bias_dtype = p.b.empty() ? DType::f32 : p.b[0].dtype;
+  return args;
 }
 
 }  // namespace
@@ -79,9 +87,7 @@ bool planned_product(Context& context, const Product& p, const MatmulPlan& plan)
   if (!takes_product(p) || (p.x_scales.rank == 2 && plan.height % kBlock != 0)) return false;
   const bool tiled = plan.kernel == MatmulKernel::tiled;
   MatmulMaps maps = {};
-  MatmulArgs args = {};
-  args.rows = static_cast<int>(p.x.dim(0));
-  args.weights = p.swiglu ? 1 : static_cast<int>(p.w.size());
+  MatmulArgs args = args_of(p, plan.height, plan.split);
   args.row_tiles = static_cast<int>(pieces_of(p.x.dim(0), plan.rows));
   const bool e4m3 = p.x.dtype == DType::u8;
   args.depth_stages =
@@ -94,14 +100,6 @@ bool planned_product(Context& context, const Product& p, const MatmulPlan& plan)
     }
     args.run_step = p.x_scales.rank == 2 ? p.x_scales.row_stride() : 0;
   }
-  args.height = plan.height;
-  args.split = plan.split;
-  args.y = p.y.data;
-  args.y_stride = p.y.row_stride();
-  args.y_is_bf16 = p.y.dtype == DType::bf16;
-  args.accumulate = p.accumulate;
-  args.swiglu = p.swiglu;
-  args.bias_dtype = p.b.empty() ? DType::f32 : p.b[0].dtype;
   // A block of a cluster loads its share of what the cluster multiplies.
   maps.x = box_map(p.x, tiled ? plan.rows / 2 : plan.rows);
   std::int64_t first = 0;
@@ -128,20 +126,10 @@ bool planned_product(Context& context, const Product& p, const MatmulPlan& plan)
 
 bool planned_product(Context& context, const Product& p, const PackedPlan& plan) {
   if (!takes_product(p) || !takes_packed(p)) return false;
-  MatmulArgs args = {};
+  MatmulArgs args = args_of(p, plan.height, plan.split);
   PackedMaps maps = {};
   PackedScales scales = {};
-  args.rows = static_cast<int>(p.x.dim(0));
-  args.weights = p.swiglu ? 1 : static_cast<int>(p.w.size());
   args.depth_stages = static_cast<int>(pieces_of(p.x.dim(1), PackedTile::kColumns));
-  args.height = plan.height;
-  args.split = plan.split;
-  args.y = p.y.data;
-  args.y_stride = p.y.row_stride();
-  args.y_is_bf16 = p.y.dtype == DType::bf16;
-  args.accumulate = p.accumulate;
-  args.swiglu = p.swiglu;
-  args.bias_dtype = p.b.empty() ? DType::f32 : p.b[0].dtype;
   maps.x = box_map(p.x, plan.rows);
   std::int64_t first = 0;
   for (std::size_t i = 0; i < p.w.size(); ++i) {

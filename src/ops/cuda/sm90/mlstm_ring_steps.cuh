@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/device/pack.cuh"
 #include "ops/cuda/sm90/device/barrier.cuh"
 #include "ops/mlstm_ring.hpp"
 #include "ops/random_rounding.hpp"
@@ -74,15 +75,6 @@ __device__ __forceinline__ float4 weighted(float weight, float4 v, float4 sum) {
           fmaf(weight, v.w, sum.w)};
 }
 
-/// Four numbers of C.
-__device__ __forceinline__ float4 load_four(const float* from) {
-  return *reinterpret_cast<const float4*>(from);
-}
-__device__ __forceinline__ float4 load_four(const Bf16* from) {
-  const uint2 two = *reinterpret_cast<const uint2*>(from);
-  return {__uint_as_float(two.x << 16), __uint_as_float(two.x & 0xffff0000U),
-          __uint_as_float(two.y << 16), __uint_as_float(two.y & 0xffff0000U)};
-}
 /// Eight numbers of C, rounded at random.
 /// @param element  of the head, the first of them; even
 __device__ __forceinline__ void store_eight(Bf16* to, float4 x, float4 y, RoundingKey key,
