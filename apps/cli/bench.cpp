@@ -263,8 +263,8 @@ class Bench {
     return watch.seconds();
   }
 
-  // The same for tokens that a device draws itself, as those of generate() with its defaults.
-  double seconds_drawing(std::int64_t tokens, std::vector<State>& states) {
+  // The same for tokens that a device draws itself.
+  double seconds(std::int64_t tokens, model::DrawingSteps& steps, std::vector<State>& states) {
     const auto ids = random_ids(static_cast<std::int64_t>(states.size()));
     const SamplerOptions options;
     std::vector<model::DrawingSequence> sequences(states.size());
@@ -273,8 +273,6 @@ class Bench {
                       .token = ids[s],
                       .draw = infer::Sampler(options, model_.sampleable_ids()).draw()};
     const Stopwatch watch;
-    model::DrawingSteps steps(model_, std::min<std::int64_t>(options.top_k, model_.most_best()),
-                              false);
     steps.begin(sequences);
     for (std::int64_t done = 1; done <= tokens; ++done) {
       if (done < tokens) steps.go_on();
@@ -299,14 +297,18 @@ class Bench {
     ProgressBar bar(fmt::format("{} b{}", row.test, batch), arguments_.run.progress);
 
     const Context& context = model_.impl().context;
-    const bool draws = !reading && model::DrawingSteps::possible(model_, states.size());
+    // As generate() does with its defaults, tokens are drawn on a device that can.
+    const std::int64_t candidates =
+        std::min<std::int64_t>(SamplerOptions{}.top_k, model_.most_best());
+    const auto steps =
+        reading ? nullptr : model::DrawingSteps::make(model_, states.size(), candidates, false);
     const auto repeat = [&](std::int64_t count) {
-      return draws ? seconds_drawing(count, states) : seconds(count, reading, states, logits);
+      return steps ? seconds(count, *steps, states) : seconds(count, reading, states, logits);
     };
     // The first pass allocates; on a device the second one is recorded as a graph, and steps that
     // draw take two of those in turn.
     const int unmeasured = context.device().is_cpu() ? 1 : 2;
-    for (int i = 0; i < unmeasured; ++i) repeat(reading ? tokens : draws ? 4 : 1);
+    for (int i = 0; i < unmeasured; ++i) repeat(reading ? tokens : steps ? 4 : 1);
     std::vector<double> rates, hosts;
     for (std::int64_t i = 0; i < arguments_.repetitions; ++i) {
       limits_.sample();

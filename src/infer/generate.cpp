@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
-#include <optional>
+#include <memory>
 
 #include "core/check.hpp"
 #include "infer/sampler.hpp"
@@ -186,15 +186,10 @@ class Writer {
 
   void prepare_reading() {
     batch_.reserve(sequences_.size());
-    if (best_count_ > 0 && model::DrawingSteps::possible(model_, sequences_.size())) {
-      drawing_.reserve(sequences_.size());
-      try {
-        steps_.emplace(model_, best_count_, keeps_states_ && !options_.ignore_eos);
-        return;
-      } catch (const Error& e) {
-        if (e.code() != ErrorCode::out_of_memory) throw;
-      }
-    }
+    if (best_count_ > 0)
+      steps_ = model::DrawingSteps::make(model_, sequences_.size(), best_count_,
+                                         keeps_states_ && !options_.ignore_eos);
+    if (steps_) return drawing_.reserve(sequences_.size());
     const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
     if (best_count_ == 0 && sequences_.size() > 1) logits_.resize(sequences_.size() * vocab);
     best_.resize(sequences_.size() * static_cast<std::size_t>(best_count_));
@@ -303,7 +298,7 @@ class Writer {
   std::vector<float> logits_;
   std::vector<Candidate> best_;
   std::int64_t best_count_ = 0;
-  std::optional<model::DrawingSteps> steps_;
+  std::unique_ptr<model::DrawingSteps> steps_;
   std::vector<model::DrawingSequence> drawing_;  // those of steps_
   std::span<const Candidate> drawn_;
   std::size_t prompt_done_ = 0, prompt_tokens_ = 0;

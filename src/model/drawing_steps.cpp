@@ -8,22 +8,31 @@
 #include "core/cuda_device.hpp"
 #include "model/model_impl.hpp"
 #include "model/state_impl.hpp"
+#include "xlstm/error.hpp"
 
 namespace xlstm::model {
 
-bool DrawingSteps::possible(const Model& model, std::size_t sequences) {
+std::unique_ptr<DrawingSteps> DrawingSteps::make(Model& model, std::size_t sequences,
+                                                 std::int64_t candidates, bool keeps_state) {
   Model::Impl& impl = model.impl();
   const std::lock_guard<std::mutex> lock(impl.mutex);
-  return !impl.context.device().is_cpu() && !impl.drawing_.busy &&
-         sequences <= static_cast<std::size_t>(
-                          std::min(impl.limits.shared_sequences, impl.limits.shared_tokens));
+  const PassLimits& limits = impl.limits;
+  if (impl.context.device().is_cpu() || impl.drawing_.busy ||
+      static_cast<std::int64_t>(sequences) >
+          std::min(limits.shared_sequences, limits.shared_tokens))
+    return nullptr;
+  try {
+    return std::unique_ptr<DrawingSteps>(new DrawingSteps(model, candidates, keeps_state));
+  } catch (const Error& e) {
+    if (e.code() == ErrorCode::out_of_memory) return nullptr;
+    throw;
+  }
 }
 
 DrawingSteps::DrawingSteps(Model& model, std::int64_t candidates, bool keeps_state)
     : model_(model), candidates_(candidates), keeps_state_(keeps_state) {
   Model::Impl& impl = model.impl();
-  const std::lock_guard<std::mutex> lock(impl.mutex);
-  XLSTM_ASSERT(!impl.drawing_.busy && candidates >= 1 && candidates <= model.most_best());
+  XLSTM_ASSERT(candidates >= 1 && candidates <= model.most_best());
   const Device device = impl.context.device();
   DrawingMemory& memory = impl.drawing_;
   for (DrawingMemory::Turn& turn : memory.turns)

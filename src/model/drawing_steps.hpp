@@ -41,18 +41,17 @@ struct DrawingSequence {
 /// The steps of some sequences, on a CUDA device. Until they end, nobody else may touch the states.
 class DrawingSteps {
  public:
+  /// Null unless there can be such steps: on a CUDA device, so many sequences share a pass, no
+  /// others of this model are under way, and there is memory for what they need.
   /// @param candidates  most of any sequence's draw, at most Model::most_best()
   /// @param keeps_state  a state does not take up an id of Model::eos_ids() that was drawn for it,
   ///                     with one sequence alone; takes the memory of one more
-  DrawingSteps(Model& model, std::int64_t candidates, bool keeps_state);
+  static std::unique_ptr<DrawingSteps> make(Model& model, std::size_t sequences,
+                                            std::int64_t candidates, bool keeps_state);
   /// Waits for what is under way.
   ~DrawingSteps();
   DrawingSteps(const DrawingSteps&) = delete;
   DrawingSteps& operator=(const DrawingSteps&) = delete;
-
-  /// Whether there can be steps of so many sequences: on a CUDA device, in one pass, and no others
-  /// of this model are under way.
-  static bool possible(const Model& model, std::size_t sequences);
 
   /// Begins a step that reads the sequences' tokens; none is under way.
   /// @throws Error as Model::forward() does
@@ -66,6 +65,7 @@ class DrawingSteps {
   std::span<const Candidate> wait();
 
  private:
+  DrawingSteps(Model& model, std::int64_t candidates, bool keeps_state);
   void queue();
   bool ends_text(const Candidate& drawn) const;
   void finish() noexcept;

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <thread>
 
 #include "infer/sampler.hpp"
 #include "model/model_impl.hpp"
@@ -52,10 +53,13 @@ std::vector<float> parts_of(const State& s) {
 
 TEST(DrawingSteps, AreThere) {
   Model model = small_model();
-  EXPECT_TRUE(model::DrawingSteps::possible(model, 16));
-  EXPECT_FALSE(model::DrawingSteps::possible(model, 17)) << "one pass of an exact model";
-  const model::DrawingSteps others(model, 1, false);
-  EXPECT_FALSE(model::DrawingSteps::possible(model, 1));
+  const auto make = [&](std::size_t sequences) {
+    return model::DrawingSteps::make(model, sequences, 1, false);
+  };
+  EXPECT_TRUE(make(16));
+  EXPECT_FALSE(make(17)) << "one pass of an exact model";
+  const auto others = make(1);
+  EXPECT_FALSE(make(1));
 }
 
 TEST(DrawingSteps, WriteTheTextThatTheHostWouldChoose) {
@@ -138,7 +142,7 @@ TEST(DrawingSteps, ABrokenModelIsNamed) {
   std::vector<float> nan(static_cast<std::size_t>(norm.count()), NAN);
   copy_memory(norm.data, test_device(), nan.data(), {}, norm.bytes());
   EXPECT_THROW(generate(model, std::vector<Ids>{some_ids(3)}, drawn(5)), Error);
-  EXPECT_TRUE(model::DrawingSteps::possible(model, 1)) << "nobody's steps are left";
+  EXPECT_TRUE(model::DrawingSteps::make(model, 1, 1, false)) << "nobody's steps are left";
 }
 
 TEST(DrawingSteps, OthersMayUseTheModelBetweenThem) {
@@ -160,6 +164,20 @@ TEST(DrawingSteps, OthersMayUseTheModelBetweenThem) {
   };
   EXPECT_EQ(generate(model, std::vector<Ids>{prompt}, how, callbacks).front().ids, alone);
   EXPECT_EQ(asked, 20U);
+}
+
+TEST(DrawingSteps, SeveralThreadsWriteWithOneModel) {
+  Model model = small_model();
+  const GenerateOptions how = drawn(15);
+  const auto text = [&](std::uint32_t seed) {
+    return generate(model, std::vector<Ids>{some_ids(5, seed)}, how).front().ids;
+  };
+  const std::vector<Ids> want = {text(1), text(2)};
+  std::vector<Ids> got(2);
+  std::thread other([&] { got[1] = text(2); });
+  got[0] = text(1);
+  other.join();
+  EXPECT_EQ(got, want);
 }
 
 }  // namespace
