@@ -1,6 +1,8 @@
 // What the plans choose beside all that they could have chosen, on a card of capability 9.0 at the
 // 7B model's shape: two tables, as docs/performance.md has them.
 //   bench_cuda_sweep [rows of x, separated by commas]
+// Or what they choose for weights as they are beside what they choose for packed ones, in turn:
+//   bench_cuda_sweep ROWS packed
 #include <fmt/core.h>
 
 #include <numeric>
@@ -10,6 +12,7 @@
 #include "ops/cuda/level.hpp"
 #include "ops/cuda/sm90/matmul.hpp"
 #include "ops/cuda/sm90/matmul_packed_plan.hpp"
+#include "ops/cuda/sm90/matmul_packed_tiled_plan.hpp"
 #include "ops/cuda/sm90/matmul_plan.hpp"
 #include "ops/cuda/sm90/mlstm_fused.hpp"
 #include "ops/cuda/sm90/mlstm_fused_plan.hpp"
@@ -23,19 +26,22 @@ using ops::cuda::MatmulKernel;
 using ops::cuda::MatmulPlan;
 using ops::cuda::MatmulShape;
 using ops::cuda::PackedPlan;
+using ops::cuda::PackedTiledPlan;
 
 struct Layer {
   const char* name;
   std::vector<std::int64_t> outputs;
   std::int64_t inputs;
   bool swiglu;
+  DType of_y;
+  bool accumulate;
 };
 
-const Layer kLayers[] = {{"qkvo", {kQk, kQk, kD, kD}, kD, false},
-                         {"out", {kD}, kD, false},
-                         {"gate_up", {kF, kF}, kD, true},
-                         {"down", {kD}, kF, false},
-                         {"head", {kVocabulary}, kD, false}};
+const Layer kLayers[] = {{"qkvo", {kQk, kQk, kD, kD}, kD, false, DType::bf16, false},
+                         {"out", {kD}, kD, false, DType::f32, true},
+                         {"gate_up", {kF, kF}, kD, true, DType::bf16, false},
+                         {"down", {kD}, kF, false, DType::f32, true},
+                         {"head", {kVocabulary}, kD, false, DType::f32, false}};
 
 std::string describe(const MatmulPlan& p) {
   if (p.kernel == MatmulKernel::tiled) return fmt::format("tiled, {} columns", p.columns);
@@ -48,6 +54,17 @@ std::string describe(const PackedPlan& p) {
   return fmt::format("packed, {} tiles{}{}", p.height,
                      p.split > 1 ? fmt::format(", depth in {}", p.split) : "",
                      p.x_stages > 0 ? fmt::format(", {} stages of x", p.x_stages) : "");
+}
+
+std::string describe(const PackedTiledPlan& p) {
+  return fmt::format("packed, tiles of {} rows", p.rows);
+}
+
+std::vector<PackedTiledPlan> all_packed_tiled_plans(const MatmulShape& s) {
+  std::vector<PackedTiledPlan> all;
+  for (const int rows : {128, 192, 256})
+    all.push_back({rows, ops::cuda::packed_tiled_cycles(s, rows)});
+  return all;
 }
 
 std::vector<PackedPlan> all_packed_plans(const MatmulShape& s) {
@@ -90,41 +107,99 @@ void sweep(const std::string& what, const Plan& chosen, const std::vector<Plan>&
   print_row(what, describe(chosen), chosen_time, describe(fastest), least);
 }
 
-void sweep_products(const Layer& layer, std::int64_t rows, int multiprocessors) {
-  Memory memory;
-  const auto n = std::accumulate(layer.outputs.begin(), layer.outputs.end(), std::int64_t{0});
-  const int sets = rotating_sets(1.5 * static_cast<double>(n * layer.inputs));
-  std::vector<std::vector<Tensor>> w(static_cast<std::size_t>(sets));
-  std::vector<std::vector<ops::PackedWeights>> packed(w.size());
-  for (std::vector<Tensor>& each : w)
-    for (const std::int64_t outputs : layer.outputs)
-      each.push_back(memory.numbers(DType::bf16, {outputs, layer.inputs}, 0.02F));
-  const Tensor x = memory.numbers(DType::bf16, {rows, layer.inputs});
-  const Tensor y =
-      memory.numbers(layer.swiglu ? DType::bf16 : DType::f32, {rows, layer.swiglu ? n / 2 : n});
-  const auto outputs = std::span(layer.outputs).first(layer.swiglu ? 1 : layer.outputs.size());
-  const MatmulShape shape{rows, outputs, layer.inputs, layer.swiglu, multiprocessors};
-  const auto time = [&](const auto& plan) {
+/// A product of a layer with weights as they are and packed ones, each so often that the next finds
+/// nothing in the second-level cache.
+class Products {
+ public:
+  Products(const Layer& layer, std::int64_t rows, int multiprocessors)
+      : layer_(layer),
+        rows_(rows),
+        n_(std::accumulate(layer.outputs.begin(), layer.outputs.end(), std::int64_t{0})),
+        w_(static_cast<std::size_t>(rotating_sets(1.5 * static_cast<double>(n_ * layer.inputs)))),
+        packed_(w_.size()),
+        shape_{rows, std::span(layer.outputs).first(layer.swiglu ? 1 : layer.outputs.size()),
+               layer.inputs, layer.swiglu, multiprocessors} {
+    for (std::vector<Tensor>& each : w_)
+      for (const std::int64_t outputs : layer.outputs)
+        each.push_back(memory_.numbers(DType::bf16, {outputs, layer.inputs}, 0.02F));
+    x_ = memory_.numbers(DType::bf16, {rows, layer.inputs});
+    y_ = memory_.numbers(layer.of_y, {rows, layer.swiglu ? n_ / 2 : n_});
+  }
+  void pack() {
+    for (std::size_t i = 0; i < w_.size(); ++i) packed_[i] = packed_of(memory_, w_[i]);
+  }
+  const MatmulShape& shape() const { return shape_; }
+  std::string what() const { return fmt::format("{} x{}", layer_.name, rows_); }
+
+  /// Seconds of a call.
+  template <class Plan>
+  double time(const Plan& plan, double least = 0) const {
     std::vector<std::function<void(Context&)>> calls;
-    for (std::size_t i = 0; i < w.size(); ++i)
-      calls.emplace_back([&, i, plan](Context& c) {
-        if (!ops::cuda::planned_product(
-                c,
-                {.x = x, .w = w[i], .b = {}, .y = y, .swiglu = layer.swiglu, .packed = packed[i]},
-                plan))
+    for (std::size_t i = 0; i < w_.size(); ++i)
+      calls.emplace_back([this, i, plan](Context& c) {
+        if (!ops::cuda::planned_product(c,
+                                        {.x = x_,
+                                         .w = w_[i],
+                                         .b = {},
+                                         .y = y_,
+                                         .accumulate = layer_.accumulate,
+                                         .swiglu = layer_.swiglu,
+                                         .packed = packed_[i]},
+                                        plan))
           throw Error(ErrorCode::internal, "a plan that does not serve");
       });
-    return time_calls(calls);
-  };
-  const std::string what = fmt::format("{} x{}", layer.name, rows);
+    return time_calls(calls, 0, least);
+  }
+
+ private:
+  Memory memory_;
+  const Layer& layer_;
+  std::int64_t rows_, n_;
+  std::vector<std::vector<Tensor>> w_;
+  std::vector<std::vector<ops::PackedWeights>> packed_;
+  MatmulShape shape_;
+  Tensor x_, y_;
+};
+
+void sweep_products(const Layer& layer, std::int64_t rows, int multiprocessors) {
+  Products products(layer, rows, multiprocessors);
+  const MatmulShape& shape = products.shape();
+  const auto time = [&](const auto& plan) { return products.time(plan); };
+  const std::string what = products.what();
   sweep(what, ops::cuda::plan_matmul(shape), all_plans(shape), time);
+  products.pack();
+  const std::vector<PackedTiledPlan> tiled = all_packed_tiled_plans(shape);
+  if (rows > 128) sweep(what + ", packed", ops::cuda::plan_packed_tiled(shape), tiled, time);
   if (rows > ops::cuda::kPackedRows) return;
-  for (std::size_t i = 0; i < w.size(); ++i) packed[i] = packed_of(memory, w[i]);
   const std::vector<PackedPlan> plans = all_packed_plans(shape);
   if (plans.empty()) return;
   const bool chosen = ops::cuda::plan_packed(shape).rows > 0;
   sweep(what + (chosen ? ", packed" : ", packed (not chosen)"),
         *std::ranges::min_element(plans, {}, &PackedPlan::cycles), plans, time);
+}
+
+/// In turn, because the card's clock depends on what it did before.
+void compare_products(const Layer& layer, std::int64_t rows, int multiprocessors) {
+  constexpr int kRounds = 4;
+  constexpr double kLeast = 0.1;
+  Products products(layer, rows, multiprocessors);
+  products.pack();
+  const MatmulShape& shape = products.shape();
+  const MatmulPlan plain = ops::cuda::plan_matmul(shape);
+  const PackedPlan few = ops::cuda::plan_packed(shape);
+  const PackedTiledPlan tiled = ops::cuda::plan_packed_tiled(shape);
+  std::vector<double> as_they_are, packed;
+  for (int i = 0; i < kRounds; ++i) {
+    if (i % 2 == 0) as_they_are.push_back(products.time(plain, kLeast));
+    packed.push_back(few.rows > 0 ? products.time(few, kLeast) : products.time(tiled, kLeast));
+    if (i % 2 == 1) as_they_are.push_back(products.time(plain, kLeast));
+  }
+  const auto middle = [](std::vector<double>& times) {
+    std::ranges::sort(times);
+    return (times[kRounds / 2 - 1] + times[kRounds / 2]) / 2;
+  };
+  print_row(products.what(), describe(plain), middle(as_they_are),
+            few.rows > 0 ? describe(few) : describe(tiled), middle(packed));
 }
 
 void sweep_segments(std::int64_t sequences, std::int64_t length) {
@@ -173,20 +248,23 @@ void sweep_segments(std::int64_t sequences, std::int64_t length) {
             describe(fastest), least);
 }
 
-int run(const std::string& list) {
+int run(const std::string& list, bool packed) {
   if (!has_card("bench_cuda_sweep")) return 1;
   if (ops::cuda::level(kCard) != ops::cuda::Level::sm90) {
     fmt::print(stderr, "bench_cuda_sweep: the card is not of capability 9.0\n");
     return 1;
   }
   const int multiprocessors = ops::cuda::multiprocessors(kCard);
-  fmt::print("| what | chosen | us | fastest | us | of chosen |\n|---|---|---:|---|---:|---:|\n");
+  fmt::print("| what | {} | us | {} | us | of the first |\n|---|---|---:|---|---:|---:|\n",
+             packed ? "as they are" : "chosen", packed ? "packed" : "fastest");
   for (std::size_t begin = 0; begin < list.size();) {
     const std::size_t end = std::min(list.find(',', begin), list.size());
     const std::int64_t rows = std::stoll(list.substr(begin, end - begin));
     begin = end + 1;
-    for (const Layer& layer : kLayers) sweep_products(layer, rows, multiprocessors);
+    for (const Layer& layer : kLayers)
+      (packed ? compare_products : sweep_products)(layer, rows, multiprocessors);
   }
+  if (packed) return 0;
   for (const auto& [sequences, length] :
        {std::pair{1, 128}, {1, 512}, {1, 2048}, {1, 8192}, {2, 8192}, {8, 2048}, {2, 32768}})
     sweep_segments(sequences, length);
@@ -197,7 +275,8 @@ int run(const std::string& list) {
 
 int main(int argc, char** argv) {
   try {
-    return run(argc > 1 ? argv[1] : "32,64,128,256,512,2048,8192");
+    return run(argc > 1 ? argv[1] : "32,64,128,256,512,2048,8192",
+               argc > 2 && argv[2] == std::string("packed"));
   } catch (const std::exception& error) {
     fmt::print(stderr, "bench_cuda_sweep: {}\n", error.what());
     return 1;

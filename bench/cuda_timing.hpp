@@ -117,8 +117,11 @@ inline int rotating_sets(double bytes, int least = 2) {
 
 /// Seconds of a call, the median of replays of a graph of all of them.
 /// @param scratch  bytes that a call takes; 0: as its op says
+/// @param least    seconds that it goes on, half of them before what counts: a card that is bound
+/// by
+///                 power has another clock after some of them
 inline double time_calls(const std::vector<std::function<void(Context&)>>& calls,
-                         std::size_t scratch = 0) {
+                         std::size_t scratch = 0, double least = 0) {
   const auto now = [] {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
         .count();
@@ -136,11 +139,13 @@ inline double time_calls(const std::vector<std::function<void(Context&)>>& calls
   for (const auto& call : calls) call(context);
   void* graph = cuda::end_capture(context.stream(), kCard);
   std::vector<double> times;
-  for (int i = 0; i < 23; ++i) {
+  const double begin = now();
+  for (int i = 0; i < 23 || now() - begin < least; ++i) {
     const double start = now();
     cuda::launch_graph(graph, context.stream(), kCard);
     context.synchronize();
-    if (i >= 3) times.push_back((now() - start) / static_cast<double>(calls.size()));
+    if (i >= 3 && start - begin >= least / 2)
+      times.push_back((now() - start) / static_cast<double>(calls.size()));
   }
   cuda::destroy_graph(graph, kCard);
   std::ranges::sort(times);

@@ -17,7 +17,7 @@ const std::vector<std::int64_t> kQkvo = {2048, 2048, 4096, 4096}, kHidden = {409
                                 kHead = {50304};
 
 TEST(PackedPlan, BlocksHoldWhatTheyAreSaidToHold) {
-  for (const std::int64_t rows : {1, 17, 64, 65, 128})
+  for (const std::int64_t rows : {1, 17, 64, 65, 128, 129, 300, 512})
     for (const std::vector<std::int64_t>& outputs : {kQkvo, kHidden, kUp, kHead, {8}, {8, 64, 512}})
       for (const std::int64_t depth : {8, 128, 136, 1024, 4096, 10944})
         for (const bool swiglu : {false, true}) {
@@ -29,7 +29,7 @@ TEST(PackedPlan, BlocksHoldWhatTheyAreSaidToHold) {
             EXPECT_LE(p.tiles(swiglu), 8 * p.groups(swiglu));
             EXPECT_LE(p.split, pieces_of(depth, 128));
             const bool shares = p.split * p.turns(swiglu) > 1;
-            EXPECT_TRUE(!shares || packed_jobs(shape, p.height) * p.split <= 132);
+            EXPECT_TRUE(!shares || packed_jobs(shape, p) * p.split <= 132);
             const PackedRing ring(p, swiglu);
             EXPECT_GE(ring.w_stages, 2);
             EXPECT_GE(ring.x_stages, 2);
@@ -49,9 +49,10 @@ TEST(PackedPlan, UpTo64RowsHaveOnePlan) {
       EXPECT_EQ(plan(rows, outputs, 4096), plan(1, outputs, 4096));
 }
 
-TEST(PackedPlan, MoreThan128RowsHaveNone) {
-  EXPECT_EQ(plan(129, kQkvo, 4096).rows, 0);
+TEST(PackedPlan, ManyRowsHaveNone) {
+  EXPECT_EQ(plan(kPackedRows + 1, kQkvo, 4096).rows, 0);
   EXPECT_EQ(plan(2048, kHead, 4096).rows, 0);
+  EXPECT_EQ(plan(256, kHead, 4096).rows, 0) << "its tiles fill the card";
 }
 
 TEST(PackedPlan, ServesTheShapesOfThe7bModel) {
@@ -60,7 +61,7 @@ TEST(PackedPlan, ServesTheShapesOfThe7bModel) {
     EXPECT_GT(plan(rows, kUp, 4096, true).rows, 0);
     EXPECT_GT(plan(rows, kHidden, 10944).rows, 0);
     EXPECT_GT(plan(rows, kHead, 4096).rows, 0);
-    EXPECT_EQ(plan(rows, kHidden, 4096).rows, rows == 64 ? 64 : 0);
+    EXPECT_GT(plan(rows, kHidden, 4096).rows, 0);
   }
 }
 

@@ -5,22 +5,15 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <map>
 #include <random>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "core/cuda_device.hpp"
-#include "core/float_bits.hpp"
-#include "ops/cuda/level.hpp"
+#include "cuda/matmul_packed_support.hpp"
 #include "ops/cuda/sm90/matmul.hpp"
 #include "ops/cuda/sm90/matmul_packed_plan.hpp"
 #include "ops/linear.hpp"
-#include "ops/packed_support.hpp"
-#include "ops/support.hpp"
-#include "oracle/ops.hpp"
 
 namespace xlstm::ops {
 namespace {
@@ -28,91 +21,12 @@ namespace {
 using cuda::MatmulKernel;
 using cuda::MatmulPlan;
 using cuda::PackedPlan;
-
-/// Row blocks of W, packed, and x.
-struct Operands {
-  std::int64_t rows, depth, columns = 0;
-  std::vector<test::Array> x, w, b;
-  std::vector<test::Packed> packed;
-  std::vector<Tensor> w_tensors, b_tensors;
-  std::vector<PackedWeights> packed_tensors;
-
-  /// @param number  of row n of W, column k
-  template <class Number>
-  Operands(std::mt19937& random, std::int64_t rows_, const std::vector<std::int64_t>& outputs,
-           std::int64_t depth_, const std::vector<double>& xs, const Number& number)
-      : rows(rows_), depth(depth_) {
-    x.push_back(test::Array::of(DType::bf16, {rows, depth}, xs, 8 + (8 - depth % 8) % 8));
-    std::uniform_int_distribution<int> whole(-4, 4);
-    for (const std::int64_t n : outputs) {
-      std::vector<double> values(static_cast<std::size_t>(n * depth));
-      for (std::int64_t i = 0; i < n; ++i)
-        for (std::int64_t k = 0; k < depth; ++k)
-          values[static_cast<std::size_t>(i * depth + k)] = number(i, k);
-      std::vector<std::uint16_t> bits;
-      for (const double value : values) bits.push_back(f32_to_bf16(static_cast<float>(value)));
-      packed.emplace_back(std::move(bits), n, depth);
-      EXPECT_EQ(packed.back().left_out(), 0);
-      w.push_back(test::Array::of(DType::bf16, {n, depth}, values, 8 + (8 - depth % 8) % 8));
-      std::vector<double> biases(static_cast<std::size_t>(n));
-      for (double& bias : biases) bias = whole(random);
-      b.push_back(test::Array::of(DType::f32, {n}, biases));
-      columns += n;
-    }
-    for (test::Array& each : w) w_tensors.push_back(each.tensor());
-    for (test::Array& each : b) b_tensors.push_back(each.tensor());
-    for (test::Packed& each : packed) packed_tensors.push_back(each.weights());
-  }
-
-  /// y before it is added to
-  std::vector<double> products() const {
-    std::vector<double> y(static_cast<std::size_t>(rows * columns));
-    const std::vector<double> xs = x[0].values();
-    std::int64_t first = 0;
-    for (std::size_t i = 0; i < w.size(); ++i) {
-      const auto n = static_cast<std::int64_t>(b[i].values().size());
-      const std::vector<double> sums = oracle::linear<double>(
-          xs, w[i].values(), b[i].values(), static_cast<int>(depth), static_cast<int>(n));
-      for (std::int64_t t = 0; t < rows; ++t)
-        for (std::int64_t c = 0; c < n; ++c)
-          y[static_cast<std::size_t>(t * columns + first + c)] =
-              sums[static_cast<std::size_t>(t * n + c)];
-      first += n;
-    }
-    return y;
-  }
-};
-
-std::vector<double> whole_numbers(std::mt19937& random, std::int64_t count) {
-  std::uniform_int_distribution<int> number(-4, 4);
-  std::vector<double> values(static_cast<std::size_t>(count));
-  for (double& value : values) value = number(random);
-  return values;
-}
-
-std::vector<double> normal_numbers(std::mt19937& random, std::int64_t count, double scale = 1) {
-  std::normal_distribution<double> number(0, scale);
-  std::vector<double> values(static_cast<std::size_t>(count));
-  for (double& value : values) value = test::rounded(DType::bf16, number(random));
-  return values;
-}
-
-/// Whole numbers, whose sums are exact in any order: a row has one large number, so that its ones
-/// and zeros are listed, up to 8 in each tile.
-Operands whole(std::mt19937& random, std::int64_t rows, const std::vector<std::int64_t>& outputs,
-               std::int64_t depth) {
-  std::uniform_int_distribution<int> number(2, 4), sign(0, 1), place(0, 127);
-  std::map<std::pair<std::int64_t, std::int64_t>, int> listed;
-  return Operands(random, rows, outputs, depth, whole_numbers(random, rows * depth),
-                  [&](std::int64_t n, std::int64_t k) -> double {
-                    if (n == 0 && k == 0) listed.clear();
-                    if (k == 17 * n % depth) return 65536;
-                    const int small = place(random);
-                    if (small < 2 && ++listed[{n / 8, k / 128}] <= PackedTile::kMostPatches)
-                      return small;
-                    return number(random) * (sign(random) * 2 - 1);
-                  });
-}
+using test::Case;
+using test::no_card;
+using test::normal_numbers;
+using test::Operands;
+using test::whole;
+using test::whole_numbers;
 
 std::vector<PackedPlan> plans(std::int64_t rows, std::int64_t depth, bool swiglu) {
   std::vector<PackedPlan> all;
@@ -129,20 +43,14 @@ std::string describe(const PackedPlan& p) {
          std::to_string(p.split) + ", " + std::to_string(p.x_stages) + " stages of x";
 }
 
-bool no_card() { return cuda::level(test_device()) != cuda::Level::sm90; }
-
-struct Case {
-  std::int64_t rows, depth;
-  std::vector<std::int64_t> outputs;
-};
-
 TEST(PackedMatmulOnCuda, EveryPlanIsExact) {
   if (no_card()) GTEST_SKIP() << "no card of capability 9.0";
   std::mt19937 random(41);
   int number = 0;
-  for (const Case& c : {Case{17, 128, {8}}, Case{63, 136, {264, 96, 8}}, Case{64, 192, {512}},
-                        Case{65, 700, {264, 96, 8, 40}}, Case{100, 512, {136, 72}},
-                        Case{128, 2744, {264}}, Case{64, 4096, {200, 64}}}) {
+  for (const Case& c :
+       {Case{17, 128, {8}}, Case{63, 136, {264, 96, 8}}, Case{64, 192, {512}},
+        Case{65, 700, {264, 96, 8, 40}}, Case{100, 512, {136, 72}}, Case{128, 2744, {264}},
+        Case{64, 4096, {200, 64}}, Case{129, 520, {264, 8}}, Case{400, 264, {136, 200}}}) {
     Operands p = whole(random, c.rows, c.outputs, c.depth);
     const std::vector<double> products = p.products(),
                               old = whole_numbers(random, p.rows * p.columns);
@@ -182,7 +90,7 @@ TEST(PackedMatmulOnCuda, ResultsAreThoseOfTheWeights) {
   if (no_card()) GTEST_SKIP() << "no card of capability 9.0";
   std::mt19937 random(42);
   for (const Case& c : {Case{64, 4096, {264, 64}}, Case{40, 1000, {512}}, Case{128, 10944, {136}},
-                        Case{128, 768, {40, 40, 40}}}) {
+                        Case{128, 768, {40, 40, 40}}, Case{200, 4096, {264, 64}}}) {
     std::vector<double> numbers = normal_numbers(random, 1 << 16, 0.02);
     std::size_t at = 0;
     Operands p(random, c.rows, c.outputs, c.depth, normal_numbers(random, c.rows * c.depth),
@@ -198,9 +106,10 @@ TEST(PackedMatmulOnCuda, ResultsAreThoseOfTheWeights) {
                             .b = p.b_tensors,
                             .y = same.tensor(),
                             .packed = p.packed_tensors};
-      ASSERT_TRUE(cuda::planned_product(
-          context, product,
-          MatmulPlan{MatmulKernel::streamed, plan.rows, 64, 64, plan.split, 0, 0}));
+      ASSERT_TRUE(
+          cuda::planned_product(context, product,
+                                MatmulPlan{MatmulKernel::streamed, c.rows > 128 ? 256 : plan.rows,
+                                           64, 64, plan.split, 0, 0}));
       product.y = y.tensor();
       ASSERT_TRUE(cuda::planned_product(context, product, plan));
       context.synchronize();
@@ -213,7 +122,7 @@ TEST(PackedMatmulOnCuda, EveryPlanFormsSwiglu) {
   if (no_card()) GTEST_SKIP() << "no card of capability 9.0";
   std::mt19937 random(43);
   for (const DType type : {DType::f32, DType::bf16}) {
-    for (const std::int64_t rows : {50, 100}) {
+    for (const std::int64_t rows : {50, 100, 300}) {
       constexpr std::int64_t kF = 200, kDepth = 520;
       Operands p(
           random, rows, {kF, kF}, kDepth, normal_numbers(random, rows * kDepth),
@@ -232,7 +141,9 @@ TEST(PackedMatmulOnCuda, EveryPlanFormsSwiglu) {
                               .swiglu = true,
                               .packed = p.packed_tensors};
         ASSERT_TRUE(cuda::planned_product(
-            context, product, MatmulPlan{MatmulKernel::streamed, plan.rows, 64, 32, 1, 0, 0}));
+            context, product,
+            rows > 128 ? MatmulPlan{MatmulKernel::tiled, 256, 256, 128, 1, 0, 0}
+                       : MatmulPlan{MatmulKernel::streamed, plan.rows, 64, 32, 1, 0, 0}));
         product.y = y.tensor();
         ASSERT_TRUE(cuda::planned_product(context, product, plan));
         context.synchronize();

@@ -8,16 +8,27 @@
 namespace xlstm::ops::cuda {
 namespace {
 
-/// Whether packed weights can take the place of the others: whole tiles, and offsets in 32 bits.
+/// Whether the weights are there as they are, not in their packed form alone.
+bool has_weights(const Product& p) {
+  for (const Tensor& w : p.w)
+    if (!w) return false;
+  return true;
+}
+
+/// Whether packed weights can take the place of the others: whole tiles.
 bool takes_packed(const Product& p) {
-  if (p.packed.empty() || p.x.dtype != DType::bf16 || p.y.dtype == DType::u8 ||
-      p.x.dim(0) > kPackedRows || p.x.dim(0) * p.y.row_stride() >= std::int64_t{1} << 31)
-    return false;
+  if (p.packed.empty() || p.x.dtype != DType::bf16 || p.y.dtype == DType::u8) return false;
   for (const PackedWeights& w : p.packed)
     if (!w || !has_boxes(w.tiles)) return false;
   for (const Tensor& w : p.w)
-    if (w.dim(0) % PackedTile::kRows != 0) return false;
+    if (w.dim(0) % PackedTile::kRows != 0 || w.dim(0) == 0) return false;
   return true;
+}
+
+/// Whether the kernel of few rows serves too: its offsets have 32 bits.
+bool takes_few_packed(const Product& p) {
+  return takes_packed(p) && p.x.dim(0) <= kPackedRows &&
+         p.x.dim(0) * p.y.row_stride() < std::int64_t{1} << 31;
 }
 
 /// What the kernels need of any product. @param height  of a tile, as its plan counts it
@@ -48,7 +59,7 @@ bool takes_product(const Product& p) {
   if (p.swiglu && (p.w.size() != 2 || p.accumulate)) return false;
   std::int64_t first = 0;
   for (const Tensor& w : p.w) {
-    if (w.dtype != p.x.dtype || !has_boxes(w) || !has_boxes(p.y.cols(first, w.dim(0))))
+    if (w.dtype != p.x.dtype || (w && !has_boxes(w)) || !has_boxes(p.y.cols(first, w.dim(0))))
       return false;
     // Stores end at 16 bytes too: they would reach into what lies behind a part of wider rows.
     // (Codes have rows of their own.)
@@ -75,8 +86,9 @@ bool product(Context& context, const Product& p) {
                           .swiglu = p.swiglu,
                           .multiprocessors = places};
   if (takes_packed(p)) {
-    const PackedPlan plan = plan_packed(shape);
-    if (plan.rows > 0) return planned_product(context, p, plan);
+    const PackedPlan few = takes_few_packed(p) ? plan_packed(shape) : PackedPlan{};
+    if (few.rows > 0) return planned_product(context, p, few);
+    return planned_product(context, p, plan_packed_tiled(shape));
   }
   return planned_product(context, p,
                          e4m3 ? plan_tiled(shape, p.x_scales.rank == 2) : plan_matmul(shape));
@@ -84,7 +96,8 @@ bool product(Context& context, const Product& p) {
 
 bool planned_product(Context& context, const Product& p, const MatmulPlan& plan) {
   constexpr int kBlock = 128;  // of weights that share a scale
-  if (!takes_product(p) || (p.x_scales.rank == 2 && plan.height % kBlock != 0)) return false;
+  if (!takes_product(p) || !has_weights(p) || (p.x_scales.rank == 2 && plan.height % kBlock != 0))
+    return false;
   const bool tiled = plan.kernel == MatmulKernel::tiled;
   MatmulMaps maps = {};
   MatmulArgs args = args_of(p, plan.height, plan.split);
@@ -124,27 +137,58 @@ bool planned_product(Context& context, const Product& p, const MatmulPlan& plan)
   return true;
 }
 
-bool planned_product(Context& context, const Product& p, const PackedPlan& plan) {
-  if (!takes_product(p) || !takes_packed(p)) return false;
-  MatmulArgs args = args_of(p, plan.height, plan.split);
+namespace {
+
+/// What both kernels of packed weights are given: tiles of `height` of each W, of which `blocks`
+/// blocks have one each.
+struct PackedCall {
+  MatmulArgs args;
   PackedMaps maps = {};
   PackedScales scales = {};
-  args.depth_stages = static_cast<int>(pieces_of(p.x.dim(1), PackedTile::kColumns));
-  maps.x = box_map(p.x, plan.rows);
-  std::int64_t first = 0;
-  for (std::size_t i = 0; i < p.w.size(); ++i) {
-    maps.w[i] = packed_map(p.packed[i].tiles, plan.height);
-    scales.of[i] = p.packed[i].scales.as<float>();
-    args.outputs[i] = p.w[i].dim(0);
-    args.first[i] = first;
-    if (!p.b.empty()) args.bias[i] = p.b[i].data;
-    if (p.swiglu && i == 1) break;
-    args.column_tiles +=
-        static_cast<int>(pieces_of(p.w[i].dim(0), PackedTile::kRows * plan.height));
-    args.tile_end[i] = args.column_tiles;
-    first += p.w[i].dim(0);
+
+  PackedCall(const Product& p, int rows, int height, int split, int blocks)
+      : args(args_of(p, height, split)) {
+    args.row_tiles = static_cast<int>(pieces_of(p.x.dim(0), rows));
+    args.depth_stages = static_cast<int>(pieces_of(p.x.dim(1), PackedTile::kColumns));
+    maps.x = box_map(p.x, rows / blocks);  // a block of a cluster loads its share
+    std::int64_t first = 0;
+    for (std::size_t i = 0; i < p.w.size(); ++i) {
+      maps.w[i] = packed_map(p.packed[i].tiles, height);
+      scales.of[i] = p.packed[i].scales.as<float>();
+      args.outputs[i] = p.w[i].dim(0);
+      args.first[i] = first;
+      if (!p.b.empty()) args.bias[i] = p.b[i].data;
+      if (p.swiglu && i == 1) break;
+      args.column_tiles +=
+          static_cast<int>(pieces_of(p.w[i].dim(0), PackedTile::kRows * height * blocks));
+      args.tile_end[i] = args.column_tiles;
+      first += p.w[i].dim(0);
+    }
   }
-  launch_packed(context, plan, maps, scales, args, multiprocessors(context.device()));
+};
+
+}  // namespace
+
+bool planned_product(Context& context, const Product& p, const PackedPlan& plan) {
+  if (!takes_product(p) || !takes_few_packed(p)) return false;
+  const PackedCall call(p, plan.rows, plan.height, plan.split, 1);
+  launch_packed(context, plan, call.maps, call.scales, call.args,
+                multiprocessors(context.device()));
+  return true;
+}
+
+bool planned_product(Context& context, const Product& p, const PackedTiledPlan& plan) {
+  if (!takes_product(p) || !takes_packed(p)) return false;
+  PackedCall call(p, plan.rows, p.swiglu ? kPackedTiledTiles / 2 : kPackedTiledTiles, 1,
+                  kPackedTiledCluster);
+  // Boxes of y: a warp group has 64 rows of W, or 32 of both with SwiGLU.
+  const bool narrow = p.swiglu && p.y.dtype == DType::bf16;
+  for (std::size_t i = 0; i < (p.swiglu ? 1 : p.w.size()); ++i) {
+    const Tensor y = p.y.cols(call.args.first[i], p.w[i].dim(0));
+    call.maps.y[i] = narrow ? narrow_box_map(y, kPackedTiledPiece) : box_map(y, kPackedTiledPiece);
+  }
+  launch_packed_tiled(context, plan, call.maps, call.scales, call.args,
+                      multiprocessors(context.device()));
   return true;
 }
 

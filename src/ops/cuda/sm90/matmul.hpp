@@ -9,15 +9,17 @@
 
 namespace xlstm::ops::cuda {
 
-struct MatmulPlan;  // matmul_plan.hpp
-struct PackedPlan;  // matmul_packed_plan.hpp
+struct MatmulPlan;       // matmul_plan.hpp
+struct PackedPlan;       // matmul_packed_plan.hpp
+struct PackedTiledPlan;  // matmul_packed_tiled_plan.hpp
 
 /// y = x W^T + b, or y += with `accumulate`; with `swiglu`, W is a gate and what it gates,
 /// y = silu(x W_0^T + b_0) (x W_1^T + b_1). Sums are float32 in the order of K, or of few pieces of
 /// it, in a kernel that M, N and K choose: the other rows do not change a row's result.
 struct Product {
-  Tensor x;                   ///< [M, K] bf16, or u8: e4m3
-  std::span<const Tensor> w;  ///< row blocks [N_i, K] of the same; two [F, K] with `swiglu`
+  Tensor x;  ///< [M, K] bf16, or u8: e4m3
+  /// Row blocks [N_i, K] of the same; two [F, K] with `swiglu`. No memory: packed alone.
+  std::span<const Tensor> w;
   std::span<const Tensor> b;  ///< empty, or one [N_i] each of f32, bf16 or f16
   Tensor y;                   ///< [M, sum N_i] f32 or bf16; [M, F] with `swiglu`, then also u8
   bool accumulate = false;
@@ -37,7 +39,8 @@ bool takes_product(const Product& product);
 bool product(Context& context, const Product& product);
 /// The same in this way, which serves `product`; plan_matmul() gives the fastest.
 bool planned_product(Context& context, const Product& product, const MatmulPlan& plan);
-/// The same of packed weights, which plan_packed() serves.
+/// The same of packed weights, which plan_packed() serves, or plan_packed_tiled().
 bool planned_product(Context& context, const Product& product, const PackedPlan& plan);
+bool planned_product(Context& context, const Product& product, const PackedTiledPlan& plan);
 
 }  // namespace xlstm::ops::cuda

@@ -7,6 +7,7 @@
 
 #include "core/context.hpp"
 #include "ops/cuda/sm90/matmul_packed_plan.hpp"
+#include "ops/cuda/sm90/matmul_packed_tiled_plan.hpp"
 #include "ops/cuda/sm90/matmul_plan.hpp"
 #include "xlstm/tensor.hpp"
 
@@ -49,6 +50,7 @@ struct MatmulArgs {
 struct PackedMaps {
   CUtensorMap x;
   CUtensorMap w[kMostProducts];  ///< packed_map() of each W; of gate and up with SwiGLU
+  CUtensorMap y[kMostProducts];  ///< the columns of each W (tiled kernel)
 };
 
 struct PackedScales {
@@ -61,5 +63,7 @@ void launch_streamed(Context& context, const MatmulPlan& plan, const MatmulMaps&
                      const MatmulArgs& args);
 void launch_packed(Context& context, const PackedPlan& plan, const PackedMaps& maps,
                    const PackedScales& scales, const MatmulArgs& args, int multiprocessors);
+void launch_packed_tiled(Context& context, const PackedTiledPlan& plan, const PackedMaps& maps,
+                         const PackedScales& scales, const MatmulArgs& args, int multiprocessors);
 
 }  // namespace xlstm::ops::cuda

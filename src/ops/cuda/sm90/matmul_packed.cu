@@ -1,26 +1,26 @@
 // Few rows and packed weights (ops/packed.hpp): y^T = W x^T, W in registers. A warp has two tiles
-// of 8 rows of W, puts their numbers together and multiplies them with all rows of x. Copies of W
-// and of x have rings of their own: a stage of W is free as soon as it is in registers.
+// of 8 rows of W, puts their numbers together and multiplies them with all rows of x, or with 128
+// of them. Copies of W and of x have rings of their own: a stage of W is free as soon as it is in
+// registers.
 
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/sm90/device/cluster.cuh"
-#include "ops/cuda/sm90/device/packed.cuh"
+#include "ops/cuda/sm90/device/packed_fragments.cuh"
 #include "ops/cuda/sm90/device/tile_copy.cuh"
 #include "ops/cuda/sm90/device/wgmma.cuh"
 #include "ops/cuda/sm90/matmul_kernels.cuh"
 #include "ops/cuda/sm90/matmul_output.cuh"
+#include "ops/cuda/sm90/matmul_places.cuh"
 #include "ops/packed.hpp"
 
 namespace xlstm::ops::cuda {
 namespace {
 
 using Tile = PackedTile;
-constexpr int kGroup = 128;      // threads of a warp group
-constexpr int kTilesOfWarp = 2;  // rows 0 to 7 of its 16, and 8 to 15
-constexpr int kBefore = 1024;    // barriers, up to where a box may begin
+constexpr int kGroup = 128;    // threads of a warp group
+constexpr int kBefore = 1024;  // barriers, up to where a box may begin
 constexpr int kStages = kPackedMostStages;
-constexpr int kTileWords = Tile::kBytes / 8;  // columns of packed_map()
 
 /// What a launch makes of its plan.
 struct Ring {
@@ -28,11 +28,17 @@ struct Ring {
   int w_bytes;  // of a stage
 };
 
-/// Tiles of a job: of W `weight`, or of gate and up with SwiGLU.
+/// Tiles of a job: of W `weight`, or of gate and up with SwiGLU; and its rows of x. Jobs with the
+/// same tiles follow one another: one of them finds W in the second-level cache.
 struct Job {
-  int weight = 0, first, count;
-  __device__ __forceinline__ Job(const MatmulArgs& a, int job) {
-    int before = 0;
+  int weight = 0, first, count, row;
+  __device__ __forceinline__ Job(const MatmulArgs& a, int index, int rows) {
+    int job = index, before = 0;
+    row = 0;
+    if (a.row_tiles > 1) {
+      job = index / a.row_tiles;
+      row = (index - job * a.row_tiles) * rows;
+    }
 #pragma unroll
     for (int i = 0; i < kMostProducts - 1; ++i) {
       if (i < a.weights - 1 && job >= a.tile_end[i]) {
@@ -44,84 +50,6 @@ struct Job {
     count = min(a.height, static_cast<int>(a.outputs[weight]) / Tile::kRows - first);
   }
 };
-
-/// A stage of a ring and the parity of its barriers.
-struct Turn {
-  int at = 0;
-  unsigned phase = 0;
-  __device__ __forceinline__ void next(int stages, int step = 1) {
-    at += step;
-    if (at >= stages) {
-      at -= stages;
-      phase ^= 1;
-    }
-  }
-};
-
-__device__ __forceinline__ unsigned load_word(SharedAddress at) {
-  unsigned word = 0;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(at) : "memory");
-  return word;
-}
-
-/// A lane's part of 128 columns of two rows.
-struct Packs {
-  uint2 two[kTilesOfWarp][4];  // of each a
-  unsigned third[kTilesOfWarp][4];
-
-  /// Where those of a = 0 lie in a tile; those of others where a flips bits of the address.
-  __device__ __forceinline__ static int two_words_at(int lane) {
-    return Tile::two_words_at(lane / 4, 0, lane % 4);
-  }
-  __device__ __forceinline__ static int third_word_at(int lane) {
-    return Tile::third_word_at(lane / 4, 0, lane % 4);
-  }
-  /// @param second  bytes from the first tile to the other
-  __device__ __forceinline__ void load(SharedAddress two_words, SharedAddress third_word,
-                                       int second) {
-#pragma unroll
-    for (int a = 0; a < 4; ++a) {
-#pragma unroll
-      for (int t = 0; t < kTilesOfWarp; ++t) {
-        asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
-                     : "=r"(two[t][a].x), "=r"(two[t][a].y)
-                     : "r"((two_words ^ a * 8) + t * second)
-                     : "memory");
-        third[t][a] = load_word((third_word ^ a * 4) + t * second);
-      }
-    }
-  }
-  /// Columns 64 kHalf .. 64 kHalf + 63 as four fragments of a product.
-  template <int kHalf>
-  __device__ __forceinline__ void unpack(unsigned (&to)[4][4]) const {
-#pragma unroll
-    for (int s = 0; s < 4; ++s) {
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int t = r % 2, a = s % 2 * 2 + r / 2;
-        to[s][r] = PackedPairs(two[t][a], third[t][a]).pair(2 * kHalf + s / 2);
-      }
-    }
-  }
-};
-
-/// Puts listed weights into their places: the lanes whose bits are set in `mask` have one each, of
-/// the first tile (lanes 0 to 7) or of the second, in the half that `to` has.
-__device__ __forceinline__ void mend(unsigned mask, unsigned patch, int lane,
-                                     unsigned (&to)[4][4]) {
-#pragma unroll 1
-  for (; mask != 0; mask &= mask - 1) {
-    const unsigned from = __ffs(static_cast<int>(mask)) - 1;
-    const unsigned word = __shfl_sync(~0U, patch, from), place = word >> 16;
-    const unsigned owner = place / Tile::kColumns * 4 + place / 2 % 4;
-    const unsigned take = place % 2 == 0 ? 0x3254 : 0x5410;
-    const unsigned n = place / 16 % 4 * 4 + place / 8 % 2 * 2 + from / Tile::kMostPatches;
-    const unsigned here = owner == static_cast<unsigned>(lane) ? 1U << n : 0;
-#pragma unroll
-    for (int i = 0; i < 16; ++i)
-      if ((here >> i & 1) != 0) to[i / 4][i % 4] = __byte_perm(to[i / 4][i % 4], word, take);
-  }
-}
 
 /// Where the sums of a tile's row go.
 struct Column {
@@ -159,7 +87,8 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
   const int begin = args.depth_stages * piece / args.split;
   const int end = args.depth_stages * (piece + 1) / args.split;
   const int first_job = static_cast<int>(blockIdx.x) / args.split,
-            step = static_cast<int>(gridDim.x) / args.split;
+            step = static_cast<int>(gridDim.x) / args.split,
+            jobs = args.column_tiles * args.row_tiles;
 
   if (threadIdx.x == 0) {
     for (int i = 0; i < ring.w_stages; ++i) {
@@ -182,7 +111,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
       const unsigned bytes = (args.swiglu ? 2 : 1) * args.height * Tile::kBytes;
       int job = first_job, k = begin;
       const auto load = [&] {  // the next of all stages
-        const Job tiles(args, job);
+        const Job tiles(args, job, kRows);
         const SharedAddress full = w_full + 8 * w_turn.at, to = w_base + w_turn.at * ring.w_bytes;
         barrier_expect(full, bytes);
         load_box(to, &maps.w[tiles.weight], tiles.first, k * kTileWords, full, policy);
@@ -196,12 +125,12 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
       };
       // Weights do not wait for the kernel before this one.
       if (lane == 0)
-        for (int i = 0; i < ring.w_stages && job < args.column_tiles; ++i) load();
+        for (int i = 0; i < ring.w_stages && job < jobs; ++i) load();
       __syncwarp();
       grid_wait();
       grid_trigger();
       if (lane == 0)
-        while (job < args.column_tiles) {
+        while (job < jobs) {
           barrier_wait(w_empty + 8 * w_turn.at, w_turn.phase ^ 1);
           load();
         }
@@ -209,14 +138,16 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
     } else {
       grid_wait();
       if (warp == kWarps + 1 && lane == 0) {
-        for (int job = first_job; job < args.column_tiles; job += step)
+        for (int job = first_job; job < jobs; job += step) {
+          const int row = Job(args, job, kRows).row;
           for (int k = begin; k < end; ++k, x_turn.next(ring.x_stages)) {
             barrier_wait(x_empty + 8 * x_turn.at, x_turn.phase ^ 1);
             const SharedAddress full = x_full + 8 * x_turn.at, to = x_base + x_turn.at * kXBytes;
             barrier_expect(full, kXBytes);
-            load_box(to, &maps.x, 0, k * Tile::kColumns, full);
-            load_box(to + kBox, &maps.x, 0, k * Tile::kColumns + kMatmulDepth, full);
+            load_box(to, &maps.x, row, k * Tile::kColumns, full);
+            load_box(to + kBox, &maps.x, row, k * Tile::kColumns + kMatmulDepth, full);
           }
+        }
       }
       __syncwarp();
     }
@@ -237,8 +168,8 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
                                lane % Tile::kMostPatches * 4;
     w_turn.next(ring.w_stages, turn);
     x_turn.next(ring.x_stages, turn);
-    for (int job = first_job; job < args.column_tiles; job += step) {
-      const Job tiles(args, job);
+    for (int job = first_job; job < jobs; job += step) {
+      const Job tiles(args, job, kRows);
       const auto exists = [&](int t) { return own + (args.swiglu ? 0 : t) < tiles.count; };
       const bool has_list =
           lane / Tile::kMostPatches < kTilesOfWarp && exists(lane / Tile::kMostPatches);
@@ -296,12 +227,12 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
         const int weight = args.swiglu ? t : tiles.weight;
         const int n = (tiles.first + own + (args.swiglu ? 0 : t)) * Tile::kRows + lane / 4;
         columns[t] = {.at = static_cast<unsigned>((args.swiglu ? 0 : args.first[weight]) + n +
-                                                  lane % 4 * 2 * args.y_stride),
+                                                  (tiles.row + lane % 4 * 2) * args.y_stride),
                       .scale = scales.of[weight][n],
                       .bias = bias_of(args.bias[weight], args.bias_dtype, n, args.outputs[weight]),
                       .exists = true};
       }
-      const int token = lane % 4 * 2;
+      const int token = tiles.row + lane % 4 * 2;
       constexpr int kEights = kRows / 8, kAtOnce = 2;
       const auto stride = static_cast<unsigned>(args.y_stride);
       const auto add_old = [&](int j, float(&old)[4]) {
@@ -415,7 +346,7 @@ void run(Context& context, const PackedPlan& plan, const PackedMaps& maps,
          const PackedScales& scales, const MatmulArgs& args, int places) {
   const PackedRing ring(plan, args.swiglu);
   launch(context, "linear",
-         {.x = std::min(args.column_tiles, places / plan.split) * plan.split,
+         {.x = std::min(args.column_tiles * args.row_tiles, places / plan.split) * plan.split,
           .threads = Block<kRows, kGroups, kTurns>::kThreads,
           .shared = kBefore + ring.bytes,
           .cluster = plan.split,

@@ -5,17 +5,18 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ops/cuda/sm90/matmul_packed_tiled_plan.hpp"
 #include "ops/cuda/sm90/matmul_plan.hpp"
 #include "ops/packed.hpp"
 
 namespace xlstm::ops::cuda {
 
-constexpr std::int64_t kPackedRows = 128;  ///< of x, at most
+constexpr std::int64_t kPackedRows = 512;  ///< of x, at most
 
 /// Blocks take jobs in turn: so many tiles of a W, or of gate and up, over all of the depth or a
-/// piece of it.
+/// piece of it, with all rows of x or with 128 of them.
 struct PackedPlan {
-  int rows;                 ///< of x: 64 or 128; 0: plan_matmul() has a faster one
+  int rows;                 ///< of x in a job: 64 or 128; 0: plan_packed_tiled() has a faster one
   int height;               ///< tiles of a job, of each W with SwiGLU: a block has up to 24
   int split;                ///< blocks that share the depth: 1, 2 or 4
   int x_stages = 0;         ///< of 128 columns of x, in shared memory; 0: as seems best
@@ -63,8 +64,9 @@ struct PackedRing {
   }
 };
 
-constexpr std::int64_t packed_jobs(const MatmulShape& s, int height) {
-  return matmul_tiles(s.outputs, std::int64_t{height} * PackedTile::kRows);
+constexpr std::int64_t packed_jobs(const MatmulShape& s, const PackedPlan& p) {
+  return matmul_tiles(s.outputs, std::int64_t{p.height} * PackedTile::kRows) *
+         pieces_of(s.rows, p.rows);
 }
 
 /// Cycles of a plan, as in matmul_plan.hpp: the slowest of device memory, second-level cache and
@@ -72,15 +74,17 @@ constexpr std::int64_t packed_jobs(const MatmulShape& s, int height) {
 constexpr std::int64_t packed_cycles(const MatmulShape& s, const PackedPlan& p) {
   const int groups = p.groups(s.swiglu);
   const bool many = p.rows > 64;
-  const std::int64_t turns = pieces_of(packed_jobs(s, p.height), s.multiprocessors / p.split);
+  const std::int64_t turns = pieces_of(packed_jobs(s, p), s.multiprocessors / p.split);
   const std::int64_t stages = turns * pieces_of(pieces_of(s.depth, PackedTile::kColumns), p.split);
   const std::int64_t w = stages * p.tiles(s.swiglu) * PackedTile::kBytes, x = stages * p.rows * 256;
   const std::int64_t of_stage = groups == 1   ? (many ? 780 : 640)
                                 : groups == 2 ? (many ? 1450 : 1200)
                                               : (many ? 1740 : 1410);
   const bool exchange = p.split * p.turns(s.swiglu) > 1;
-  return std::max({w * 2 / 35, (w + x) / 52, stages * of_stage}) + (many ? 8000 : 6500) +
-         (exchange ? (many ? 2000 : 1000) + 500 * p.split : 0);
+  // More than one job reads the same weights: once from memory, but the cache gives less.
+  const std::int64_t readers = pieces_of(s.rows, p.rows), cache = readers > 1 ? 29 : 52;
+  return std::max({w / readers * 2 / 35, (w + x) / cache, stages * of_stage}) +
+         (many ? 8000 : 6500) + (exchange ? (many ? 2000 : 1000) + 500 * p.split : 0);
 }
 
 /// Calls f with every plan that is thought of, for at most kPackedRows rows.
@@ -93,7 +97,7 @@ constexpr void each_packed_plan(const MatmulShape& s, const F& f) {
       PackedPlan plan = {s.rows <= 64 ? 64 : 128, height, split};
       // Those who share the depth take one job; clusters of 4 do not fill all of the card.
       if (split * plan.turns(s.swiglu) > 1 &&
-          packed_jobs(s, height) > (split == 4 ? places * 3 / 4 : places))
+          packed_jobs(s, plan) > (split == 4 ? places * 3 / 4 : places))
         continue;
       plan.cycles = packed_cycles(s, plan);
       f(plan);
@@ -101,12 +105,12 @@ constexpr void each_packed_plan(const MatmulShape& s, const F& f) {
   }
 }
 
-/// The plan with the fewest cycles; without rows where plan_matmul() has one that takes fewer. All
-/// sizes are positive, and outputs whole tiles.
+/// The plan with the fewest cycles; without rows where plan_packed_tiled() has one that takes
+/// fewer. All sizes are positive, and outputs whole tiles.
 constexpr PackedPlan plan_packed(const MatmulShape& s) {
   PackedPlan best = {};
   if (s.rows > kPackedRows) return best;
-  best.cycles = plan_matmul(s).cycles;
+  best.cycles = plan_packed_tiled(s).cycles;
   each_packed_plan(s, [&](const PackedPlan& plan) {
     if (plan.cycles <= best.cycles) best = plan;  // high jobs read less of x
   });

@@ -12,6 +12,7 @@
 #include "ops/cuda/sm90/device/wgmma.cuh"
 #include "ops/cuda/sm90/matmul_kernels.cuh"
 #include "ops/cuda/sm90/matmul_output.cuh"
+#include "ops/cuda/sm90/matmul_places.cuh"
 
 namespace xlstm::ops::cuda {
 namespace {
@@ -35,35 +36,6 @@ struct Ring {
   static constexpr std::size_t kBytes = 1024 + kBarriersAt + 2 * kStages * 8;
   static_assert(kBytes <= 227 << 10);
 };
-
-struct Place {
-  int row;  // of the cluster, in tiles
-  int weight;
-  int column;  // of this weight, in tiles
-};
-
-// Tiles of kBand row tiles one after the other, then the next columns: those that run at once share
-// rows of x and of W, and both stay in the second-level cache.
-__device__ __forceinline__ Place place_of(const MatmulArgs& a, int tile) {
-  constexpr int kBand = 8;
-  const int band = tile / (kBand * a.column_tiles);
-  const int in_band = tile - band * kBand * a.column_tiles;
-  const int rows = min(kBand, a.row_tiles - band * kBand);
-  Place p;
-  p.column = in_band / rows;
-  p.row = band * kBand + in_band - p.column * rows;
-  p.weight = 0;
-  int first = 0;
-#pragma unroll
-  for (int i = 0; i < kMostProducts - 1; ++i) {
-    if (i < a.weights - 1 && p.column >= a.tile_end[i]) {
-      p.weight = i + 1;
-      first = a.tile_end[i];
-    }
-  }
-  p.column -= first;
-  return p;
-}
 
 // sums += bias, for columns [0, 2 kCount) of this thread's rows
 template <int kCount>

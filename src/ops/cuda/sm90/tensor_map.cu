@@ -43,6 +43,19 @@ CUtensorMap encode(const Tensor& matrix, int rank, const cuuint64_t* sizes,
   return map;
 }
 
+CUtensorMap boxes(const Tensor& matrix, std::int64_t rows, std::int64_t row_bytes,
+                  CUtensorMapSwizzle swizzle) {
+  const auto size = static_cast<std::int64_t>(size_of(matrix.dtype));
+  std::int64_t pitch = matrix.row_stride() * size;
+  if (matrix.dim(0) == 1) pitch = (matrix.dim(1) * size + 15) / 16 * 16;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(matrix.dim(1)),
+                               static_cast<cuuint64_t>(matrix.dim(0))};
+  const cuuint64_t pitches[1] = {static_cast<cuuint64_t>(pitch)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(row_bytes / size),
+                             static_cast<cuuint32_t>(rows)};
+  return encode(matrix, 2, sizes, pitches, box, data_type(matrix.dtype), swizzle);
+}
+
 }  // namespace
 
 bool has_boxes(const Tensor& matrix) {
@@ -55,15 +68,11 @@ bool has_boxes(const Tensor& matrix) {
 }
 
 CUtensorMap box_map(const Tensor& matrix, std::int64_t rows) {
-  const auto size = static_cast<std::int64_t>(size_of(matrix.dtype));
-  std::int64_t pitch = matrix.row_stride() * size;
-  if (matrix.dim(0) == 1) pitch = (matrix.dim(1) * size + 15) / 16 * 16;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(matrix.dim(1)),
-                               static_cast<cuuint64_t>(matrix.dim(0))};
-  const cuuint64_t pitches[1] = {static_cast<cuuint64_t>(pitch)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(kBoxRowBytes / size),
-                             static_cast<cuuint32_t>(rows)};
-  return encode(matrix, 2, sizes, pitches, box, data_type(matrix.dtype));
+  return boxes(matrix, rows, kBoxRowBytes, CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
+CUtensorMap narrow_box_map(const Tensor& matrix, std::int64_t rows) {
+  return boxes(matrix, rows, kBoxRowBytes / 2, CU_TENSOR_MAP_SWIZZLE_64B);
 }
 
 CUtensorMap packed_map(const Tensor& tiles, std::int64_t rows) {

@@ -20,6 +20,10 @@ bool has_boxes(const Tensor& matrix);
 /// Error(internal)
 CUtensorMap box_map(const Tensor& matrix, std::int64_t rows);
 
+/// The same in boxes of rows of 64 bytes, whose 16-byte unit u of row r lies at u ^ (r / 2 % 4):
+/// boxes begin at multiples of 512 bytes.
+CUtensorMap narrow_box_map(const Tensor& matrix, std::int64_t rows);
+
 /// The map of packed weights (ops/packed.hpp), one tile of `rows` rows of tiles: they lie in a row.
 /// Its columns count 8 bytes.
 CUtensorMap packed_map(const Tensor& tiles, std::int64_t rows);

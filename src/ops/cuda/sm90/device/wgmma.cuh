@@ -216,6 +216,15 @@ __device__ __forceinline__ void wgmma(float (&d)[kN / 2], const unsigned (&a)[4]
         : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48,
           XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_88
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kTransposedB));
+  else if constexpr (kN == 192)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %101, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {" XLSTM_WGMMA_NAMES_16
+            XLSTM_WGMMA_NAMES_32 XLSTM_WGMMA_NAMES_48 XLSTM_WGMMA_NAMES_64 XLSTM_WGMMA_NAMES_88
+                XLSTM_WGMMA_NAMES_96 "}, {%96, %97, %98, %99}, %100, p, 1, 1, %102;\n}"
+        : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48,
+          XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_88, XLSTM_WGMMA_VALUES_96
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kTransposedB));
   else if constexpr (kN == 256)
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"

@@ -1,0 +1,112 @@
+#pragma once
+// Operands of products of packed weights, on cards of capability 9.0.
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "core/float_bits.hpp"
+#include "ops/cuda/level.hpp"
+#include "ops/packed_support.hpp"
+#include "ops/support.hpp"
+#include "oracle/ops.hpp"
+
+namespace xlstm::ops::test {
+
+/// Row blocks of W, packed, and x.
+struct Operands {
+  std::int64_t rows, depth, columns = 0;
+  std::vector<Array> x, w, b;
+  std::vector<Packed> packed;
+  std::vector<Tensor> w_tensors, b_tensors;
+  std::vector<PackedWeights> packed_tensors;
+
+  /// @param number  of row n of W, column k
+  template <class Number>
+  Operands(std::mt19937& random, std::int64_t rows_, const std::vector<std::int64_t>& outputs,
+           std::int64_t depth_, const std::vector<double>& xs, const Number& number)
+      : rows(rows_), depth(depth_) {
+    x.push_back(Array::of(DType::bf16, {rows, depth}, xs, 8 + (8 - depth % 8) % 8));
+    std::uniform_int_distribution<int> whole(-4, 4);
+    for (const std::int64_t n : outputs) {
+      std::vector<double> values(static_cast<std::size_t>(n * depth));
+      for (std::int64_t i = 0; i < n; ++i)
+        for (std::int64_t k = 0; k < depth; ++k)
+          values[static_cast<std::size_t>(i * depth + k)] = number(i, k);
+      std::vector<std::uint16_t> bits;
+      for (const double value : values) bits.push_back(f32_to_bf16(static_cast<float>(value)));
+      packed.emplace_back(std::move(bits), n, depth);
+      EXPECT_EQ(packed.back().left_out(), 0);
+      w.push_back(Array::of(DType::bf16, {n, depth}, values, 8 + (8 - depth % 8) % 8));
+      std::vector<double> biases(static_cast<std::size_t>(n));
+      for (double& bias : biases) bias = whole(random);
+      b.push_back(Array::of(DType::f32, {n}, biases));
+      columns += n;
+    }
+    for (Array& each : w) w_tensors.push_back(each.tensor());
+    for (Array& each : b) b_tensors.push_back(each.tensor());
+    for (Packed& each : packed) packed_tensors.push_back(each.weights());
+  }
+
+  /// y before it is added to
+  std::vector<double> products() const {
+    std::vector<double> y(static_cast<std::size_t>(rows * columns));
+    const std::vector<double> xs = x[0].values();
+    std::int64_t first = 0;
+    for (std::size_t i = 0; i < w.size(); ++i) {
+      const auto n = static_cast<std::int64_t>(b[i].values().size());
+      const std::vector<double> sums = oracle::linear<double>(
+          xs, w[i].values(), b[i].values(), static_cast<int>(depth), static_cast<int>(n));
+      for (std::int64_t t = 0; t < rows; ++t)
+        for (std::int64_t c = 0; c < n; ++c)
+          y[static_cast<std::size_t>(t * columns + first + c)] =
+              sums[static_cast<std::size_t>(t * n + c)];
+      first += n;
+    }
+    return y;
+  }
+};
+
+inline std::vector<double> whole_numbers(std::mt19937& random, std::int64_t count) {
+  std::uniform_int_distribution<int> number(-4, 4);
+  std::vector<double> values(static_cast<std::size_t>(count));
+  for (double& value : values) value = number(random);
+  return values;
+}
+
+inline std::vector<double> normal_numbers(std::mt19937& random, std::int64_t count,
+                                          double scale = 1) {
+  std::normal_distribution<double> number(0, scale);
+  std::vector<double> values(static_cast<std::size_t>(count));
+  for (double& value : values) value = rounded(DType::bf16, number(random));
+  return values;
+}
+
+/// Whole numbers, whose sums are exact in any order: a row has one large number, so that its ones
+/// and zeros are listed, up to 8 in each tile.
+inline Operands whole(std::mt19937& random, std::int64_t rows,
+                      const std::vector<std::int64_t>& outputs, std::int64_t depth) {
+  std::uniform_int_distribution<int> number(2, 4), sign(0, 1), place(0, 127);
+  std::map<std::pair<std::int64_t, std::int64_t>, int> listed;
+  return Operands(random, rows, outputs, depth, whole_numbers(random, rows * depth),
+                  [&](std::int64_t n, std::int64_t k) -> double {
+                    if (n == 0 && k == 0) listed.clear();
+                    if (k == 17 * n % depth) return 65536;
+                    const int small = place(random);
+                    if (small < 2 && ++listed[{n / 8, k / 128}] <= PackedTile::kMostPatches)
+                      return small;
+                    return number(random) * (sign(random) * 2 - 1);
+                  });
+}
+
+inline bool no_card() { return cuda::level(test_device()) != cuda::Level::sm90; }
+
+struct Case {
+  std::int64_t rows, depth;
+  std::vector<std::int64_t> outputs;
+};
+
+}  // namespace xlstm::ops::test

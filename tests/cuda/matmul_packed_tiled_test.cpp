@@ -1,0 +1,184 @@
+// Products of many rows and packed weights on cards of capability 9.0: sizes that fill no tile,
+// listed weights, SwiGLU, graphs, and that results are those of the weights themselves.
+
+#if defined(XLSTM_TEST_ON_CARD)
+
+#include <gtest/gtest.h>
+
+#include <random>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "core/cuda_device.hpp"
+#include "cuda/matmul_packed_support.hpp"
+#include "ops/cuda/sm90/matmul.hpp"
+#include "ops/cuda/sm90/matmul_packed_tiled_plan.hpp"
+#include "ops/linear.hpp"
+
+namespace xlstm::ops {
+namespace {
+
+using cuda::MatmulKernel;
+using cuda::MatmulPlan;
+using cuda::PackedTiledPlan;
+using test::Case;
+using test::no_card;
+using test::normal_numbers;
+using test::Operands;
+using test::whole;
+using test::whole_numbers;
+
+constexpr int kWidths[] = {128, 192, 256};
+
+std::string describe(const Case& c, int width) {
+  return std::to_string(c.rows) + " x " + std::to_string(c.depth) + ", " +
+         std::to_string(c.outputs.size()) + " weights, tiles of " + std::to_string(width);
+}
+
+TEST(PackedTiledMatmulOnCuda, EveryWidthIsExact) {
+  if (no_card()) GTEST_SKIP() << "no card of capability 9.0";
+  std::mt19937 random(51);
+  int number = 0;
+  for (const Case& c :
+       {Case{129, 128, {8}}, Case{1, 8, {8, 16}}, Case{300, 136, {264, 96, 8}},
+        Case{256, 64, {512}}, Case{257, 704, {264, 96, 8, 40}}, Case{513, 512, {136, 72}},
+        Case{192, 2744, {264}}, Case{2310, 192, {320, 8}}, Case{700, 328, {1032, 2056}}}) {
+    Operands p = whole(random, c.rows, c.outputs, c.depth);
+    const std::vector<double> products = p.products(),
+                              old = whole_numbers(random, p.rows * p.columns);
+    for (const int width : kWidths) {
+      for (const auto& [type, accumulate] :
+           {std::pair{DType::f32, false}, {DType::f32, true}, {DType::bf16, false}}) {
+        SCOPED_TRACE(describe(c, width) + ", " + to_string(type) + (accumulate ? ", added" : ""));
+        std::vector<double> want = products;
+        if (accumulate)
+          for (std::size_t i = 0; i < want.size(); ++i) want[i] += old[i];
+        want = test::rounded(type, want);
+        for (int i = 0; i < (++number % 8 == 0 ? 20 : 2); ++i) {
+          test::Array y = accumulate ? test::Array::of(type, {p.rows, p.columns}, old, 8)
+                                     : test::Array(type, {p.rows, p.columns}, 8);
+          Context context(test_device());
+          ASSERT_TRUE(cuda::planned_product(context,
+                                            {.x = p.x[0].tensor(),
+                                             .w = p.w_tensors,
+                                             .b = p.b_tensors,
+                                             .y = y.tensor(),
+                                             .accumulate = accumulate,
+                                             .packed = p.packed_tensors},
+                                            PackedTiledPlan{width}));
+          context.synchronize();
+          ASSERT_EQ(test::max_error(y.values(), want), 0);
+          ASSERT_TRUE(y.gaps_untouched());
+        }
+      }
+    }
+  }
+}
+
+TEST(PackedTiledMatmulOnCuda, ResultsAreThoseOfTheWeights) {
+  if (no_card()) GTEST_SKIP() << "no card of capability 9.0";
+  std::mt19937 random(52);
+  for (const Case& c : {Case{300, 4096, {264, 64}}, Case{600, 1000, {512}}, Case{129, 10944, {136}},
+                        Case{1100, 768, {40, 1040, 40}}}) {
+    const std::vector<double> numbers = normal_numbers(random, 1 << 16, 0.02);
+    std::size_t at = 0;
+    Operands p(random, c.rows, c.outputs, c.depth, normal_numbers(random, c.rows * c.depth),
+               [&](std::int64_t, std::int64_t) { return numbers[at++ * 7919 % numbers.size()]; });
+    test::Array same(DType::f32, {p.rows, p.columns});
+    Context context(test_device());
+    cuda::Product product{.x = p.x[0].tensor(),
+                          .w = p.w_tensors,
+                          .b = p.b_tensors,
+                          .y = same.tensor(),
+                          .packed = p.packed_tensors};
+    ASSERT_TRUE(cuda::planned_product(context, product,
+                                      MatmulPlan{MatmulKernel::tiled, 256, 256, 256, 1, 0, 0}));
+    for (const int width : kWidths) {
+      for (int i = 0; i < 20; ++i) {
+        SCOPED_TRACE(describe(c, width));
+        test::Array y(DType::f32, {p.rows, p.columns});
+        product.y = y.tensor();
+        ASSERT_TRUE(cuda::planned_product(context, product, PackedTiledPlan{width}));
+        context.synchronize();
+        ASSERT_EQ(y.bytes(), same.bytes());
+      }
+    }
+  }
+}
+
+TEST(PackedTiledMatmulOnCuda, EveryWidthFormsSwiglu) {
+  if (no_card()) GTEST_SKIP() << "no card of capability 9.0";
+  std::mt19937 random(53);
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const auto& [rows, f, depth] :
+         {std::tuple<std::int64_t, std::int64_t, std::int64_t>{150, 200, 520},
+          {400, 72, 136},
+          {1000, 1096, 256}}) {
+      Operands p(
+          random, rows, {f, f}, depth, normal_numbers(random, rows * depth),
+          [&, numbers = normal_numbers(random, 1 << 12, 0.1)](std::int64_t n, std::int64_t k) {
+            return numbers[static_cast<std::size_t>(n * 577 + k * 31) % numbers.size()];
+          });
+      test::Array same(type, {rows, f}, 8);
+      Context context(test_device());
+      cuda::Product product{.x = p.x[0].tensor(),
+                            .w = p.w_tensors,
+                            .b = p.b_tensors,
+                            .y = same.tensor(),
+                            .swiglu = true,
+                            .packed = p.packed_tensors};
+      ASSERT_TRUE(cuda::planned_product(context, product,
+                                        MatmulPlan{MatmulKernel::tiled, 256, 256, 128, 1, 0, 0}));
+      for (const int width : kWidths) {
+        SCOPED_TRACE(describe({rows, depth, {f, f}}, width) + ", " + to_string(type));
+        test::Array y(type, {rows, f}, 8);
+        product.y = y.tensor();
+        ASSERT_TRUE(cuda::planned_product(context, product, PackedTiledPlan{width}));
+        context.synchronize();
+        EXPECT_EQ(y.bytes(), same.bytes());
+        EXPECT_TRUE(y.gaps_untouched());
+      }
+    }
+  }
+}
+
+TEST(PackedTiledMatmulOnCuda, AGraphReadsWhatIsThereWhenItRuns) {
+  if (no_card()) GTEST_SKIP() << "no card of capability 9.0";
+  std::mt19937 random(54);
+  const Device device = test_device();
+  constexpr std::int64_t kRows = 600;
+  Operands p = whole(random, kRows, {1024}, 1160);
+  const std::vector<double> products = p.products();
+  test::Array y = test::Array::of(DType::f32, {kRows, p.columns}, products);
+  Context context(device);
+  const LinearArgs args{.x = p.x[0].tensor(),
+                        .w = p.w_tensors,
+                        .b = p.b_tensors,
+                        .y = y.tensor(),
+                        .accumulate = true,
+                        .packed = p.packed_tensors};
+  xlstm::cuda::begin_capture(context.stream(), device);
+  for (int i = 0; i < 2; ++i) linear(context, args);
+  void* const graph = xlstm::cuda::end_capture(context.stream(), device);
+  xlstm::cuda::launch_graph(graph, context.stream(), device);
+  context.synchronize();
+  std::vector<double> want = products;
+  for (double& value : want) value *= 3;
+  EXPECT_EQ(test::max_error(y.values(), want), 0);
+  for (std::int64_t t = 0; t < kRows; ++t)
+    for (std::int64_t k = 0; k < p.depth; ++k)
+      p.x[0].set(t, k, static_cast<double>((t * 7 + k * 3) % 9 - 4));
+  const std::vector<double> changed = p.products();
+  for (std::size_t i = 0; i < want.size(); ++i) want[i] += 4 * changed[i];
+  for (int i = 0; i < 2; ++i) xlstm::cuda::launch_graph(graph, context.stream(), device);
+  context.synchronize();
+  xlstm::cuda::destroy_graph(graph, device);
+  EXPECT_EQ(test::max_error(y.values(), want), 0);
+}
+
+}  // namespace
+}  // namespace xlstm::ops
+
+#endif
