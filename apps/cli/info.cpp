@@ -190,7 +190,7 @@ std::string info_text(const LoadedModel& loaded, const std::vector<std::string>&
 struct RunningMemory {
   Device device;
   DType arithmetic;
-  bool packed;  ///< weights have a packed copy
+  bool packed;  ///< weights are packed
   model::MemoryNeeds needs;
   std::int64_t slice;  ///< tokens of a prompt that share a pass
   std::optional<std::uint64_t> free = {};
@@ -257,7 +257,7 @@ std::string memory_text(const RunningMemory& memory) {
   const auto row = [&text](std::string_view name, const std::string& value) {
     text += fmt::format("  {:<20}{}\n", name, value);
   };
-  row("weights", format_bytes(needs.weights) + (memory.packed ? ", with a packed copy" : ""));
+  row("weights", format_bytes(needs.weights) + (memory.packed ? ", packed" : ""));
   row("states",
       fmt::format("{}, {} each", format_bytes(needs.states()), format_bytes(needs.state)));
   row("scratch", fmt::format("{}: the larger of {} for a step and {} for {} tokens of a prompt",

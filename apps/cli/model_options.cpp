@@ -52,8 +52,8 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
       "XLSTM_PREFILL_DTYPE");
   parser.choice(
       "--pack-weights", {"auto", "on", "off"}, options.pack_weights,
-      "On cuda (H100, H200): a second, packed copy of bf16 weights, which makes writing and short "
-      "prompts faster and loses nothing (auto: where half of its memory suffices)",
+      "On cuda (H100, H200): bf16 weights in three quarters of their memory, which makes writing "
+      "and short prompts faster and loses nothing (auto: wherever it can be)",
       "XLSTM_PACK_WEIGHTS");
   parser.choice("--state-dtype", {"f32", "bf16"}, options.state_dtype,
                 "States on cuda; bf16 takes half the memory and is faster with many sequences",

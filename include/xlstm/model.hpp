@@ -30,12 +30,12 @@ enum class Prefill {
   fp8_blocks  ///< the same for each 128 numbers of activations, and 128 x 128 of weights
 };
 
-/// Whether a model keeps its bf16 weights a second time in 12.25 bits each, without loss, for
-/// passes of up to 128 tokens, which then read less; the weights take three quarters of their
-/// memory more. For xLSTM-large with bf16 arithmetic on a CUDA device of compute capability 9.0.
-/// Results of up to 16 tokens are the same to the bit; from 17 on sums may have another order.
+/// Whether a model keeps its bf16 weights in 12.25 bits each, without loss, of which a pass reads
+/// less. For xLSTM-large with bf16 arithmetic on a CUDA device of compute capability 9.0. Results
+/// of more than 512 tokens, and without biases of up to 16, are the same to the bit; elsewhere sums
+/// may have another order.
 enum class Packing {
-  automatic,  ///< where all that one sequence needs takes at most half of the device's memory
+  automatic,  ///< wherever it can be
   off,
   on
 };

@@ -54,18 +54,21 @@ std::size_t place_e4m3_weights(Network& network, Prefill prefill, Device device,
   return places.bytes();
 }
 
-void make_e4m3_weights(Model::Impl& impl) {
+void place_e4m3_weights(Model::Impl& impl) {
   if (impl.options.prefill == Prefill::same) return;
-  Context& c = impl.context;
   const auto place = [&](std::byte* memory) {
-    return place_e4m3_weights(impl.network, impl.options.prefill, c.device(), memory);
+    return place_e4m3_weights(impl.network, impl.options.prefill, impl.context.device(), memory);
   };
-  impl.owned.emplace_back(place(nullptr), c.device());
+  impl.owned.emplace_back(place(nullptr), impl.context.device());
   place(impl.owned.back().data());
+}
+
+void make_e4m3_weights(Model::Impl& impl, std::span<const Tensor> weights) {
+  if (impl.options.prefill == Prefill::same) return;
   for_each_product(impl.network, [&](const Tensor& w, const ops::E4m3Matrix& to) {
-    ops::quantise_e4m3(c, {.x = w, .y = to});
+    for (const Tensor& of : weights)
+      if (&w == &of) ops::quantise_e4m3(impl.context, {.x = w, .y = to});
   });
-  c.synchronize();
 }
 
 }  // namespace xlstm::model

@@ -269,8 +269,6 @@ Model Model::load(const std::filesystem::path& directory, const LoadOptions& opt
   impl->hash = model::hash_model(*impl);
   for (const Adapter& adapter : options.adapters) model::apply_adapter(*impl, adapter);
   model::move_weights_to_device(*impl);
-  model::make_e4m3_weights(*impl);
-  model::make_packed_weights(*impl);
   return Model(std::move(impl));
 }
 

@@ -57,11 +57,15 @@ Packing choose_packing(const Config& config, std::span<const ParameterInfo> weig
                        const LoadOptions& options) {
   if (options.packing != Packing::automatic) return options.packing;
   if (!may_pack(config, options)) return Packing::off;
-  LoadOptions packed = options;
-  packed.packing = Packing::on;
-  const std::uint64_t needed = MemoryMeter(config, weights, packed).needs(1).total();
-  const cuda::DeviceMemory memory = cuda::memory(options.device);
-  return needed <= memory.total / 2 && needed <= memory.free ? Packing::on : Packing::off;
+  const auto needed = [&](Packing packing) {
+    LoadOptions with = options;
+    with.packing = packing;
+    return MemoryMeter(config, weights, with).needs(1).total();
+  };
+  // Only a head that is the embedding too takes more when it is packed.
+  const std::uint64_t on = needed(Packing::on);
+  return on <= cuda::memory(options.device).free || on <= needed(Packing::off) ? Packing::on
+                                                                               : Packing::off;
 }
 
 MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
@@ -83,9 +87,13 @@ MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> we
     p.view->device = options.device;
     weights_ += placed_bytes(*p.view);
   }
-  if (!network_.lm_head[0]) network_.lm_head[0] = network_.embedding;
+  const bool tied = !network_.lm_head[0];
+  if (tied) network_.lm_head[0] = network_.embedding;
   weights_ += place_e4m3_weights(network_, options.prefill, options.device, nullptr);
-  weights_ += place_packed_weights(network_, options.packing, options.device, nullptr);
+  const PackedNeeds packed = place_packed_weights(network_, options.packing, tied, options.device);
+  weights_ += packed.packed;
+  weights_ -= packed.replaced;
+  loading_ = packed.passing;
   if (options.device.is_cpu()) return;
   constexpr std::int64_t kMostSlice = 16384, kMostShared = 256;
   for (std::int64_t slice = kMostSlice; slice > limits_.slice; slice /= 2)
@@ -124,6 +132,7 @@ MemoryNeeds MemoryMeter::needs(std::int64_t sequences) {
   MemoryNeeds needs;
   needs.sequences = sequences;
   needs.weights = weights_;
+  needs.loading = loading_;
   needs.state = network_.state.bytes_on(context_.device());
   std::vector<std::int32_t> offsets(static_cast<std::size_t>(shared) + 1);
   std::iota(offsets.begin(), offsets.end(), 0);

@@ -2,6 +2,7 @@
 // What running a model takes of the memory of its device, computed without its weights and without
 // the device.
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -15,7 +16,8 @@ namespace xlstm::model {
 /// Bytes of `sequences` sequences side by side.
 struct MemoryNeeds {
   std::int64_t sequences = 1;
-  std::uint64_t weights = 0;         ///< with those in e4m3 and those that are packed
+  std::uint64_t weights = 0;         ///< with those in e4m3, and packed ones as far as they are
+  std::uint64_t loading = 0;         ///< beside the weights, until they are loaded
   std::uint64_t state = 0;           ///< of one sequence, on that device
   std::uint64_t decode_scratch = 0;  ///< of a token for each sequence that shares a pass
   std::uint64_t prompt_scratch = 0;  ///< of a slice of one sequence
@@ -30,7 +32,7 @@ struct MemoryNeeds {
   }
   std::uint64_t states() const noexcept { return state * static_cast<std::uint64_t>(sequences); }
   std::uint64_t total() const noexcept {
-    return weights + states() + scratch() + step_inputs + results;
+    return weights + std::max(loading, states() + scratch() + step_inputs + results);
   }
 };
 
@@ -75,7 +77,7 @@ class MemoryMeter {
 
   Context context_;
   Network network_;
-  std::uint64_t weights_ = 0;
+  std::uint64_t weights_ = 0, loading_ = 0;
   PassLimits limits_;
 };
 

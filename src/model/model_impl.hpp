@@ -106,12 +106,13 @@ void random_weights(Model::Impl& impl, DType dtype, std::uint64_t seed);
 /// Error(out_of_memory) unless weights of these types, a sequence and scratch memory fit into what
 /// is free there.
 void prepare_device(Model::Impl& impl, std::span<const ParameterInfo> weights);
-/// Copies the weights to the device of `impl.context`, if that is not the CPU.
+/// Copies the weights to the device of `impl.context`, if that is not the CPU, and makes their e4m3
+/// and packed forms there as options.prefill and options.packing say.
 void move_weights_to_device(Model::Impl& impl);
-/// Makes the e4m3 weights of options.prefill from those on the device.
-void make_e4m3_weights(Model::Impl& impl);
-/// Packs those on the device, where options.packing is on.
-void make_packed_weights(Model::Impl& impl);
+/// Memory for the e4m3 weights of options.prefill.
+void place_e4m3_weights(Model::Impl& impl);
+/// Makes those of these weights of the network, which are on the device.
+void make_e4m3_weights(Model::Impl& impl, std::span<const Tensor> weights);
 /// Throws Error(invalid_file) naming the first weight that is not finite.
 void check_finite(const Model::Impl& impl);
 /// Tokenizer, where the directory has one, and the ids that begin and end a text.

@@ -1,36 +1,41 @@
 #include "model/packed_weights.hpp"
 
 #include <algorithm>
-#include <vector>
 
 #include "core/check.hpp"
-#include "core/cuda_device.hpp"
-#include "core/log.hpp"
-#include "model/model_impl.hpp"
 #include "model/weight_places.hpp"
 
 namespace xlstm::model {
 namespace {
 
-// Calls body(weights, their packed forms) for every product, whose weights are packed together.
+// Calls body(weights, their packed forms, biases) for every product, whose weights are packed
+// together.
 template <class AnyNetwork, class Body>
 void for_each_product(AnyNetwork& network, Body&& body) {
-  const auto group = [&](std::span<const Tensor> w, auto& packed) {
-    const bool all = std::all_of(w.begin(), w.end(), [](const Tensor& t) {
-      return t && t.dtype == DType::bf16 && t.dim(0) % ops::PackedTile::kRows == 0 &&
-             t.dim(1) % ops::PackedTile::kRows == 0;
-    });
-    if (all) body(w, std::span(packed));
-  };
   for (auto& block : network.blocks) {
     auto* large = std::get_if<LargeBlock>(&block);
     if (large == nullptr) continue;
-    group(large->mlstm.w_qkvo, large->mlstm.packed_qkvo);
-    group(large->mlstm.w_out, large->mlstm.packed_out);
-    group(large->feed_forward.w_gate_up, large->feed_forward.packed_gate_up);
-    group(large->feed_forward.w_down, large->feed_forward.packed_down);
+    auto& mlstm = large->mlstm;
+    auto& feed_forward = large->feed_forward;
+    body(mlstm.w_qkvo, mlstm.packed_qkvo, mlstm.b_qkvo);
+    body(mlstm.w_out, mlstm.packed_out, mlstm.b_out);
+    body(feed_forward.w_gate_up, feed_forward.packed_gate_up, feed_forward.b_gate_up);
+    body(feed_forward.w_down, feed_forward.packed_down, feed_forward.b_down);
   }
-  group(network.lm_head, network.packed_head);
+  // Without a norm the head multiplies float32, which no kernel of packed weights does.
+  if (network.out_norm && network.hp.apply_out_norm)
+    body(network.lm_head, network.packed_head, std::array<Tensor, 1>{});
+}
+
+// What takes_packed() of ops/cuda/sm90/matmul.cu, and the kernels of few tokens, ask for.
+bool can_be_packed(std::span<const Tensor> w, std::span<const Tensor> b) {
+  constexpr std::int64_t kUnit = ops::PackedTile::kRows;
+  return std::ranges::all_of(w,
+                             [](const Tensor& t) {
+                               return t.rank == 2 && t.dtype == DType::bf16 &&
+                                      t.dim(0) % kUnit == 0 && t.dim(1) % kUnit == 0;
+                             }) &&
+         std::ranges::all_of(b, [&](const Tensor& t) { return t.dtype == b[0].dtype; });
 }
 
 }  // namespace
@@ -51,83 +56,87 @@ bool may_pack(const Config& config, const LoadOptions& options) {
          ops::reads_packed(options.device);
 }
 
-std::size_t place_packed_weights(Network& network, Packing packing, Device device,
-                                 std::byte* memory) {
-  if (packing != Packing::on) return 0;
-  WeightPlaces places(device, memory);
-  for_each_product(network, [&](std::span<const Tensor> w, std::span<ops::PackedWeights> packed) {
-    for (std::size_t i = 0; i < w.size(); ++i) {
-      const ops::PackedShape shape(w[i].dim(0), w[i].dim(1));
-      packed[i].tiles = places.take(DType::u8, {shape.rows, shape.bytes});
-      packed[i].scales = places.take(DType::f32, {w[i].dim(0)});
-    }
-  });
-  return places.bytes();
+std::size_t PackedProduct::bytes() const {
+  std::size_t sum = 0;
+  for (const Tensor& t : w) sum += placed_bytes(t);
+  return sum;
 }
 
-void make_packed_weights(Model::Impl& impl) {
-  if (impl.options.packing != Packing::on) return;
-  Context& c = impl.context;
-  const auto place = [&](std::byte* memory) {
-    return place_packed_weights(impl.network, Packing::on, c.device(), memory);
-  };
-  const std::size_t bytes = place(nullptr);
-  if (bytes == 0) return;
-  impl.owned.emplace_back(bytes, c.device());
-  place(impl.owned.back().data());
+std::size_t PackedProduct::packed_bytes() const {
+  std::size_t sum = 0;
+  for (const Tensor& t : w) {
+    const ops::PackedShape shape(t.dim(0), t.dim(1));
+    WeightPlaces places({}, nullptr);
+    places.take(DType::u8, {shape.rows, shape.bytes});
+    places.take(DType::f32, {t.dim(0)});
+    sum += places.bytes();
+  }
+  return sum;
+}
 
-  std::int64_t tile_rows = 0;
-  for_each_product(impl.network,
-                   [&](std::span<const Tensor>, std::span<ops::PackedWeights> packed) {
-                     for (const ops::PackedWeights& p : packed) tile_rows += p.tiles.dim(0);
-                   });
-  const std::size_t count = static_cast<std::size_t>(tile_rows);
-  Buffer left_out(count * sizeof(std::int32_t), c.device());
-  const Tensor all = Tensor::dense(left_out.data(), DType::i32, {tile_rows}, c.device());
-  tile_rows = 0;
-  for_each_product(impl.network, [&](std::span<const Tensor> w,
-                                     std::span<ops::PackedWeights> packed) {
-    for (std::size_t i = 0; i < w.size(); ++i) {
-      const std::int64_t rows = packed[i].tiles.dim(0);
-      ops::pack_weights(c, {.w = w[i], .packed = packed[i], .left_out = all.rows(tile_rows, rows)});
-      tile_rows += rows;
-    }
+void PackedProduct::place(Device device, std::byte* memory) const {
+  WeightPlaces places(device, memory);
+  for (std::size_t i = 0; i < w.size(); ++i) {
+    const ops::PackedShape shape(w[i].dim(0), w[i].dim(1));
+    packed[i].tiles = places.take(DType::u8, {shape.rows, shape.bytes});
+    packed[i].scales = places.take(DType::f32, {w[i].dim(0)});
+  }
+}
+
+std::vector<PackedProduct> products_to_pack(Network& network, Packing packing, bool tied) {
+  std::vector<PackedProduct> products;
+  if (packing != Packing::on) return products;
+  for_each_product(network, [&](std::span<Tensor> w, std::span<ops::PackedWeights> packed,
+                                std::span<const Tensor> b) {
+    if (!can_be_packed(w, b)) return;
+    const bool head = w.data() == network.lm_head.data();
+    products.push_back({w, packed, head && tied});
   });
-  std::vector<std::int32_t> found(count);
-  cuda::copy(found.data(), left_out.data(), count * sizeof(std::int32_t), c.stream(), c.device());
-  c.synchronize();
+  return products;
+}
 
-  // Weights that do not fit their lists: few models have any. Their products read them as they are.
-  std::size_t from = 0, products = 0, plain = 0;
-  for_each_product(impl.network,
-                   [&](std::span<const Tensor>, std::span<ops::PackedWeights> packed) {
-                     const std::size_t begin = from;
-                     for (const ops::PackedWeights& p : packed)
-                       from += static_cast<std::size_t>(p.tiles.dim(0));
-                     ++products;
-                     if (std::any_of(found.begin() + static_cast<std::ptrdiff_t>(begin),
-                                     found.begin() + static_cast<std::ptrdiff_t>(from),
-                                     [](std::int32_t n) { return n > 0; })) {
-                       std::fill(packed.begin(), packed.end(), ops::PackedWeights{});
-                       ++plain;
-                     }
-                   });
-  if (plain > 0)
-    log(LogLevel::info,
-        fmt::format("packed weights: {} of {} products have numbers too far apart and are read as "
-                    "they are",
-                    plain, products));
+bool is_replaced(const PackedProduct& product, Device device) {
+  if (product.tied) return false;
+  try {
+    return ops::reads_packed(device);
+  } catch (const Error&) {
+    return true;
+  }
+}
+
+PackedNeeds place_packed_weights(Network& network, Packing packing, bool tied, Device device) {
+  PackedNeeds needs;
+  for (const PackedProduct& product : products_to_pack(network, packing, tied)) {
+    product.place(device, nullptr);
+    needs.packed += product.packed_bytes();
+    if (!is_replaced(product, device)) continue;
+    needs.replaced += product.bytes();
+    needs.passing = std::max(needs.passing, product.bytes());
+  }
+  return needs;
 }
 
 std::uint64_t bytes_saved_by_packing(const Network& network) {
   std::uint64_t saved = 0;
   for_each_product(network,
-                   [&](std::span<const Tensor> w, std::span<const ops::PackedWeights> packed) {
+                   [&](std::span<const Tensor> w, std::span<const ops::PackedWeights> packed,
+                       std::span<const Tensor>) {
                      if (!packed[0]) return;
                      for (std::size_t i = 0; i < w.size(); ++i)
                        saved += w[i].bytes() - packed[i].tiles.bytes() - packed[i].scales.bytes();
                    });
   return saved;
+}
+
+const ops::PackedWeights* packed_form(const Network& network, const Tensor& weight) {
+  const ops::PackedWeights* found = nullptr;
+  for_each_product(network,
+                   [&](std::span<const Tensor> w, std::span<const ops::PackedWeights> packed,
+                       std::span<const Tensor>) {
+                     for (std::size_t i = 0; i < w.size(); ++i)
+                       if (&w[i] == &weight && packed[i]) found = &packed[i];
+                   });
+  return found;
 }
 
 }  // namespace xlstm::model

@@ -141,8 +141,6 @@ Model Model::random(const Config& config, DType weights, std::uint64_t seed,
   model::load_vocabulary(*impl);
   impl->hash = model::hash_model(*impl);
   model::move_weights_to_device(*impl);
-  model::make_e4m3_weights(*impl);
-  model::make_packed_weights(*impl);
   return Model(std::move(impl));
 }
 

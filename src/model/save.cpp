@@ -9,6 +9,7 @@
 #include "core/log.hpp"
 #include "core/threads.hpp"
 #include "model/model_impl.hpp"
+#include "model/packed_weights.hpp"
 
 namespace xlstm {
 namespace {
@@ -44,7 +45,7 @@ Tensor as_dtype(const std::string& name, Tensor t, DType dtype, int threads,
 
 struct Named {
   std::string name;
-  Tensor tensor;
+  const Tensor* tensor;
 };
 
 std::string shard_name(std::size_t index, std::size_t count) {
@@ -67,17 +68,38 @@ void Model::save(const fs::path& directory, DType dtype, std::uint64_t max_shard
   if (impl.network.out_norm_bias)
     log(LogLevel::warning, "save: transformers' output norm has no bias and ignores this model's");
 
+  // Of weights that are on a device in their packed form alone.
+  const auto unpacked = [&](const Tensor& view, std::vector<Buffer>& buffers) {
+    Tensor t = view;
+    const ops::PackedWeights* const packed = model::packed_form(impl.network, view);
+    if (t || packed == nullptr) return t;
+    const auto on_host = [&](Tensor from) {
+      Buffer copy(from.bytes());
+      copy_memory(copy.data(), {}, from.data, from.device, from.bytes());
+      from.data = copy.data();
+      from.device = {};
+      return std::pair(std::move(copy), from);
+    };
+    const auto [tiles_memory, tiles] = on_host(packed->tiles);
+    const auto [scales_memory, scales] = on_host(packed->scales);
+    buffers.emplace_back(t.bytes());
+    t.data = buffers.back().data();
+    t.device = {};
+    ops::unpack_weights({tiles, scales}, t);
+    return t;
+  };
+
   // Members are written one by one, so what was fused is "single" again. transformers wants
   // lm_head in the file even when it is tied; the community's files of the first xLSTM hold none.
   std::vector<Named> tensors;
-  for (const model::Parameter& p : impl.parameters) tensors.push_back({p.name, *p.view});
-  if (impl.tied && large) tensors.push_back({"lm_head.weight", impl.network.lm_head[0]});
+  for (const model::Parameter& p : impl.parameters) tensors.push_back({p.name, p.view});
+  if (impl.tied && large) tensors.push_back({"lm_head.weight", &impl.network.lm_head[0]});
 
   std::vector<std::size_t> first_of_shard = {0};
   std::uint64_t shard_bytes = 0, total_bytes = 0;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const std::uint64_t bytes =
-        static_cast<std::uint64_t>(tensors[i].tensor.count()) * size_of(dtype);
+        static_cast<std::uint64_t>(tensors[i].tensor->count()) * size_of(dtype);
     if (shard_bytes > 0 && shard_bytes + bytes > max_shard_bytes) {
       first_of_shard.push_back(i);
       shard_bytes = 0;
@@ -93,7 +115,8 @@ void Model::save(const fs::path& directory, DType dtype, std::uint64_t max_shard
     std::vector<Buffer> buffers;
     std::vector<formats::NamedTensor> out;
     for (std::size_t i = first_of_shard[s]; i < first_of_shard[s + 1]; ++i) {
-      out.push_back({tensors[i].name, as_dtype(tensors[i].name, tensors[i].tensor, dtype,
+      const Tensor& view = *tensors[i].tensor;
+      out.push_back({tensors[i].name, as_dtype(tensors[i].name, unpacked(view, buffers), dtype,
                                                impl.context.threads(), buffers)});
       index["weight_map"][tensors[i].name] = shard_name(s, shards);
     }

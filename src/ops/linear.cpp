@@ -55,9 +55,8 @@ void check_linear_swiglu(const LinearSwigluArgs& a) {
   XLSTM_CHECK(a.w.size() == 2 && (a.b.empty() || a.b.size() == 2), invalid_argument,
               "{}: expected 2 weights and no or 2 biases, found {} and {}", kOp, a.w.size(),
               a.b.size());
-  for (const Tensor& w : a.w) check_tensor(kOp, "w", w, Types::weight, {f, inputs});
+  check_weights(kOp, a.w, f, inputs, a.packed);
   for (const Tensor& b : a.b) check_tensor(kOp, "b", b, Types::weight, {f});
-  check_packed(kOp, a.packed, a.w);
   check_tensor(kOp, "y", a.y, Types::f32_bf16, {tokens, f});
 }
 

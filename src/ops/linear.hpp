@@ -17,8 +17,10 @@ struct LinearArgs {
   std::span<const Tensor> b;  ///< empty, or one [N_i] each
   Tensor y;                   ///< [T, sum N_i] f32; on CUDA also bf16
   bool accumulate = false;    ///< y += instead of y =
-  /// Empty, or w packed, which kernels of few rows read in its place: the same numbers, whose sums
-  /// may have another order.
+  /// Empty, or w packed, which kernels that can read in its place: the same numbers, whose sums may
+  /// have another order. Then w may be without memory; where no kernel reads packed weights of
+  /// these shapes and types (ops::reads_packed(), x in bf16, N_i and K multiples of 8) that is an
+  /// error.
   std::span<const PackedWeights> packed = {};
 };
 XLSTM_OP(linear, LinearArgs)

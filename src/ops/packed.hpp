@@ -3,8 +3,7 @@
 //
 // The weights of a row rarely differ by more than a factor of 2^15, so 4 bits say how far below the
 // row's largest exponent a weight's is: with sign and fraction 12 bits. What does not fit, and
-// zeros, is listed with each tile. Kernels of few tokens, which are bound by the bytes of the
-// weights, read these and put the bf16 numbers together again.
+// zeros, is listed with each tile. Kernels read these and put the bf16 numbers together again.
 
 #include <cstdint>
 #include <span>
@@ -99,10 +98,17 @@ struct PackWeightsArgs {
 };
 XLSTM_OP(pack_weights, PackWeightsArgs)
 
+/// Puts weights together again, on the host. @param w  [N, K] bf16, of the shape that was packed
+void unpack_weights(const PackedWeights& packed, const Tensor& w);
+
 /// Whether a kernel of this CUDA device reads packed weights.
 bool reads_packed(Device device);
 
 /// Throws Error(invalid_argument) unless there are none, or one like each of `w`.
 void check_packed(const char* op, std::span<const PackedWeights> packed, std::span<const Tensor> w);
+
+/// The same unless each of `w` has this shape too and, if it is not packed, memory.
+void check_weights(const char* op, std::span<const Tensor> w, std::int64_t outputs,
+                   std::int64_t inputs, std::span<const PackedWeights> packed);
 
 }  // namespace xlstm::ops

@@ -4,9 +4,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
 
+#include "core/cuda_device.hpp"
 #include "formats/expect_error.hpp"
 #include "formats/temp_dir.hpp"
+#include "model/memory_needs.hpp"
 #include "model/model_impl.hpp"
 #include "model/small_model.hpp"
 #include "model/state_impl.hpp"
@@ -45,6 +52,11 @@ void expect_near(std::span<const float> a, std::span<const float> b, double boun
     size += std::pow(b[i], 2);
   }
   EXPECT_LE(std::sqrt(difference), bound * std::sqrt(size));
+}
+
+std::string bytes_of(const std::filesystem::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), {}};
 }
 
 TEST(CudaModel, BothFamiliesGiveWhatTheCpuGives) {
@@ -169,54 +181,149 @@ TEST(CudaModel, Fp8IsRefusedWhereNothingReadsIt) {
                [&] { Model::random(small_config(), DType::bf16, 7, options); });
 }
 
-// Packed weights change no bit of up to 16 tokens, nor where longer passes do not read them.
-// Between, sums may have another order.
-TEST(CudaModel, PackedWeightsChangeLastBitsAtMost) {
+Config config_to_pack() {
   Config config = small_config();
   config.hidden_size = 128;
   config.num_heads = 2;
   config.vocab_size = 104;
   config.use_bias = true;
-  const auto model = [&](Packing packing) {
-    LoadOptions options;
-    options.device = test_device();
-    options.dtype = DType::bf16;
-    options.packing = packing;
-    return Model::random(config, DType::bf16, 7, options);
-  };
-  Model plain = model(Packing::off), packed = model(Packing::on);
-  EXPECT_LT(packed.streamed_bytes(), plain.streamed_bytes());
-  for (const std::size_t length : {1, 7, 16, 20, 64, 100, 200, 300}) {
-    State a = plain.make_state(), b = packed.make_state();
-    const std::vector<std::int32_t> ids = some_ids(length);
-    const std::span<const float> got = packed.eval(b, ids), want = plain.eval(a, ids);
-    expect_near(got, want, 0.03);
-    expect_near(record_of(b), record_of(a), 0.03);
-    if (length > 16 && length <= 256) continue;
-    EXPECT_TRUE(std::ranges::equal(got, want)) << length;
-    EXPECT_EQ(record_of(b), record_of(a)) << length;
-  }
-  for (const std::size_t sequences : {2, 9, 16, 17, 40, 64, 100, 128, 200}) {
-    std::vector<State> a, b;
-    std::vector<SequenceInput> of_a, of_b;
-    const std::vector<std::int32_t> ids = some_ids(sequences);
-    for (std::size_t i = 0; i < sequences; ++i) {
-      a.push_back(plain.make_state());
-      b.push_back(packed.make_state());
+  return config;
+}
+LoadOptions packing_options(Packing packing, Prefill prefill = Prefill::same) {
+  LoadOptions options;
+  options.device = test_device();
+  options.dtype = DType::bf16;
+  options.packing = packing;
+  options.prefill = prefill;
+  return options;
+}
+
+// Packed weights change no bit of more than 512 tokens, nor, where norms have no bias, of up to 16.
+// Elsewhere sums may have another order.
+TEST(CudaModel, PackedWeightsChangeLastBitsAtMost) {
+  for (const bool use_bias : {false, true}) {
+    SCOPED_TRACE(use_bias ? "with biases" : "without");
+    Config config = config_to_pack();
+    config.use_bias = use_bias;
+    const auto model = [&](Packing packing) {
+      return Model::random(config, DType::bf16, 7, packing_options(packing));
+    };
+    Model plain = model(Packing::off), packed = model(Packing::on);
+    EXPECT_LT(packed.streamed_bytes(), plain.streamed_bytes());
+    const auto same = [use_bias](std::size_t tokens) {
+      return tokens > 512 || (tokens <= 16 && !use_bias);
+    };
+    for (const std::size_t length : {1, 7, 16, 20, 64, 100, 200, 300, 600}) {
+      State a = plain.make_state(), b = packed.make_state();
+      const std::vector<std::int32_t> ids = some_ids(length);
+      const std::span<const float> got = packed.eval(b, ids), want = plain.eval(a, ids);
+      expect_near(got, want, 0.03);
+      expect_near(record_of(b), record_of(a), 0.03);
+      if (!same(length)) continue;
+      EXPECT_TRUE(std::ranges::equal(got, want)) << length;
+      EXPECT_EQ(record_of(b), record_of(a)) << length;
     }
-    for (std::size_t i = 0; i < sequences; ++i) {
-      of_a.push_back({std::span(&ids[i], 1), &a[i]});
-      of_b.push_back({std::span(&ids[i], 1), &b[i]});
-    }
-    std::vector<float> x(sequences * 104), y(x.size());
-    for (int step = 0; step < 3; ++step) {
-      plain.forward(of_a, Logits::last, x);
-      packed.forward(of_b, Logits::last, y);
-      expect_near(y, x, 0.03);
-      if (sequences <= 16) {
-        EXPECT_EQ(y, x) << sequences << " sequences, step " << step;
+    for (const std::size_t sequences : {2, 9, 16, 17, 40, 64, 100, 128, 200}) {
+      std::vector<State> a, b;
+      std::vector<SequenceInput> of_a, of_b;
+      const std::vector<std::int32_t> ids = some_ids(sequences);
+      for (std::size_t i = 0; i < sequences; ++i) {
+        a.push_back(plain.make_state());
+        b.push_back(packed.make_state());
+      }
+      for (std::size_t i = 0; i < sequences; ++i) {
+        of_a.push_back({std::span(&ids[i], 1), &a[i]});
+        of_b.push_back({std::span(&ids[i], 1), &b[i]});
+      }
+      std::vector<float> x(sequences * 104), y(x.size());
+      for (int step = 0; step < 3; ++step) {
+        plain.forward(of_a, Logits::last, x);
+        packed.forward(of_b, Logits::last, y);
+        expect_near(y, x, 0.03);
+        if (same(sequences)) {
+          EXPECT_EQ(y, x) << sequences << " sequences, step " << step;
+        }
       }
     }
+  }
+}
+
+// Weights that are on the card in their packed form alone are written as they were read.
+TEST(CudaModel, PackedWeightsAreSavedAsTheyWere) {
+  for (const bool tied : {false, true}) {
+    Config config = config_to_pack();
+    config.tie_word_embeddings = tied;
+    const formats::TempDir plain, packed;
+    Model::random(config, DType::bf16, 7, packing_options(Packing::off))
+        .save(plain.path(), DType::bf16);
+    Model::load(plain.path(), packing_options(Packing::on)).save(packed.path(), DType::bf16);
+    EXPECT_EQ(bytes_of(packed.path() / "model.safetensors"),
+              bytes_of(plain.path() / "model.safetensors"));
+  }
+}
+
+#if defined(XLSTM_TEST_ON_CARD)
+// Loading takes no more of a card than is said beforehand: what stays, and a product on its way.
+TEST(CudaModel, PackedWeightsTakeTheMemoryThatIsCounted) {
+  const Device device = test_device();
+  if (!ops::reads_packed(device)) GTEST_SKIP() << "nothing reads packed weights here";
+  Config config = small_config();
+  config.hidden_size = 1024;
+  config.num_heads = 4;
+  config.num_blocks = 6;
+  config.vocab_size = 4096;
+  Model::random(config, DType::bf16, 7, packing_options(Packing::on));  // what CUDA itself takes
+  for (const Prefill prefill : {Prefill::same, Prefill::fp8}) {
+    LoadOptions options = packing_options(Packing::on, prefill);
+    const model::MemoryNeeds needs =
+        model::MemoryMeter(config, model::uniform_parameters(config, DType::bf16), options)
+            .needs(1);
+    const std::uint64_t before = cuda::memory(device).free;
+    std::uint64_t least = before;
+    options.progress = [&](std::uint64_t, std::uint64_t) {
+      least = std::min(least, cuda::memory(device).free);
+    };
+    const Model model = Model::random(config, DType::bf16, 7, options);
+    constexpr std::uint64_t kPages = 16U << 20;  // each piece of memory takes whole ones
+    EXPECT_LE(before - least, needs.weights + needs.loading + kPages);
+    EXPECT_LE(before - cuda::memory(device).free, needs.weights + kPages);
+    EXPECT_GE(before - cuda::memory(device).free + kPages, needs.weights);
+  }
+}
+#endif
+
+// A product whose weights do not fit their lists stays as it is, beside others that are packed.
+TEST(CudaModel, SparseWeightsStayAsTheyAre) {
+  const Config config = config_to_pack();
+  const formats::TempDir dir, again;
+  Model::random(config, DType::bf16, 7, packing_options(Packing::off))
+      .save(dir.path(), DType::bf16);
+  const std::filesystem::path file = dir.path() / "model.safetensors";
+  std::string bytes = bytes_of(file);
+  std::uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), sizeof(header));
+  const nlohmann::json tensors = nlohmann::json::parse(bytes.substr(8, header));
+  for (const char* name : {"backbone.blocks.0.ffn.proj_down.weight",
+                           "backbone.blocks.1.mlstm_layer.out_proj.weight"}) {
+    const std::size_t begin = tensors[name]["data_offsets"][0],
+                      end = tensors[name]["data_offsets"][1];
+    for (std::size_t at = begin; at < end; at += 16)  // one number in eight is 0
+      std::memset(bytes.data() + 8 + header + at, 0, 2);
+  }
+  std::ofstream(file, std::ios::binary) << bytes;
+  for (const Prefill prefill : {Prefill::same, Prefill::fp8, Prefill::fp8_blocks}) {
+    Model plain = Model::load(dir.path(), packing_options(Packing::off, prefill)),
+          packed = Model::load(dir.path(), packing_options(Packing::on, prefill));
+    EXPECT_LT(packed.streamed_bytes(), plain.streamed_bytes());
+    EXPECT_GT(packed.streamed_bytes(), plain.streamed_bytes() * 3 / 4);
+    for (const std::size_t length : {1, 16, 40, 150, 600}) {
+      State a = plain.make_state(), b = packed.make_state();
+      const std::vector<std::int32_t> ids = some_ids(length);
+      const std::span<const float> got = packed.eval(b, ids), want = plain.eval(a, ids);
+      expect_near(got, want, 0.03);
+    }
+    packed.save(again.path(), DType::bf16);
+    EXPECT_EQ(bytes_of(again.path() / "model.safetensors"), bytes);
   }
 }
 

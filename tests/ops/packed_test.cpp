@@ -75,8 +75,14 @@ void expect_all_back(const std::vector<std::uint16_t>& bits, std::int64_t rows,
   test::Packed packed(bits, rows, columns);
   EXPECT_EQ(packed.left_out(), left_out);
   if (left_out > 0) return;
+  std::vector<std::uint16_t> again(bits.size(), 0x1234);
+  unpack_weights(packed.weights(), Tensor::dense(again.data(), DType::bf16, {rows, columns}));
   for (std::int64_t r = 0; r < rows; ++r)
     for (std::int64_t c = 0; c < columns; ++c) {
+      const float unpacked = bf16_to_f32(again[static_cast<std::size_t>(r * columns + c)]),
+                  number = packed.number(r, c);
+      EXPECT_TRUE(unpacked == number || (std::isnan(unpacked) && std::isnan(number)))
+          << r << ", " << c;
       const std::uint16_t want = bits[static_cast<std::size_t>(r * columns + c)];
       if ((want & 0x7FFFU) == 0)
         EXPECT_EQ(packed.number(r, c), 0.0F) << r << ", " << c;

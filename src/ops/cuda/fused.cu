@@ -314,7 +314,7 @@ bool serves(std::span<const Tensor> w, DType activation) {
   if (w[0].dtype != DType::bf16 && (w[0].dtype != DType::f32 || activation != DType::f32))
     return false;
   for (const Tensor& t : w)
-    if (t.dtype != w[0].dtype || reinterpret_cast<std::uintptr_t>(t.data) % 16 != 0 ||
+    if (!t || t.dtype != w[0].dtype || reinterpret_cast<std::uintptr_t>(t.data) % 16 != 0 ||
         static_cast<std::size_t>(t.row_stride()) * size_of(t.dtype) % 16 != 0)
       return false;
   return true;

@@ -8,6 +8,7 @@
 #include "ops/cuda/linear_plan.hpp"
 #include "ops/cuda/linear_tiled.cuh"
 #include "ops/cuda/sm90/matmul.hpp"
+#include "xlstm/error.hpp"
 
 namespace xlstm::ops::cuda {
 namespace {
@@ -346,6 +347,9 @@ void linear(Context& context, const LinearArgs& a) {
     const Output y(a.y.cols(first, w.dim(0)), a.b.empty() ? nullptr : &a.b[i], a.accumulate);
     first += w.dim(0);
     if (w.dim(0) == 0) continue;
+    if (!w)  // a model keeps packed weights alone only where kernels read them
+      throw Error(ErrorCode::internal, "linear: no kernel of packed weights takes " +
+                                           to_string(a.x) + " and gives " + to_string(a.y));
     with_type(w.dtype, [&](auto type) {
       using W = decltype(type);
       if (a.x.dtype == DType::bf16)

@@ -6,24 +6,8 @@
 namespace xlstm::ops::cuda::sm90 {
 namespace {
 
-/// Whether the kernel takes these weights, and rows of so many numbers.
-bool serves(std::span<const Tensor> w) {
-  if (w.size() > kMostWeights || w[0].dim(1) % 8 != 0 || w[0].dim(1) == 0) return false;
-  std::int64_t rows = 0;
-  for (const Tensor& t : w) {
-    if (t.dtype != DType::bf16 || !on_16_bytes(t)) return false;
-    rows += t.dim(0);
-    // The kernel counts in 16 bytes from the first weight on, in 32 bits.
-    constexpr std::int64_t kFar = std::int64_t{16} << 31;
-    const std::int64_t begin =
-        static_cast<const std::byte*>(t.data) - static_cast<const std::byte*>(w[0].data);
-    if (begin < -kFar || begin + 2 * t.dim(0) * t.row_stride() >= kFar) return false;
-  }
-  return rows < (std::int64_t{1} << 30);
-}
-
-/// Whether its variant for packed weights takes these, which serves() does. Their rows come in
-/// whole tiles, so that 16 rows of several weights are two of them.
+/// Whether the variant for packed weights takes these. Their rows come in whole tiles, so that 16
+/// rows of several weights are two of them.
 bool serves_packed(std::span<const Tensor> w, std::span<const PackedWeights> packed) {
   if (packed.empty()) return false;
   for (std::size_t i = 0; i < w.size(); ++i)
@@ -31,6 +15,25 @@ bool serves_packed(std::span<const Tensor> w, std::span<const PackedWeights> pac
         !on_16_bytes(packed[i].tiles) || !on_16_bytes(packed[i].scales))
       return false;
   return true;
+}
+
+/// Whether the kernel takes these weights, and rows of so many numbers.
+bool serves(std::span<const Tensor> w, std::span<const PackedWeights> packed) {
+  if (w.size() > kMostWeights || w[0].dim(1) % 8 != 0 || w[0].dim(1) == 0) return false;
+  const bool tiles = serves_packed(w, packed);
+  std::int64_t rows = 0;
+  for (const Tensor& t : w) {
+    if (t.dtype != DType::bf16) return false;
+    rows += t.dim(0);
+    if (tiles) continue;
+    if (!t || !on_16_bytes(t)) return false;
+    // The kernel counts in 16 bytes from the first weight on, in 32 bits.
+    constexpr std::int64_t kFar = std::int64_t{16} << 31;
+    const std::int64_t begin =
+        static_cast<const std::byte*>(t.data) - static_cast<const std::byte*>(w[0].data);
+    if (begin < -kFar || begin + 2 * t.dim(0) * t.row_stride() >= kFar) return false;
+  }
+  return rows < (std::int64_t{1} << 30);
 }
 
 /// Whether the norm before the product is one that the kernel makes: its row fits into registers,
@@ -78,7 +81,7 @@ void run(Context& context, const char* name, const Before& before, const Args& a
 }  // namespace
 
 bool linear_of_few_tokens(Context& context, const LinearArgs& a) {
-  if (a.x.dtype != DType::bf16 || !on_16_bytes(a.x) || !serves(a.w)) return false;
+  if (a.x.dtype != DType::bf16 || !on_16_bytes(a.x) || !serves(a.w, a.packed)) return false;
   const int width = static_cast<int>(a.x.dim(1));
   const Plain after{Matrix<float>(a.y), a.accumulate};
   const Matrix<const Bf16> x(a.x);
@@ -90,7 +93,8 @@ bool linear_of_few_tokens(Context& context, const LinearArgs& a) {
 }
 
 bool norm_linear(Context& context, const NormLinearArgs& a) {
-  if (a.activation != DType::bf16 || !serves(a.w) || !serves_norm(a.x, a.norm_w, a.norm_b))
+  if (a.activation != DType::bf16 || !serves(a.w, a.packed) ||
+      !serves_norm(a.x, a.norm_w, a.norm_b))
     return false;
   const std::int64_t heads = a.w_i ? a.w_i.dim(0) : 0, tokens = a.x.dim(0);
   if (heads > 0 && !(on_16_bytes(a.w_i) && on_16_bytes(a.w_f))) return false;
@@ -106,7 +110,7 @@ bool norm_linear(Context& context, const NormLinearArgs& a) {
 }
 
 bool norm_linear_swiglu(Context& context, const NormLinearSwigluArgs& a) {
-  if (a.y.dtype != DType::bf16 || !serves(a.w) || !serves_norm(a.x, a.norm_w, a.norm_b))
+  if (a.y.dtype != DType::bf16 || !serves(a.w, a.packed) || !serves_norm(a.x, a.norm_w, a.norm_b))
     return false;
   const Normed before{Matrix<const float>(a.x), Weights(a.norm_w), a.eps,
                       static_cast<int>(a.x.dim(1))};
