@@ -10,6 +10,7 @@
 #include "console.hpp"
 #include "core/check.hpp"
 #include "core/cuda_device.hpp"
+#include "core/log.hpp"
 #include "formats/safetensors.hpp"
 
 namespace xlstm::cli {
@@ -192,8 +193,15 @@ LoadedModel load_model(const RunOptions& options) {
   const Stopwatch watch;
   LoadOptions load = to_load_options(options);
   const fs::path directory = model_directory(options.model);
-  if (options.dtype.empty() && !load.device.is_cpu())
-    load.dtype = arithmetic_on(load.device, main_dtype(directory));
+  if (options.dtype.empty() && !load.device.is_cpu()) {
+    const DType weights = main_dtype(directory);
+    load.dtype = arithmetic_on(load.device, weights);
+    if (load.dtype != DType::bf16)
+      log(LogLevel::info,
+          fmt::format("{} weights are used as they are; --dtype bf16 rounds them, for "
+                      "less memory and several times the speed",
+                      to_string(weights)));
+  }
   ProgressBar bar("loading", options.progress);
   load.progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };
   Model model = Model::load(directory, load);

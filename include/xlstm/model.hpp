@@ -41,8 +41,10 @@ enum class Packing {
 };
 
 struct LoadOptions {
-  Device device;             ///< where to run
-  DType dtype = DType::f32;  ///< arithmetic: f32, or bf16 = product inputs rounded to bf16
+  Device device;  ///< where to run
+  /// Arithmetic: f32, or bf16 = product inputs rounded to bf16. On a CUDA device the matrices of
+  /// xLSTM-large are then rounded, too, whatever their type is in the files, all but the gates'.
+  DType dtype = DType::f32;
   /// fp8: on a CUDA device, for xLSTM-large with bf16 arithmetic. Passes of at least 192 tokens,
   /// two or more of each sequence, take it in the products of all blocks but the first; all else
   /// stays as it is. The weights take half as much memory more.

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <tuple>
 #include <utility>
 
 #include "core/check.hpp"
+#include "core/convert.hpp"
 #include "core/cuda_device.hpp"
 #include "core/log.hpp"
 #include "core/threads.hpp"
@@ -40,15 +42,21 @@ class Staging {
         memory_(Buffer::on_host_for(device, std::min(kBytes, most))),
         stream_(cuda::make_stream(device), [device](void* s) { cuda::destroy_stream(s, device); }) {
   }
-  /// Queues a copy of at most kBytes, once the last one is done.
-  void copy(std::byte* to, const std::byte* from, std::size_t bytes, int threads) {
+  /// Queues a copy of numbers, rounded to `dtype`, that then are at most kBytes, once the last one
+  /// is done. @param from  a vector
+  void copy(std::byte* to, DType dtype, const Tensor& from, int threads) {
     wait();
-    parallel_ranges(threads, static_cast<std::int64_t>(bytes), std::int64_t{1} << 20,
-                    [&](Range part) {
-                      std::memcpy(memory_.data() + part.begin, from + part.begin,
-                                  static_cast<std::size_t>(part.end - part.begin));
-                    });
-    cuda::copy(to, memory_.data(), bytes, stream_.get(), device_);
+    const Tensor staged = Tensor::dense(memory_.data(), dtype, {from.count()});
+    if (dtype == from.dtype)
+      parallel_ranges(threads, static_cast<std::int64_t>(from.bytes()), std::int64_t{1} << 20,
+                      [&](Range part) {
+                        std::memcpy(memory_.data() + part.begin,
+                                    static_cast<const std::byte*>(from.data) + part.begin,
+                                    static_cast<std::size_t>(part.end - part.begin));
+                      });
+    else
+      convert(from, staged, threads);
+    cuda::copy(to, memory_.data(), staged.bytes(), stream_.get(), device_);
   }
   void wait() { cuda::synchronize(stream_.get(), device_); }
 
@@ -61,18 +69,26 @@ class Staging {
 // Copies of weights to the device, in two turns.
 class Copies {
  public:
+  /// The weights have the types that they get there from now on.
   explicit Copies(Model::Impl& impl)
       : impl_(impl),
-        total_(total_of(impl)),
+        total_(place_types(impl)),
         turns_{Staging(impl.context.device(), total_), Staging(impl.context.device(), total_)} {}
 
   // Queues the copy of a weight, which is the one on the device from then on.
   void copy(Tensor& t, std::byte* to) {
-    const std::byte* from = t.as<std::byte>();
-    for (std::size_t at = 0; at < t.bytes(); at += Staging::kBytes) {
-      const std::size_t bytes = std::min(Staging::kBytes, t.bytes() - at);
-      turns_[turn_++ % 2].copy(to + at, from + at, bytes, impl_.context.threads());
-      if (impl_.options.progress) impl_.options.progress(done_ + at + bytes, total_);
+    const DType stored = stored_.at(&t);
+    const std::int64_t most = static_cast<std::int64_t>(Staging::kBytes / size_of(t.dtype));
+    for (std::int64_t at = 0; at < t.count(); at += most) {
+      const std::int64_t count = std::min(most, t.count() - at);
+      const Tensor from = Tensor::dense(
+          static_cast<std::byte*>(t.data) + static_cast<std::size_t>(at) * size_of(stored), stored,
+          {count});
+      const std::size_t begin = static_cast<std::size_t>(at) * size_of(t.dtype);
+      turns_[turn_++ % 2].copy(to + begin, t.dtype, from, impl_.context.threads());
+      if (impl_.options.progress)
+        impl_.options.progress(done_ + begin + static_cast<std::size_t>(count) * size_of(t.dtype),
+                               total_);
     }
     done_ += placed_bytes(t);
     t.data = to;
@@ -84,13 +100,18 @@ class Copies {
   std::size_t total() const { return total_; }
 
  private:
-  static std::size_t total_of(const Model::Impl& impl) {
+  std::size_t place_types(const Model::Impl& impl) {
     std::size_t total = 0;
-    for (const Parameter& p : impl.parameters) total += placed_bytes(*p.view);
+    for (const Parameter& p : impl.parameters) {
+      stored_.emplace(p.view, p.view->dtype);
+      p.view->dtype = placed_type(p, p.view->dtype, impl.config, impl.options);
+      total += placed_bytes(*p.view);
+    }
     return total;
   }
 
   Model::Impl& impl_;
+  std::map<const Tensor*, DType> stored_;
   std::size_t total_, done_ = 0, turn_ = 0;
   Staging turns_[2];
 };
@@ -190,6 +211,8 @@ void move_weights_to_device(Model::Impl& impl) {
   const Device device = impl.context.device();
   if (device.is_cpu()) return;
   const std::vector<Buffer> from = std::exchange(impl.owned, {});
+  Copies copies(impl);
+  if (impl.tied) impl.network.lm_head[0] = impl.network.embedding;
   const std::vector<PackedProduct> products =
       products_to_pack(impl.network, impl.options.packing, impl.tied);
   std::vector<const Tensor*> replaced;
@@ -204,7 +227,6 @@ void move_weights_to_device(Model::Impl& impl) {
     return !std::ranges::binary_search(replaced, static_cast<const Tensor*>(p.view));
   };
 
-  Copies copies(impl);
   std::size_t kept = 0;
   for (const Parameter& p : impl.parameters)
     if (is_kept(p)) kept += placed_bytes(*p.view);

@@ -83,7 +83,7 @@ MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> we
   for (const Parameter& p : list_parameters(config, Dialect::hugging_face, network_)) {
     const auto found = types.find(p.name);
     if (found == types.end()) continue;
-    *p.view = dense_view(nowhere, found->second, p.shape);
+    *p.view = dense_view(nowhere, placed_type(p, found->second, config, options), p.shape);
     p.view->device = options.device;
     weights_ += placed_bytes(*p.view);
   }

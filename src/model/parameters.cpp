@@ -120,6 +120,13 @@ Tensor dense_view(void* data, DType dtype, const std::vector<std::int64_t>& shap
   return t;
 }
 
+DType placed_type(const Parameter& parameter, DType stored, const Config& config,
+                  const LoadOptions& options) {
+  const bool rounds = !options.device.is_cpu() && options.dtype == DType::bf16 &&
+                      !config.block_stack && parameter.quantisable;
+  return rounds ? DType::bf16 : stored;
+}
+
 std::vector<Parameter> list_parameters(const Config& config, Dialect dialect, Network& network) {
   network.blocks.clear();
   network.blocks.resize(static_cast<std::size_t>(config.num_blocks));

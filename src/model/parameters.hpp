@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/network.hpp"
+#include "xlstm/model.hpp"
 
 namespace xlstm::model {
 
@@ -55,6 +56,11 @@ struct Parameter {
 
 /// A dense view of `data` with any number of sizes up to Tensor::kMaxRank.
 Tensor dense_view(void* data, DType dtype, const std::vector<std::int64_t>& shape);
+
+/// The type that a weight stored as `stored` has on options.device: on a CUDA device with bf16
+/// arithmetic the matrices of xLSTM-large are rounded to bf16, all but those of the gates.
+DType placed_type(const Parameter& parameter, DType stored, const Config& config,
+                  const LoadOptions& options);
 
 /// Bytes of a weight in a device's memory, where each starts on kAlignment bytes.
 inline std::size_t placed_bytes(const Tensor& t) {

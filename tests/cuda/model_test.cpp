@@ -11,6 +11,7 @@
 #include <string>
 
 #include "core/cuda_device.hpp"
+#include "core/convert.hpp"
 #include "formats/expect_error.hpp"
 #include "formats/temp_dir.hpp"
 #include "model/memory_needs.hpp"
@@ -73,6 +74,47 @@ TEST(CudaModel, BothFamiliesGiveWhatTheCpuGives) {
           expect_near(m.cuda.eval(b, std::span(&id, 1)), m.cpu.eval(a, std::span(&id, 1)), bound);
         expect_near(record_of(b), record_of(a), bound);
       }
+}
+
+// With bf16 arithmetic a card rounds matrices of other types, all but those of the gates.
+TEST(CudaModel, MatricesOfOtherTypesAreRoundedForBf16) {
+  Config tied = small_config();
+  tied.tie_word_embeddings = true;
+  LoadOptions options;
+  options.device = test_device();
+  options.dtype = DType::bf16;
+  options.packing = Packing::off;
+  for (const Config& config : {small_config(), tied})
+    for (const DType stored : {DType::f32, DType::f16}) {
+      const Model source = Model::random(config, stored, 7);
+      const Model model = Model::random(config, stored, 7, options);
+      ASSERT_EQ(source.parameters().size(), model.parameters().size());
+      for (std::size_t i = 0; i < source.parameters().size(); ++i) {
+        const model::Parameter& p = model.impl().parameters[i];
+        const Tensor &want = *source.impl().parameters[i].view, &got = *p.view;
+        const bool is_matrix = p.shape.size() == 2 && p.init != model::Init::gate;
+        ASSERT_EQ(got.dtype, is_matrix ? DType::bf16 : stored) << p.name;
+        std::vector<std::byte> expected(got.bytes()), found(got.bytes());
+        convert(want, model::dense_view(expected.data(), got.dtype, p.shape), 1);
+        copy_memory(found.data(), {}, got.data, test_device(), got.bytes());
+        EXPECT_EQ(found, expected) << p.name;
+      }
+    }
+}
+
+// So a float32 file of bf16 numbers gives the bits that a bf16 file of them gives.
+TEST(CudaModel, AFloat32FileOfBf16NumbersGivesTheirBits) {
+  const Model source = Model::random(small_config(), DType::bf16, 7);
+  const formats::TempDir wide, narrow;
+  source.save(wide.path(), DType::f32);
+  source.save(narrow.path(), DType::bf16);
+  LoadOptions options;
+  options.device = test_device();
+  options.dtype = DType::bf16;
+  Model a = Model::load(wide.path(), options), b = Model::load(narrow.path(), options);
+  State s = a.make_state(), t = b.make_state();
+  for (const std::size_t tokens : {40, 1})
+    EXPECT_TRUE(std::ranges::equal(a.eval(s, some_ids(tokens)), b.eval(t, some_ids(tokens))));
 }
 
 Model fp8_model(const Config& config, Prefill prefill, DType weights = DType::bf16) {
