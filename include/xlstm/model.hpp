@@ -35,7 +35,7 @@ enum class Prefill {
 /// of more than 512 tokens, and without biases of up to 16, are the same to the bit; elsewhere sums
 /// may have another order.
 enum class Packing {
-  automatic,  ///< wherever it can be
+  automatic,  ///< wherever it can be, but of weights below 40 MB, which caches hold
   off,
   on
 };

@@ -60,12 +60,15 @@ Packing choose_packing(const Config& config, std::span<const ParameterInfo> weig
   const auto needed = [&](Packing packing) {
     LoadOptions with = options;
     with.packing = packing;
-    return MemoryMeter(config, weights, with).needs(1).total();
+    return MemoryMeter(config, weights, with).needs(1);
   };
+  const MemoryNeeds off = needed(Packing::off);
+  // Weights that stay in the card's second-level cache are read faster than they are unpacked.
+  constexpr std::uint64_t kCached = 40'000'000;
+  if (off.weights <= kCached) return Packing::off;
   // Only a head that is the embedding too takes more when it is packed.
-  const std::uint64_t on = needed(Packing::on);
-  return on <= cuda::memory(options.device).free || on <= needed(Packing::off) ? Packing::on
-                                                                               : Packing::off;
+  const std::uint64_t on = needed(Packing::on).total();
+  return on <= cuda::memory(options.device).free || on <= off.total() ? Packing::on : Packing::off;
 }
 
 MemoryMeter::MemoryMeter(const Config& config, std::span<const ParameterInfo> weights,
