@@ -10,8 +10,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "core/cuda_device.hpp"
 #include "core/convert.hpp"
+#include "core/cuda_device.hpp"
 #include "formats/expect_error.hpp"
 #include "formats/temp_dir.hpp"
 #include "model/memory_needs.hpp"
