@@ -53,7 +53,7 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
   parser.choice(
       "--pack-weights", {"auto", "on", "off"}, options.pack_weights,
       "On cuda (H100, H200): bf16 weights in three quarters of their memory, which makes writing "
-      "and short prompts faster and loses nothing (auto: wherever it can be)",
+      "and short prompts faster and loses nothing (auto: models without biases, heads of 64n)",
       "XLSTM_PACK_WEIGHTS");
   parser.choice("--state-dtype", {"f32", "bf16"}, options.state_dtype,
                 "States on cuda; bf16 takes half the memory and is faster with many sequences",

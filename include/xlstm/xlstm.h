@@ -50,8 +50,9 @@ typedef struct xlstm_load_options {
   const char* const* adapters; /* adapter_count directories of adapters to add; may be NULL */
   const float* adapter_scales; /* their factors; NULL: 1 each */
   size_t adapter_count;
-  int32_t prefill;    /* long prompts on a card: 1: in e4m3; 2: in e4m3 by blocks; 0: as all else */
-  int32_t packing;    /* packed weights on a card: 1: never; 2: always; 0: wherever it can be */
+  int32_t prefill; /* long prompts on a card: 1: in e4m3; 2: in e4m3 by blocks; 0: as all else */
+  int32_t
+      packing; /* packed weights on a card: 1: never; 2: always; 0: where it makes steps faster */
   int32_t state_bf16; /* states on a card: 1: C of mLSTM cells in bf16; 0: float32 */
 } xlstm_load_options;
 

@@ -51,9 +51,16 @@ void expect_packing(const Config& config, const LoadOptions& options) {
               "packed weights: expected xLSTM-large, found a model of the first xLSTM");
 }
 
+bool steps_read_packed(const Config& config) {
+  // serves_norm() of ops/cuda/sm90/few_rows.cu, serves_mlstm_step() of mlstm_step.cu
+  constexpr std::int64_t kColumns = 64, kMostWidth = 512, kMostRows = 256;
+  return !config.use_bias && config.v_head_dim() % kColumns == 0 &&
+         config.v_head_dim() <= kMostWidth && config.qk_head_dim() <= kMostRows;
+}
+
 bool may_pack(const Config& config, const LoadOptions& options) {
   return !options.device.is_cpu() && options.dtype == DType::bf16 && !config.block_stack &&
-         ops::reads_packed(options.device);
+         steps_read_packed(config) && ops::reads_packed(options.device);
 }
 
 std::size_t PackedProduct::bytes() const {

@@ -16,7 +16,12 @@ namespace xlstm::model {
 /// them.
 void expect_packing(const Config& config, const LoadOptions& options);
 
-/// Whether Packing::automatic may choose them: where something reads them.
+/// Whether the kernels of capability 9.0 for steps of few tokens serve such a model. Where they do
+/// not (norms with biases, heads of other widths), steps read packed weights by more kernels than
+/// weights as they are.
+bool steps_read_packed(const Config& config);
+
+/// Whether Packing::automatic may choose them: where something reads them, and steps too.
 bool may_pack(const Config& config, const LoadOptions& options);
 
 /// Weights of bf16 that are multiplied together and can be packed, with their packed form.

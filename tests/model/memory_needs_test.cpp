@@ -7,6 +7,7 @@
 
 #include "formats/expect_error.hpp"
 #include "model/model_impl.hpp"
+#include "model/packed_weights.hpp"
 #include "model/small_model.hpp"
 #include "ops/mlstm_ring.hpp"
 
@@ -223,6 +224,18 @@ TEST(MemoryNeeds, PackedWeightsTakeThreeQuarters) {
   options.packing = Packing::on;
   expect_error(ErrorCode::invalid_argument, {"packed weights", "bf16", "f32"},
                [&] { MemoryMeter(config, {}, options); });
+}
+
+TEST(MemoryNeeds, StepsReadPackedWeightsOfHeadsThatTheirKernelsServe) {
+  Config config = small_config();
+  config.hidden_size = 256;
+  config.num_heads = 2;
+  EXPECT_TRUE(model::steps_read_packed(config));
+  config.use_bias = true;
+  EXPECT_FALSE(model::steps_read_packed(config));
+  config.use_bias = false;
+  config.num_heads = 8;
+  EXPECT_FALSE(model::steps_read_packed(config)) << "heads of 32";
 }
 
 TEST(MemoryNeeds, PackingIsChosenWhereSomethingReadsIt) {
