@@ -210,7 +210,7 @@ RunningMemory running_memory(const Config& config, std::span<const ParameterInfo
   model::MemoryMeter meter(config, weights, options);
   RunningMemory memory{.device = options.device,
                        .arithmetic = options.dtype,
-                       .packed = options.packing == Packing::on,
+                       .packed = options.packing == Packing::on || options.packing == Packing::both,
                        .needs = meter.needs(sequences),
                        .slice = meter.limits().slice};
   if (options.device.is_cpu()) {

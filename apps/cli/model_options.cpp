@@ -52,9 +52,10 @@ void add_run_options(OptionParser& parser, RunOptions& options) {
       "and less exact, and takes about half the weights' memory more",
       "XLSTM_PREFILL_DTYPE");
   parser.choice(
-      "--pack-weights", {"auto", "on", "off"}, options.pack_weights,
+      "--pack-weights", {"auto", "on", "off", "both"}, options.pack_weights,
       "On cuda (H100, H200): bf16 weights in three quarters of their memory, which makes writing "
-      "and short prompts faster and loses nothing (auto: of 40 MB or more)",
+      "and short prompts faster and loses nothing; both: also as they are, for long prompts (auto: "
+      "on, where it is faster)",
       "XLSTM_PACK_WEIGHTS");
   parser.choice("--state-dtype", {"f32", "bf16"}, options.state_dtype,
                 "States on cuda; bf16 takes half the memory and is faster with many sequences",
@@ -142,6 +143,7 @@ LoadOptions to_load_options(const RunOptions& options) {
   if (options.prefill_dtype == "fp8-blocks") load.prefill = Prefill::fp8_blocks;
   if (options.pack_weights == "on") load.packing = Packing::on;
   if (options.pack_weights == "off") load.packing = Packing::off;
+  if (options.pack_weights == "both") load.packing = Packing::both;
   load.state_dtype = *parse_dtype(options.state_dtype);
   load.threads = static_cast<int>(options.threads);
   load.check_tensors = options.check_tensors;

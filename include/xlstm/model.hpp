@@ -32,12 +32,14 @@ enum class Prefill {
 
 /// Whether a model keeps its bf16 weights in 12.25 bits each, without loss, of which a pass reads
 /// less. For xLSTM-large with bf16 arithmetic on a CUDA device of compute capability 9.0. Results
-/// of more than 512 tokens, and without biases of up to 16, are the same to the bit; elsewhere sums
-/// may have another order.
+/// of more than 512 tokens, and up to 16 of the models that `automatic` packs, are the same to the
+/// bit; elsewhere sums may have another order.
 enum class Packing {
-  automatic,  ///< wherever it can be, but of weights below 40 MB, which caches hold
+  automatic,  ///< where steps become faster: no biases, heads of a multiple of 64, up to 512; and
+              ///< more weights than caches hold, from 40 MB on
   off,
-  on
+  on,
+  both  ///< beside them the weights as they are, which passes of more than 128 tokens read
 };
 
 struct LoadOptions {

@@ -51,7 +51,7 @@ typedef struct xlstm_load_options {
   const float* adapter_scales; /* their factors; NULL: 1 each */
   size_t adapter_count;
   int32_t prefill;    /* long prompts on a card: 1: in e4m3; 2: in e4m3 by blocks; 0: as all else */
-  int32_t packing;    /* packed weights on a card: 1: never; 2: always; 0: wherever it can be */
+  int32_t packing;    /* packed weights on a card: 1: no; 2: yes; 3: and plain ones; 0: auto */
   int32_t state_bf16; /* states on a card: 1: C of mLSTM cells in bf16; 0: float32 */
 } xlstm_load_options;
 

@@ -92,9 +92,10 @@ xlstm::Packing packing_of(std::int32_t value) {
     case 0: return xlstm::Packing::automatic;
     case 1: return xlstm::Packing::off;
     case 2: return xlstm::Packing::on;
+    case 3: return xlstm::Packing::both;
     default:
       throw xlstm::Error(xlstm::ErrorCode::invalid_argument,
-                         fmt::format("packing: expected 0, 1 or 2, found {}", value));
+                         fmt::format("packing: expected 0 to 3, found {}", value));
   }
 }
 

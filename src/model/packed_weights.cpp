@@ -41,7 +41,7 @@ bool can_be_packed(std::span<const Tensor> w, std::span<const Tensor> b) {
 }  // namespace
 
 void expect_packing(const Config& config, const LoadOptions& options) {
-  if (options.packing != Packing::on) return;
+  if (options.packing != Packing::on && options.packing != Packing::both) return;
   XLSTM_CHECK(!options.device.is_cpu(), unsupported,
               "packed weights: expected a CUDA device, found the CPU");
   XLSTM_CHECK(options.dtype == DType::bf16, invalid_argument,
@@ -51,9 +51,16 @@ void expect_packing(const Config& config, const LoadOptions& options) {
               "packed weights: expected xLSTM-large, found a model of the first xLSTM");
 }
 
+bool steps_read_packed(const Config& config) {
+  // serves_norm() of ops/cuda/sm90/few_rows.cu, serves_mlstm_step() of mlstm_step.cu
+  constexpr std::int64_t kColumns = 64, kMostWidth = 512, kMostRows = 256;
+  return !config.use_bias && config.v_head_dim() % kColumns == 0 &&
+         config.v_head_dim() <= kMostWidth && config.qk_head_dim() <= kMostRows;
+}
+
 bool may_pack(const Config& config, const LoadOptions& options) {
   return !options.device.is_cpu() && options.dtype == DType::bf16 && !config.block_stack &&
-         ops::reads_packed(options.device);
+         steps_read_packed(config) && ops::reads_packed(options.device);
 }
 
 std::size_t PackedProduct::bytes() const {
@@ -85,18 +92,18 @@ void PackedProduct::place(Device device, std::byte* memory) const {
 
 std::vector<PackedProduct> products_to_pack(Network& network, Packing packing, bool tied) {
   std::vector<PackedProduct> products;
-  if (packing != Packing::on) return products;
+  if (packing != Packing::on && packing != Packing::both) return products;
   for_each_product(network, [&](std::span<Tensor> w, std::span<ops::PackedWeights> packed,
                                 std::span<const Tensor> b) {
     if (!can_be_packed(w, b)) return;
     const bool head = w.data() == network.lm_head.data();
-    products.push_back({w, packed, head && tied});
+    products.push_back({w, packed, packing == Packing::both || (head && tied)});
   });
   return products;
 }
 
 bool is_replaced(const PackedProduct& product, Device device) {
-  if (product.tied) return false;
+  if (product.keeps_plain) return false;
   try {
     return ops::reads_packed(device);
   } catch (const Error&) {

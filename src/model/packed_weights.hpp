@@ -16,14 +16,19 @@ namespace xlstm::model {
 /// them.
 void expect_packing(const Config& config, const LoadOptions& options);
 
-/// Whether Packing::automatic may choose them: where something reads them.
+/// Whether the kernels of capability 9.0 for steps of few tokens serve such a model. Where they do
+/// not (norms with biases, heads of other widths), steps read packed weights by more kernels than
+/// weights as they are.
+bool steps_read_packed(const Config& config);
+
+/// Whether Packing::automatic may choose them: where something reads them, and steps too.
 bool may_pack(const Config& config, const LoadOptions& options);
 
 /// Weights of bf16 that are multiplied together and can be packed, with their packed form.
 struct PackedProduct {
   std::span<Tensor> w;
   std::span<ops::PackedWeights> packed;
-  bool tied;  ///< w is the embedding, of which rows are read
+  bool keeps_plain;  ///< w stays as it is beside its packed form
 
   std::size_t bytes() const;         ///< of w, as they are placed on a device
   std::size_t packed_bytes() const;  ///< the same of their packed form
@@ -31,7 +36,7 @@ struct PackedProduct {
   void place(Device device, std::byte* memory) const;
 };
 
-/// All of them with Packing::on; else none.
+/// All of them with Packing::on or both; else none.
 /// @param tied  the head is the embedding
 std::vector<PackedProduct> products_to_pack(Network& network, Packing packing, bool tied);
 

@@ -81,7 +81,7 @@ TEST(CliUsage, WrongCommandLinesEndWithStatus2) {
       {{"generate", "--seed", "99999999999999999999"}, "'99999999999999999999'"},
       {{"generate", "--dtype", "f64"}, "f32|bf16"},
       {{"generate", "--prefill-dtype", "int8"}, "same|fp8|fp8-blocks"},
-      {{"generate", "--pack-weights", "yes"}, "auto|on|off"},
+      {{"generate", "--pack-weights", "yes"}, "auto|on|off|both"},
       {{"generate", "--state-dtype", "f16"}, "f32|bf16"},
       {{"generate", "--device", "gpu"}, "cuda:<index>"},
       {{"generate", "--prompt-ids", "1,,2"}, "''"},

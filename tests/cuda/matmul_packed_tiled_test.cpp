@@ -151,6 +151,7 @@ TEST(PackedTiledMatmulOnCuda, AGraphReadsWhatIsThereWhenItRuns) {
   constexpr std::int64_t kRows = 600;
   Operands p = whole(random, kRows, {1024}, 1160);
   const std::vector<double> products = p.products();
+  for (Tensor& w : p.w_tensors) w.data = nullptr;  // else it would be read
   test::Array y = test::Array::of(DType::f32, {kRows, p.columns}, products);
   Context context(device);
   const LinearArgs args{.x = p.x[0].tensor(),

@@ -250,15 +250,17 @@ TEST(CudaModel, PackedWeightsChangeLastBitsAtMost) {
     const auto model = [&](Packing packing) {
       return Model::random(config, DType::bf16, 7, packing_options(packing));
     };
-    Model plain = model(Packing::off), packed = model(Packing::on);
+    Model plain = model(Packing::off), packed = model(Packing::on), both = model(Packing::both);
     EXPECT_LT(packed.streamed_bytes(), plain.streamed_bytes());
+    EXPECT_EQ(packed.streamed_bytes(), both.streamed_bytes());
     const auto same = [use_bias](std::size_t tokens) {
       return tokens > 512 || (tokens <= 16 && !use_bias);
     };
     for (const std::size_t length : {1, 7, 16, 20, 64, 100, 200, 300, 600}) {
-      State a = plain.make_state(), b = packed.make_state();
+      State a = plain.make_state(), b = packed.make_state(), c = both.make_state();
       const std::vector<std::int32_t> ids = some_ids(length);
       const std::span<const float> got = packed.eval(b, ids), want = plain.eval(a, ids);
+      EXPECT_TRUE(std::ranges::equal(both.eval(c, ids), length > 128 ? want : got)) << length;
       expect_near(got, want, 0.03);
       expect_near(record_of(b), record_of(a), 0.03);
       if (!same(length)) continue;

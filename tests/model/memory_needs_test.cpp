@@ -7,6 +7,7 @@
 
 #include "formats/expect_error.hpp"
 #include "model/model_impl.hpp"
+#include "model/packed_weights.hpp"
 #include "model/small_model.hpp"
 #include "ops/mlstm_ring.hpp"
 
@@ -214,6 +215,10 @@ TEST(MemoryNeeds, PackedWeightsTakeThreeQuarters) {
   const std::uint64_t beside = are_replaced() ? 0 : off;
   EXPECT_GT(on, beside + off * 6 / 10);
   EXPECT_LT(on, beside + off * 9 / 10);
+  const std::uint64_t both = needs(Packing::both).weights;
+  EXPECT_GT(both, off + off * 6 / 10);
+  EXPECT_LT(both, off + off * 9 / 10);
+  EXPECT_EQ(needs(Packing::both).loading, 0U);
   EXPECT_EQ(needs(Packing::off).loading, 0U);
   EXPECT_EQ(needs(Packing::on).loading > 0, are_replaced());
   EXPECT_EQ(needs(Packing::on).decode_scratch, needs(Packing::off).decode_scratch);
@@ -226,6 +231,18 @@ TEST(MemoryNeeds, PackedWeightsTakeThreeQuarters) {
   options.packing = Packing::on;
   expect_error(ErrorCode::invalid_argument, {"packed weights", "bf16", "f32"},
                [&] { MemoryMeter(config, {}, options); });
+}
+
+TEST(MemoryNeeds, StepsReadPackedWeightsOfHeadsThatTheirKernelsServe) {
+  Config config = small_config();
+  config.hidden_size = 256;
+  config.num_heads = 2;
+  EXPECT_TRUE(model::steps_read_packed(config));
+  config.use_bias = true;
+  EXPECT_FALSE(model::steps_read_packed(config));
+  config.use_bias = false;
+  config.num_heads = 8;
+  EXPECT_FALSE(model::steps_read_packed(config)) << "heads of 32";
 }
 
 TEST(MemoryNeeds, PackingIsChosenWhereSomethingReadsIt) {

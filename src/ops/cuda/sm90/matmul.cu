@@ -85,7 +85,9 @@ bool product(Context& context, const Product& p) {
                           .depth = e4m3 ? pieces_of(p.x.dim(1), 2) : p.x.dim(1),
                           .swiglu = p.swiglu,
                           .multiprocessors = places};
-  if (takes_packed(p)) {
+  // Where both forms are there, the packed one is for passes that memory bounds.
+  constexpr std::int64_t kMostOfBoth = 128;
+  if (takes_packed(p) && (shape.rows <= kMostOfBoth || !has_weights(p))) {
     const PackedPlan few = takes_few_packed(p) ? plan_packed(shape) : PackedPlan{};
     if (few.rows > 0) return planned_product(context, p, few);
     return planned_product(context, p, plan_packed_tiled(shape));
