@@ -8,6 +8,7 @@
 #include "ops/cuda/device/batch.cuh"
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/mlstm_plan.hpp"
+#include "ops/cuda/mlstm_saved.cuh"
 
 namespace xlstm::ops::cuda {
 
@@ -56,6 +57,7 @@ struct Cell {
   float scale, eps;
   bool has_stabiliser, normalise;
   bool steps, longer;  ///< whether sequences of one token, and of more, are wanted
+  SavedCell saved;
   // Scratch memory.
   float* gates;                           // [kGateRows, heads, tokens]
   std::int32_t* firsts;                   // [sequences], the first chunk of each
