@@ -69,7 +69,9 @@ struct MlstmArgs {
   Tensor h;  ///< [T, H dv] f32, or bf16 on a CUDA device
   MlstmGate gate = MlstmGate::exponential;
   bool normalise = true;  ///< false: h is not divided by N; with the sigmoid gate only
-  /// Written beside h, if asked for; not with `pending`. h and the states have the same bits.
+  /// Written beside h, if asked for; not with `pending`. On a CUDA device sequences of up to 256
+  /// tokens can have other last bits for it, on the CPU those cut into chunks of no part of
+  /// `border`.
   MlstmSaved saved = {};
 };
 XLSTM_OP(mlstm, MlstmArgs)

@@ -58,7 +58,7 @@ TEST(MlstmSaved, HasEveryBorderAtEveryDistance) {
 
 // The values do not depend on threads, nor do h and the states on whether they are asked for.
 TEST(MlstmSaved, ChangesNoBitAndRepeats) {
-  MlstmCall call({2, 24, 300}, {300, 1, 129}, MlstmGate::exponential, 3);
+  MlstmCall call({2, 24, 300}, {300, 2, 129}, MlstmGate::exponential, 3);
   call.run();
   const auto h = call.h_out.bytes();
   const auto records = call.records;
