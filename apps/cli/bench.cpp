@@ -13,7 +13,9 @@
 #include "core/machine_memory.hpp"
 #include "core/machine_peaks.hpp"
 #include "formats/config_files.hpp"
+#include "infer/sampler.hpp"
 #include "json_output.hpp"
+#include "model/drawing_steps.hpp"
 #include "model/memory_needs.hpp"
 #include "model/model_impl.hpp"
 #include "model_options.hpp"
@@ -256,11 +258,25 @@ class Bench {
         inputs[s] = {std::span(ids).subspan(next, static_cast<std::size_t>(step)), &states[s]};
         next += static_cast<std::size_t>(step);
       }
-      if (!reading &&
-          !model_.impl().context.device().is_cpu())  // as generate() does: most logits stay there
-        model_.forward_best(inputs, model_.most_best(), best_);
-      else
-        model_.forward(inputs, Logits::last, logits);
+      model_.forward(inputs, Logits::last, logits);
+    }
+    return watch.seconds();
+  }
+
+  // The same for tokens that a device draws itself.
+  double seconds(std::int64_t tokens, model::DrawingSteps& steps, std::vector<State>& states) {
+    const auto ids = random_ids(static_cast<std::int64_t>(states.size()));
+    const SamplerOptions options;
+    std::vector<model::DrawingSequence> sequences(states.size());
+    for (std::size_t s = 0; s < states.size(); ++s)
+      sequences[s] = {.state = &states[s],
+                      .token = ids[s],
+                      .draw = infer::Sampler(options, model_.sampleable_ids()).draw()};
+    const Stopwatch watch;
+    steps.begin(sequences);
+    for (std::int64_t done = 1; done <= tokens; ++done) {
+      if (done < tokens) steps.go_on();
+      steps.wait();
     }
     return watch.seconds();
   }
@@ -278,18 +294,26 @@ class Bench {
     row.depth = depth;
     row.dtype = reading && arguments_.run.prefill_dtype != "same" ? arguments_.run.prefill_dtype
                                                                   : to_string(model_.dtype());
-    best_.resize(static_cast<std::size_t>(batch * model_.most_best()));
     ProgressBar bar(fmt::format("{} b{}", row.test, batch), arguments_.run.progress);
 
     const Context& context = model_.impl().context;
-    // The first pass allocates; on a device the second one is recorded as a graph.
+    // As generate() does with its defaults, tokens are drawn on a device that can.
+    const std::int64_t candidates =
+        std::min<std::int64_t>(SamplerOptions{}.top_k, model_.most_best());
+    const auto steps =
+        reading ? nullptr : model::DrawingSteps::make(model_, states.size(), candidates, false);
+    const auto repeat = [&](std::int64_t count) {
+      return steps ? seconds(count, *steps, states) : seconds(count, reading, states, logits);
+    };
+    // The first pass allocates; on a device the second one is recorded as a graph, and steps that
+    // draw take two of those in turn.
     const int unmeasured = context.device().is_cpu() ? 1 : 2;
-    for (int i = 0; i < unmeasured; ++i) seconds(reading ? tokens : 1, reading, states, logits);
+    for (int i = 0; i < unmeasured; ++i) repeat(reading ? tokens : steps ? 4 : 1);
     std::vector<double> rates, hosts;
     for (std::int64_t i = 0; i < arguments_.repetitions; ++i) {
       limits_.sample();
       const double waited = cuda::waited_seconds();
-      const double took = seconds(tokens, reading, states, logits);
+      const double took = repeat(tokens);
       rates.push_back(static_cast<double>(tokens * batch) / took);
       hosts.push_back(1e6 * (took - (cuda::waited_seconds() - waited)) /
                       static_cast<double>(reading ? 1 : tokens));
@@ -316,7 +340,6 @@ class Bench {
   State deep_;
   std::mt19937 random_{1};
   MachineRow machine_;
-  std::vector<Candidate> best_;
   std::vector<BenchRow> rows_;
   std::vector<bool> is_reading_;
   std::vector<double> flops_per_token_;

@@ -62,13 +62,15 @@ struct Generation {
   Timings timings;
 };
 
-/// What generate() tells while it works. Every member may be empty.
+/// What generate() tells while it works. Every member may be empty. None may use the states that
+/// are being continued: on a CUDA device they are already ahead of the text.
 struct GenerateCallbacks {
   /// New text of sequence `index`: whole UTF-8 characters, never part of a stop string.
   std::function<void(std::size_t index, std::string_view text)> on_text;
   /// Prompt tokens read so far and in all.
   std::function<void(std::int64_t done, std::int64_t total)> on_prompt;
-  /// Asked before every token; true ends all sequences with FinishReason::length.
+  /// Asked before every token, and before what it takes to compute it; true ends all sequences with
+  /// FinishReason::length.
   std::function<bool()> should_stop;
 };
 

@@ -60,6 +60,20 @@ namespace {
 
 thread_local double waited = 0;
 
+// Adds the time that it lives.
+class Waiting {
+ public:
+  Waiting() = default;
+  ~Waiting() {
+    waited += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+  }
+  Waiting(const Waiting&) = delete;
+  Waiting& operator=(const Waiting&) = delete;
+
+ private:
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+};
+
 void check(cudaError_t error, const char* call, Device device) {
   if (error == cudaSuccess) return;
   static_cast<void>(cudaGetLastError());
@@ -176,9 +190,34 @@ void destroy_stream(void* stream, Device device) noexcept {
 
 void synchronize(void* stream, Device device) {
   const CurrentDevice current(device);
-  const auto begin = std::chrono::steady_clock::now();
+  const Waiting waiting;
   check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "cudaStreamSynchronize", device);
-  waited += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+void* make_event(Device device) {
+  const CurrentDevice current(device);
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate", device);
+  return event;
+}
+
+void destroy_event(void* event, Device device) noexcept {
+  int before = 0;
+  if (cudaGetDevice(&before) != cudaSuccess || cudaSetDevice(device.index) != cudaSuccess) return;
+  static_cast<void>(cudaEventDestroy(static_cast<cudaEvent_t>(event)));
+  static_cast<void>(cudaSetDevice(before));
+}
+
+void record(void* event, void* stream, Device device) {
+  const CurrentDevice current(device);
+  check(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)),
+        "cudaEventRecord", device);
+}
+
+void wait(void* event, Device device) {
+  const CurrentDevice current(device);
+  const Waiting waiting;
+  check(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "cudaEventSynchronize", device);
 }
 
 double waited_seconds() noexcept { return waited; }

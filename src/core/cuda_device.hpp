@@ -54,11 +54,18 @@ void* make_stream(Device device);
 void destroy_stream(void* stream, Device device) noexcept;
 /// Waits for all work of a stream. @throws Error(internal) if any of it failed
 void synchronize(void* stream, Device device);
-/// Seconds that the calling thread has spent in synchronize().
+/// Seconds that the calling thread has spent in synchronize() and wait().
 double waited_seconds() noexcept;
 /// Copies between memory of the host and of devices, whichever `to` and `from` are; returns before
 /// it is done. Memory of the host must stay as it is until synchronize().
 void copy(void* to, const void* from, std::size_t bytes, void* stream, Device device);
+
+/// A mark in a stream, set anew by each record().
+void* make_event(Device device);
+void destroy_event(void* event, Device device) noexcept;
+void record(void* event, void* stream, Device device);
+/// Waits for the work before the last record(). @throws Error(internal) if any of it failed
+void wait(void* event, Device device);
 
 /// Begins to note down what is queued on the stream instead of running it.
 void begin_capture(void* stream, Device device);

@@ -31,6 +31,10 @@ void destroy_stream(void*, Device) noexcept {}
 void synchronize(void*, Device device) { refuse(device); }
 double waited_seconds() noexcept { return 0; }
 void copy(void*, const void*, std::size_t, void*, Device device) { refuse(device); }
+void* make_event(Device device) { refuse(device); }
+void destroy_event(void*, Device) noexcept {}
+void record(void*, void*, Device device) { refuse(device); }
+void wait(void*, Device device) { refuse(device); }
 void begin_capture(void*, Device device) { refuse(device); }
 void* end_capture(void*, Device device) { refuse(device); }
 void cancel_capture(void*, Device) noexcept {}

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <memory>
 
 #include "core/check.hpp"
 #include "infer/sampler.hpp"
 #include "infer/text_stream.hpp"
+#include "model/drawing_steps.hpp"
 #include "model/model_impl.hpp"
 
 namespace xlstm {
@@ -29,7 +31,7 @@ struct Sequence {
   Generation result;
   std::int32_t token = 0;  // sampled last
   bool unread = false;     // the model has not read `token` yet
-  std::int64_t row = 0;    // of the last step's best logits
+  std::int64_t row = 0;    // of what the last step gave
   bool active = true;
 };
 
@@ -68,6 +70,7 @@ class Writer {
   // @param keep_state  read the last token too, so that the states hold the whole text
   void run(bool keep_state) {
     read_prompts();
+    keeps_states_ = keep_state;
     write();
     if (keep_state)
       for (Sequence& s : sequences_) {
@@ -156,40 +159,80 @@ class Writer {
   }
 
   void write() {
-    const auto start = Clock::now();
-    const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
     best_count_ = best_needed();
-    std::vector<float> logits(best_count_ == 0 && sequences_.size() > 1 ? sequences_.size() * vocab
-                                                                        : 0);
-    best_.resize(sequences_.size() * static_cast<std::size_t>(best_count_));
-    std::vector<SequenceInput> batch;
-    batch.reserve(sequences_.size());
-
+    prepare_reading();
+    const auto start = Clock::now();
+    stopped_ = stopped_ || should_stop();
     for (std::int64_t step = 0; step != options_.max_tokens && !stopped_; ++step) {
-      stopped_ = should_stop();
-      if (stopped_) break;
-      batch.clear();
+      batch_.clear();
       for (std::size_t i = 0; i < sequences_.size(); ++i) {
         Sequence& s = sequences_[i];
         if (!s.active) continue;
         choose(i);
         s.result.timings.generate_s = seconds_since(start);
-        if (s.active) batch.push_back({.ids = std::span(&s.token, 1), .state = s.state});
+        if (s.active) batch_.push_back({.ids = std::span(&s.token, 1), .state = s.state});
       }
-      if (batch.empty() || step + 1 == options_.max_tokens) break;
-      if (best_count_ > 0)
-        model_.forward_best(batch, best_count_, best_);
-      else if (batch.size() == 1)
-        model_.eval(*batch[0].state, batch[0].ids);
-      else
-        model_.forward(batch, Logits::last, logits);
-      std::int64_t row = 0;
+      if (batch_.empty() || step + 1 == options_.max_tokens) break;
+      stopped_ = should_stop();
+      if (steps_)
+        read_ahead(step + 2 == options_.max_tokens);
+      else if (!stopped_)
+        read();
+    }
+    if (!steps_) return;
+    while (steps_->under_way() > 0) wait_for_step();
+    steps_.reset();
+  }
+
+  void prepare_reading() {
+    batch_.reserve(sequences_.size());
+    if (best_count_ > 0)
+      steps_ = model::DrawingSteps::make(model_, sequences_.size(), best_count_,
+                                         keeps_states_ && !options_.ignore_eos);
+    if (steps_) return drawing_.reserve(sequences_.size());
+    const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
+    if (best_count_ == 0 && sequences_.size() > 1) logits_.resize(sequences_.size() * vocab);
+    best_.resize(sequences_.size() * static_cast<std::size_t>(best_count_));
+  }
+
+  // Reads the tokens chosen last.
+  void read() {
+    if (best_count_ > 0)
+      model_.forward_best(batch_, best_count_, best_);
+    else if (batch_.size() == 1)
+      model_.eval(*batch_[0].state, batch_[0].ids);
+    else
+      model_.forward(batch_, Logits::last, logits_);
+    std::int64_t row = 0;
+    for (Sequence& s : sequences_) {
+      if (!s.active) continue;
+      s.unread = false;
+      s.row = row++;
+    }
+  }
+
+  // The same on a device that draws the next tokens itself. It reads those, too, while this thread
+  // looks at them; so whether they are wanted is asked before they are known.
+  // @param is_last  no token is wanted after the next
+  void read_ahead(bool is_last) {
+    if (steps_->under_way() == 0) {
+      if (stopped_) return;
+      drawing_.clear();
       for (Sequence& s : sequences_) {
         if (!s.active) continue;
-        s.unread = false;
-        s.row = row++;
+        s.row = static_cast<std::int64_t>(drawing_.size());
+        drawing_.push_back({.state = s.state, .token = s.token, .draw = s.sampler.draw()});
       }
+      steps_->begin(drawing_);
     }
+    // Those that have ended leave the batch before the next step.
+    if (!is_last && !stopped_ && batch_.size() == drawing_.size()) steps_->go_on();
+    wait_for_step();
+  }
+
+  void wait_for_step() {
+    drawn_ = steps_->wait();
+    for (Sequence& s : sequences_) s.unread = false;
   }
 
   // On a device that would have to send them, sampling does without most logits where it can.
@@ -208,11 +251,13 @@ class Writer {
   void choose(std::size_t i) {
     Sequence& s = sequences_[i];
     const std::span<const float> logits = s.state->last_logits();
-    if (logits.empty())
-      s.token = s.sampler.sample_best(std::span(best_).subspan(
-          static_cast<std::size_t>(s.row * best_count_), static_cast<std::size_t>(best_count_)));
-    else
+    const auto row = static_cast<std::size_t>(s.row), count = static_cast<std::size_t>(best_count_);
+    if (!logits.empty())
       s.token = s.sampler.sample(logits);
+    else if (steps_)
+      s.token = s.sampler.take_drawn(drawn_[row]);
+    else
+      s.token = s.sampler.sample_best(std::span(best_).subspan(row * count, count));
     const std::vector<std::int32_t>& eos = model_.eos_ids();
     if (!options_.ignore_eos && std::ranges::find(eos, s.token) != eos.end()) {
       finish(i, FinishReason::stop);
@@ -246,8 +291,16 @@ class Writer {
   const GenerateOptions& options_;
   const GenerateCallbacks& callbacks_;
   std::deque<Sequence> sequences_;
-  std::vector<Candidate> best_;  // of every active sequence; where logits stay on a device
+  std::vector<SequenceInput> batch_;  // the active sequences
+  bool keeps_states_ = false;
+  // What the next tokens are chosen from: all logits of several sequences; the best of every active
+  // sequence, where the others stay on a device; or those that the device has drawn.
+  std::vector<float> logits_;
+  std::vector<Candidate> best_;
   std::int64_t best_count_ = 0;
+  std::unique_ptr<model::DrawingSteps> steps_;
+  std::vector<model::DrawingSequence> drawing_;  // those of steps_
+  std::span<const Candidate> drawn_;
   std::size_t prompt_done_ = 0, prompt_tokens_ = 0;
   bool stopped_ = false;
 };

@@ -5,12 +5,9 @@
 #include <limits>
 
 #include "core/check.hpp"
-#include "core/hash.hpp"
 
 namespace xlstm::infer {
 namespace {
-
-std::uint64_t rotate_left(std::uint64_t x, int k) { return (x << k) | (x >> (64 - k)); }
 
 // The index of the largest logit, the lowest of equals. Counts on finite numbers.
 std::int32_t argmax(std::span<const float> logits) {
@@ -48,22 +45,6 @@ void check_finite(std::span<const float> logits) {
 }
 
 }  // namespace
-
-Generator::Generator(std::uint64_t seed) {
-  for (std::uint64_t& s : s_) s = mix64(seed += 0x9e3779b97f4a7c15ULL);
-}
-
-std::uint64_t Generator::next() noexcept {
-  const std::uint64_t result = rotate_left(s_[1] * 5, 7) * 9;
-  const std::uint64_t t = s_[1] << 17;
-  s_[2] ^= s_[0];
-  s_[3] ^= s_[1];
-  s_[1] ^= s_[2];
-  s_[0] ^= s_[3];
-  s_[2] ^= t;
-  s_[3] = rotate_left(s_[3], 45);
-  return result;
-}
 
 Sampler::Sampler(const SamplerOptions& options, std::int32_t ids)
     : options_(options), ids_(ids), generator_(options.seed) {
@@ -166,7 +147,7 @@ std::int32_t Sampler::sample(std::span<const float> logits) {
   const std::span<const float> values = adjusted(logits.first(static_cast<std::size_t>(ids_)));
   if (options_.temperature == 0) return argmax(values);
   select(values);
-  return draw();
+  return draw_one();
 }
 
 std::int64_t Sampler::best_needed() const noexcept {
@@ -180,48 +161,35 @@ std::int32_t Sampler::sample_best(std::span<const Candidate> best) {
   if (options_.temperature == 0) return best[0].id;
   const auto kept = std::min(best.size(), static_cast<std::size_t>(options_.top_k));
   candidates_.assign(best.begin(), best.begin() + static_cast<std::ptrdiff_t>(kept));
-  return draw();
+  return draw_one();
+}
+
+ops::Draw Sampler::draw() const {
+  return {.generator = generator_,
+          .inverse_temperature =
+              options_.temperature > 0 ? 1.0 / static_cast<double>(options_.temperature) : 0,
+          .top_p = static_cast<double>(options_.top_p),
+          .min_p = static_cast<double>(options_.min_p),
+          .top_k = std::max(options_.top_k, 1)};
+}
+
+std::int32_t Sampler::take_drawn(const Candidate& drawn) {
+  check_finite(drawn.logit, static_cast<std::size_t>(drawn.id));
+  if (options_.temperature > 0) static_cast<void>(generator_.next());
+  return drawn.id;
 }
 
 // One of the candidates.
-std::int32_t Sampler::draw() {
+std::int32_t Sampler::draw_one() {
   float best = candidates_.front().logit;
   for (const Candidate& c : candidates_) best = std::max(best, c.logit);
   XLSTM_CHECK(std::isfinite(best), invalid_argument,
               "sampler: logit_bias leaves no id that may be chosen");
-  const double inverse_temperature = 1.0 / static_cast<double>(options_.temperature);
+  const ops::Draw how = draw();
   weights_.clear();
-  double total = 0;
-  for (const Candidate& c : candidates_) {
-    weights_.push_back(std::exp((static_cast<double>(c.logit) - best) * inverse_temperature));
-    total += weights_.back();
-  }
-
-  // top-p: the shortest list of the best whose probabilities sum to p.
-  std::size_t kept = candidates_.size();
-  if (options_.top_p < 1) {
-    const double enough = total * static_cast<double>(options_.top_p);
-    double sum = 0;
-    kept = 0;
-    while (kept < candidates_.size() && sum < enough) sum += weights_[kept++];
-  }
-  // min-p: not less than a part of the best one's probability, whose weight is 1.
-  total = 0;
-  for (std::size_t i = 0; i < kept; ++i) {
-    if (weights_[i] < static_cast<double>(options_.min_p)) weights_[i] = 0;
-    total += weights_[i];
-  }
-
-  const double target = generator_.uniform() * total;
-  double sum = 0;
-  std::size_t chosen = 0;
-  for (std::size_t i = 0; i < kept; ++i) {
-    if (weights_[i] == 0) continue;
-    chosen = i;  // the last one that is possible, should rounding leave sum below target
-    sum += weights_[i];
-    if (sum > target) break;
-  }
-  return candidates_[chosen].id;
+  for (const Candidate& c : candidates_)
+    weights_.push_back(std::exp((static_cast<double>(c.logit) - best) * how.inverse_temperature));
+  return candidates_[ops::chosen(how, weights_, generator_.uniform())].id;
 }
 
 double log_sum_exp(std::span<const float> logits) {

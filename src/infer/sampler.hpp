@@ -5,21 +5,11 @@
 #include <span>
 #include <vector>
 
+#include "core/random_generator.hpp"
+#include "ops/draw.hpp"
 #include "xlstm/generate.hpp"
 
 namespace xlstm::infer {
-
-/// xoshiro256** seeded by splitmix64: the same numbers on every platform.
-class Generator {
- public:
-  explicit Generator(std::uint64_t seed);
-  std::uint64_t next() noexcept;
-  /// Uniform in [0, 1), 53 bits.
-  double uniform() noexcept { return static_cast<double>(next() >> 11) * 0x1p-53; }
-
- private:
-  std::uint64_t s_[4];
-};
 
 /// The sampler chain of one sequence. After construction it allocates nothing.
 class Sampler {
@@ -38,6 +28,11 @@ class Sampler {
   /// What sample() chooses from all logits, from as many of the best, in order.
   /// @throws Error(internal) naming the id whose logit is NaN or infinite
   std::int32_t sample_best(std::span<const Candidate> best);
+  /// How a device chooses the same from as many of the best (ops::draw_tokens()).
+  ops::Draw draw() const;
+  /// Takes the next token from the device that has drawn it so.
+  /// @throws Error(internal) naming the id whose logit is NaN or infinite
+  std::int32_t take_drawn(const Candidate& drawn);
 
  private:
   static bool better(const Candidate& a, const Candidate& b) noexcept {
@@ -47,11 +42,11 @@ class Sampler {
   bool has_penalties() const noexcept;
   std::span<const float> adjusted(std::span<const float> logits);
   void select(std::span<const float> logits);
-  std::int32_t draw();
+  std::int32_t draw_one();
 
   SamplerOptions options_;
   std::int32_t ids_;
-  Generator generator_;
+  RandomGenerator generator_;
   std::vector<float> adjusted_;  // logits after bias and penalties
   std::vector<Candidate> candidates_;
   std::vector<double> weights_;        // of the candidates, not normalised

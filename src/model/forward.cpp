@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <numeric>
 
 #include "core/check.hpp"
@@ -18,6 +19,7 @@
 namespace xlstm {
 namespace {
 
+using model::next_pass;
 using model::PassLimits;
 using model::StepInputs;
 
@@ -81,14 +83,12 @@ class Pass {
 
 std::int64_t length(const SequenceInput& s) { return static_cast<std::int64_t>(s.ids.size()); }
 
-// A number for every forward pass, to find a state that appears twice; of all models, because a
-// state may go from one to another that holds the same weights.
-std::uint64_t next_pass() {
+}  // namespace
+
+std::uint64_t model::next_pass() {
   static std::atomic<std::uint64_t> passes{0};
   return ++passes;
 }
-
-}  // namespace
 
 void Model::Impl::expect_vocabulary(const char* what) const {
   XLSTM_CHECK(config.vocab_size > 0, unsupported,
@@ -194,9 +194,9 @@ void Model::Impl::forward_vectors(std::span<const VectorInput> batch, float* out
       cuda::copy(on_device, outputs, bytes, context.stream(), device);
     }
     const Tensor x = Tensor::dense(on_device, DType::f32, {count, d}, device);
-    fold_pending(sequences, pass.batch());
-    run_prepared(pass.batch(), 0,
-                 [&] { network.forward_vectors(context, pass.batch(), pass.ids(), x, x); });
+    fold_pending(sequences, inputs_);
+    const auto body = [&] { network.forward_vectors(context, pass.batch(), pass.ids(), x, x); };
+    run_prepared(pass.batch(), 0, pass_memory(), std::ref(body));
     if (!device.is_cpu()) cuda::copy(outputs, on_device, bytes, context.stream(), device);
     pass.finish();
     outputs += count * d;
@@ -249,13 +249,14 @@ void Model::Impl::run(std::span<const SequenceInput> sequences, std::int64_t beg
   }
 
   const std::size_t kind = 1 + wanted + (static_cast<std::size_t>(results.count) << 32);
-  fold_pending(sequences, pass.batch());
-  run_prepared(pass.batch(), kind, [&] {
+  fold_pending(sequences, inputs_);
+  const auto body = [&] {
     network.forward(context, pass.batch(), pass.ids(), pass.rows(), logits);
     if (results.best == nullptr || wanted == 0) return;
     ops::best_logits(context,
                      {.logits = logits.cols(0, results.ids), .values = values, .ids = ids});
-  });
+  };
+  run_prepared(pass.batch(), kind, pass_memory(), std::ref(body));
   if (results.best == nullptr && !in_place && wanted > 0)
     cuda::copy(pinned ? static_cast<void*>(pinned_results_.data()) : results.logits, memory,
                logit_bytes, context.stream(), device);
@@ -287,7 +288,8 @@ std::byte* Model::Impl::result_memory(std::size_t bytes) {
 
 // Cells that this pass does not run as steps with pending tokens need all of C.
 template <class Input>
-void Model::Impl::fold_pending(std::span<const Input> sequences, const ops::Batch& batch) {
+void Model::Impl::fold_pending(std::span<const Input> sequences, const StepInputs& inputs) {
+  const ops::Batch batch = inputs.batch();
   const bool pends = ops::pends(context, batch, network.hp.pends_from, network.state.cuda_c());
   const auto steps = [&](std::size_t i) {
     return pends && batch.offsets[i + 1] - batch.offsets[i] == 1;
@@ -296,15 +298,20 @@ void Model::Impl::fold_pending(std::span<const Input> sequences, const ops::Batc
   for (std::size_t i = 0; i < sequences.size(); ++i)
     folds = folds || (sequences[i].state->impl().pending && !steps(i));
   if (folds) {
-    inputs_.upload(context);
+    inputs.upload(context);
     network.state.fold(context, batch, pends);
   }
   for (std::size_t i = 0; i < sequences.size(); ++i) sequences[i].state->impl().pending = steps(i);
 }
+template void Model::Impl::fold_pending(std::span<const SequenceInput>, const StepInputs&);
+
+Model::Impl::PassMemory Model::Impl::pass_memory() const {
+  return {.inputs = &inputs_, .results = {results_.data(), pinned_results_.data()}};
+}
 
 // @param kind  what beside the lengths decides how much scratch the pass takes
-template <class Body>
-void Model::Impl::run_prepared(const ops::Batch& batch, std::size_t kind, Body&& body) {
+void Model::Impl::run_prepared(const ops::Batch& batch, std::size_t kind, const PassMemory& memory,
+                               const std::function<void()>& body) {
   // Scratch never shrinks, so a shape that was measured once fits for ever.
   const std::uint64_t key = hash_bytes(std::as_bytes(batch.offsets), kind);
   if (std::ranges::find(prepared_, key) == prepared_.end()) {
@@ -320,16 +327,16 @@ void Model::Impl::run_prepared(const ops::Batch& batch, std::size_t kind, Body&&
   }
   if (context.device().is_cpu()) return body();
   const auto pass = [&] {
-    inputs_.upload(context);
+    if (memory.inputs != nullptr) memory.inputs->upload(context);
     body();
   };
   if (batch.tokens() > model::kMostGraphTokens) return pass();
-  const std::array<std::uintptr_t, 5> memory{
-      context.arena().capacity(), reinterpret_cast<std::uintptr_t>(batch.slots.data()),
-      reinterpret_cast<std::uintptr_t>(batch.device_slots),
-      reinterpret_cast<std::uintptr_t>(results_.data()),
-      reinterpret_cast<std::uintptr_t>(pinned_results_.data())};
-  run_graph(hash_bytes(std::as_bytes(std::span(memory)), key), pass);
+  const std::array<std::uintptr_t, 5> places{context.arena().capacity(),
+                                             reinterpret_cast<std::uintptr_t>(batch.slots.data()),
+                                             reinterpret_cast<std::uintptr_t>(batch.device_slots),
+                                             reinterpret_cast<std::uintptr_t>(memory.results[0]),
+                                             reinterpret_cast<std::uintptr_t>(memory.results[1])};
+  run_graph(hash_bytes(std::as_bytes(std::span(places)), key), pass);
 }
 
 // Passes of few tokens are hundreds of short kernels, which cost the host more than the device.
@@ -370,11 +377,14 @@ std::span<const float> Model::Impl::eval(State& state, std::span<const std::int3
 void Model::Impl::fetch_logits(State& state) {
   const std::lock_guard<std::mutex> lock(mutex);
   State::Impl& s = state.impl();
-  if (s.has_logits || s.results_pass == 0 || s.results_pass != results_pass_) return;
+  if (s.has_logits || s.results_pass == 0) return;
+  const std::byte* from = s.results_pass == results_pass_ ? results_.data() : nullptr;
+  for (const model::DrawingMemory::Turn& turn : drawing_.turns)
+    if (s.results_pass == turn.pass) from = turn.logits.data();
+  if (from == nullptr) return;
   const std::size_t bytes = s.logits.size() * sizeof(float);
-  copy_memory(s.logits.data(), {},
-              results_.data() + static_cast<std::size_t>(s.results_row) * bytes, context.device(),
-              bytes);
+  copy_memory(s.logits.data(), {}, from + static_cast<std::size_t>(s.results_row) * bytes,
+              context.device(), bytes);
   s.has_logits = true;
 }
 

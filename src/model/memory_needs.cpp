@@ -138,9 +138,11 @@ MemoryNeeds MemoryMeter::needs(std::int64_t sequences) {
   }
   const auto rows = static_cast<std::size_t>(shared),
              slice = static_cast<std::size_t>(limits_.slice);
-  needs.step_inputs = StepInputs::bytes(rows, slice, rows);
+  // Of any pass, and of steps that draw their tokens, which have logits of two steps.
+  needs.step_inputs =
+      StepInputs::bytes(rows, slice, rows) + StepInputs::bytes(rows, rows, rows, rows);
   const std::int64_t results =
-      network_.hp.vocab > 0 ? shared * network_.hp.vocab : limits_.slice * network_.hp.d;
+      network_.hp.vocab > 0 ? 3 * shared * network_.hp.vocab : limits_.slice * network_.hp.d;
   needs.results = static_cast<std::uint64_t>(results) * sizeof(float);
   return needs;
 }

@@ -2,6 +2,7 @@
 // What a Model holds; private to src/model.
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -9,6 +10,7 @@
 #include "core/context.hpp"
 #include "formats/config_files.hpp"
 #include "formats/safetensors.hpp"
+#include "model/drawing_steps.hpp"
 #include "model/parameters.hpp"
 #include "model/step_inputs.hpp"
 #include "xlstm/model.hpp"
@@ -55,15 +57,23 @@ struct Model::Impl {
   void fetch_logits(State& state);
 
  private:
+  friend class model::DrawingSteps;
+
   void check_state(const char* what, State* state, std::size_t sequence, std::uint64_t pass) const;
   void check_batch(std::span<const SequenceInput> batch) const;
   void check_batch(std::span<const VectorInput> batch) const;
   void run(std::span<const SequenceInput> sequences, std::int64_t begin, std::int64_t count,
            std::size_t wanted, const Results& results);
   template <class Input>
-  void fold_pending(std::span<const Input> sequences, const ops::Batch& batch);
-  template <class Body>
-  void run_prepared(const ops::Batch& batch, std::size_t kind, Body&& body);
+  void fold_pending(std::span<const Input> sequences, const model::StepInputs& inputs);
+  /// What a pass reads and writes beside weights, states and scratch memory.
+  struct PassMemory {
+    const model::StepInputs* inputs;  ///< that it copies to the device first; null: it does not
+    std::array<const void*, 2> results;
+  };
+  PassMemory pass_memory() const;
+  void run_prepared(const ops::Batch& batch, std::size_t kind, const PassMemory& memory,
+                    const std::function<void()>& body);
   template <class Pass>
   void run_graph(std::uint64_t key, Pass&& pass);
   /// Memory of the device that stays until the next call.
@@ -82,6 +92,7 @@ struct Model::Impl {
   };
   static constexpr std::size_t kMostGraphs = 64;
   std::vector<Graph> graphs_;
+  model::DrawingMemory drawing_;
   Buffer pinned_results_;  ///< the host's copy of a pass's best logits, or of few rows of logits
 };
 
@@ -105,6 +116,9 @@ void make_packed_weights(Model::Impl& impl);
 void check_finite(const Model::Impl& impl);
 /// Tokenizer, where the directory has one, and the ids that begin and end a text.
 void load_vocabulary(Model::Impl& impl);
+/// A number for every forward pass, to find a state that appears twice; of all models, because a
+/// state may go from one to another that holds the same weights.
+std::uint64_t next_pass();
 /// Identifies configuration and weights: names, shapes, types and a sample of the bytes.
 std::uint64_t hash_model(const Model::Impl& impl);
 

@@ -8,6 +8,7 @@
 #include "core/buffer.hpp"
 #include "core/context.hpp"
 #include "ops/batch.hpp"
+#include "ops/draw.hpp"
 
 namespace xlstm::model {
 
@@ -29,18 +30,20 @@ inline constexpr std::int64_t kMostGraphTokens = 256;
 /// Rows of one pass of which all logits are wanted.
 inline constexpr std::int64_t kMostLogitRows = 512;
 
-/// Where a pass's tokens lie and whose they are, and the rows of two tables. One piece of memory,
-/// of which a CUDA device gets a copy.
+/// Where a pass's tokens lie and whose they are, the rows of two tables, and how tokens are drawn
+/// from its logits. One piece of memory, of which a CUDA device gets a copy.
 class StepInputs {
  public:
   /// Room for a pass; what was there is gone. A pass of the same size has the same addresses as the
   /// last of that size, unless a larger one came between.
-  void resize(std::size_t sequences, std::size_t tokens, std::size_t rows, Device device);
+  void resize(std::size_t sequences, std::size_t tokens, std::size_t rows, Device device,
+              std::size_t draws = 0);
 
   std::span<std::byte*> slots() const { return at<std::byte*>(0, sequences_); }
   std::span<std::int32_t> offsets() const { return at<std::int32_t>(offsets_, sequences_ + 1); }
   std::span<std::int32_t> ids() const { return at<std::int32_t>(ids_, tokens_); }
   std::span<std::int32_t> rows() const { return at<std::int32_t>(rows_, row_count_); }
+  std::span<ops::Draw> draws() const { return at<ops::Draw>(draws_, draw_count_); }
 
   ops::Batch batch() const {
     return {.offsets = offsets(),
@@ -53,13 +56,14 @@ class StepInputs {
   void upload(const Context& context) const;
   /// Where a part of the host's memory lies on the device; null on the CPU.
   template <class T>
-  const T* on_device(std::span<T> part) const {
+  T* on_device(std::span<T> part) const {
     if (device_.size() == 0) return nullptr;
-    return reinterpret_cast<const T*>(device_.data() +
-                                      (reinterpret_cast<std::byte*>(part.data()) - host_.data()));
+    return reinterpret_cast<T*>(device_.data() +
+                                (reinterpret_cast<std::byte*>(part.data()) - host_.data()));
   }
   /// Bytes of such a pass.
-  static std::size_t bytes(std::size_t sequences, std::size_t tokens, std::size_t rows);
+  static std::size_t bytes(std::size_t sequences, std::size_t tokens, std::size_t rows,
+                           std::size_t draws = 0);
 
  private:
   template <class T>
@@ -67,8 +71,8 @@ class StepInputs {
     return {reinterpret_cast<T*>(host_.data() + offset), count};
   }
 
-  std::size_t sequences_ = 0, tokens_ = 0, row_count_ = 0;
-  std::size_t offsets_ = 0, ids_ = 0, rows_ = 0;  ///< from the start, bytes
+  std::size_t sequences_ = 0, tokens_ = 0, row_count_ = 0, draw_count_ = 0;
+  std::size_t offsets_ = 0, ids_ = 0, rows_ = 0, draws_ = 0;  ///< from the start, bytes
   Buffer host_, device_;
 };
 

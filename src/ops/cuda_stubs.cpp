@@ -5,6 +5,7 @@
 #include "ops/best.hpp"
 #include "ops/conv.hpp"
 #include "ops/device_peaks.hpp"
+#include "ops/draw.hpp"
 #include "ops/e4m3.hpp"
 #include "ops/embed.hpp"
 #include "ops/fused.hpp"
@@ -25,6 +26,7 @@
 namespace xlstm::ops::cuda {
 
 XLSTM_CUDA_STUB(best_logits, BestLogitsArgs)
+XLSTM_CUDA_STUB(draw_tokens, DrawTokensArgs)
 XLSTM_CUDA_STUB(embed, EmbedArgs)
 XLSTM_CUDA_STUB(rms_norm, RmsNormArgs)
 XLSTM_CUDA_STUB(rms_norm_gates, RmsNormGatesArgs)

@@ -37,7 +37,7 @@ std::map<std::int32_t, double> frequencies(const SamplerOptions& options,
 
 TEST(GeneratorTest, IsTheSameOnEveryPlatform) {
   // xoshiro256** seeded by splitmix64(0): the published first outputs.
-  Generator g(0);
+  RandomGenerator g(0);
   EXPECT_EQ(g.next(), 0x99ec5f36cb75f2b4ULL);
   EXPECT_EQ(g.next(), 0xbf6e1f784956452aULL);
   EXPECT_EQ(g.next(), 0x1a5f849d4933e6e0ULL);
