@@ -233,21 +233,6 @@ __global__ void __launch_bounds__(kMostGateThreads, 1) gates_kernel(Cell cell) {
 
 // --- sequences of one token ---
 
-/// Saves the states before the sequences of one token, ahead of all that changes them. A block has
-/// a sequence and head.
-__global__ void __launch_bounds__(kThreads) save_states_kernel(Cell cell) {
-  const std::int64_t s = blockIdx.x, head = blockIdx.y, begin = cell.batch.offsets[s];
-  if (cell.batch.offsets[s + 1] - begin != 1) return;
-  const std::int64_t at = cell.saved.index(begin, s, 0, cell.heads, head);
-  const auto copy = [](float* to, const float* from, std::int64_t count) {
-    for (std::int64_t x = threadIdx.x; x < count; x += kThreads)
-      to[x] = from != nullptr ? from[x] : 0.0F;
-  };
-  copy(cell.saved.c + at * cell.dqk * cell.dv, cell.record_c(s, head), cell.dqk * cell.dv);
-  copy(cell.saved.n + at * cell.dqk, cell.record_n(s, head), cell.dqk);
-  if (threadIdx.x == 0) cell.saved.state_m[at] = static_cast<float>(cell.first_m(s, head));
-}
-
 /// C and h of a sequence of one token, in one pass over C. A block has kWarp columns, a warp every
 /// kWarps-th row of them; memory bound, so many rows are on their way at once.
 template <class In, class Out>
@@ -526,8 +511,7 @@ void run(Context& context, const Cell& cell, const MlstmPlan& plan) {
     return Grid{.x = blocks, .y = plan.heads, .threads = kThreads};
   };
   const bool has_steps = cell.steps && plan.longs < plan.sequences;
-  if (cell.saved.border != 0 && has_steps)
-    launch(context, kName, grid(plan.sequences), save_states_kernel, cell);
+  if (cell.saved.border != 0 && has_steps) mlstm_save_states_of_steps(context, cell, plan);
   const Grid gates{
       .x = plan.sequences * plan.heads,
       .threads = plan.longest > kThreads / kWarp * plan.chunk ? kMostGateThreads : kThreads};

@@ -110,6 +110,10 @@ struct Cell {
   }
 };
 
+/// Saves the states before the sequences of one token, ahead of all that changes them
+/// (mlstm_saved.cu).
+void mlstm_save_states_of_steps(Context& context, const Cell& cell, const MlstmPlan& plan);
+
 /// The chunks [begin, end) of a window.
 struct Window {
   std::int64_t begin, end;
