@@ -75,6 +75,7 @@ void check_mlstm_head_norm_linear(const MlstmHeadNormLinearArgs& a) {
               invalid_argument, "mlstm_head_norm_linear: the norm is not that of the cell's h");
   XLSTM_CHECK(a.cell.state.pending == 0, invalid_argument,
               "mlstm_head_norm_linear: leaves no pending tokens");
+  XLSTM_CHECK(!a.cell.saved, invalid_argument, "mlstm_head_norm_linear: saves nothing");
 }
 
 std::size_t mlstm_head_norm_linear_workspace(const Context& context,

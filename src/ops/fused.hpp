@@ -82,7 +82,8 @@ XLSTM_OP(head_norm_linear, HeadNormLinearArgs)
 
 /// mlstm() and head_norm_linear() of its h.
 struct MlstmHeadNormLinearArgs {
-  /// At most kFusedTokens tokens, no pending ones; what h holds afterwards is undefined.
+  /// At most kFusedTokens tokens, no pending ones, nothing saved; what h holds afterwards is
+  /// undefined.
   MlstmArgs cell;
   HeadNormLinearArgs norm;  ///< of cell.h
 };

@@ -25,6 +25,25 @@ void check_state(const char* op, const MlstmStateOffsets& state) {
               op, to_string(state.c_type));
 }
 
+void check_saved(const char* op, const MlstmArgs& a, std::int64_t dqk, std::int64_t dv) {
+  const MlstmSaved& saved = a.saved;
+  if (!saved) return;
+  const std::int64_t tokens = a.batch.tokens(), heads = a.i.dim(1);
+  XLSTM_CHECK(saved.border > 0 && saved.border % MlstmSaved::kUnit == 0, invalid_argument,
+              "{}: saved.border must be a multiple of {}, found {}", op, MlstmSaved::kUnit,
+              saved.border);
+  XLSTM_CHECK(a.state.pending == 0, invalid_argument,
+              "{}: nothing is saved of states with pending tokens", op);
+  const std::int64_t states = MlstmSaved::states(a.batch, saved.border);
+  check_tensor(op, "saved.l", saved.l, Types::f32, {tokens, heads});
+  check_tensor(op, "saved.m", saved.m, Types::f32, {tokens, heads});
+  check_tensor(op, "saved.c", saved.c, Types::f32, {states, heads, dqk, dv});
+  check_tensor(op, "saved.n", saved.n, Types::f32, {states, heads, dqk});
+  check_tensor(op, "saved.state_m", saved.state_m, Types::f32, {states, heads});
+  XLSTM_CHECK(saved.c.is_dense() && saved.n.is_dense() && saved.state_m.is_dense(),
+              invalid_argument, "{}: saved states must be dense", op);
+}
+
 }  // namespace
 
 void check_mlstm(const MlstmArgs& a) {
@@ -51,6 +70,7 @@ void check_mlstm(const MlstmArgs& a) {
   check_state(kOp, a.state);
   XLSTM_CHECK(a.normalise || a.gate == MlstmGate::sigmoid, invalid_argument,
               "{}: the exponential gate needs the denominator", kOp);
+  check_saved(kOp, a, qk_width / heads, v_width / heads);
 }
 
 std::size_t mlstm_workspace(const Context& context, const MlstmArgs& a) {

@@ -19,6 +19,37 @@ inline constexpr std::int64_t kDefaultBackwardChunk = 64;
 /// N = max(|l|, 1) + eps.
 enum class MlstmGate : std::uint8_t { exponential, sigmoid };
 
+/// What a backward pass that walks stretches of `border` tokens needs of the forward pass, beside
+/// its inputs and h (specification C.1): l and m of every token, which are the denominators, and
+/// the state before every stretch, from which it makes those between anew.
+///
+/// The state before token p * border of sequence s is what a record would hold if the sequence
+/// ended there, and has row state(offsets[s], s, p * border) of c, n and state_m: no sequence needs
+/// to know how many stretches others have. A few rows belong to no state and stay as they are.
+struct MlstmSaved {
+  /// Tokens are cut into chunks within stretches, whatever the device, of at most so many.
+  static constexpr std::int64_t kUnit = 128;
+
+  std::int64_t border = 0;  ///< a multiple of kUnit; 0: nothing is saved
+  Tensor l;        ///< [T, H] f32, n_t q_t / sqrt(dqk) with its sign, relative to e^m_t as n_t is
+  Tensor m;        ///< [T, H] f32, the stabiliser m_t; 0 with the sigmoid gate
+  Tensor c;        ///< [states(), H, dqk, dv] f32, dense
+  Tensor n;        ///< [states(), H, dqk] f32, dense
+  Tensor state_m;  ///< [states(), H] f32, dense
+
+  explicit operator bool() const noexcept { return border != 0; }
+  /// Rows of c, n and state_m.
+  static std::int64_t states(const Batch& batch, std::int64_t border) {
+    return batch.tokens() / border + batch.sequences();
+  }
+  /// @param begin  the first token of sequence s
+  /// @param token  of the sequence, a multiple of `border`
+  static constexpr std::int64_t state(std::int64_t begin, std::int64_t s, std::int64_t token,
+                                      std::int64_t border) {
+    return begin / border + s + token / border;
+  }
+};
+
 /// h = mLSTM(q, k, v, i, log f) for every sequence of a ragged batch, from and into its state.
 /// Sequences of one token take the recurrent form, longer ones the chunkwise form; there is no rule
 /// about lengths. A sequence's result depends on its own tokens and state only; with bf16 inputs on
@@ -38,6 +69,10 @@ struct MlstmArgs {
   Tensor h;  ///< [T, H dv] f32, or bf16 on a CUDA device
   MlstmGate gate = MlstmGate::exponential;
   bool normalise = true;  ///< false: h is not divided by N; with the sigmoid gate only
+  /// Written beside h, if asked for; not with `pending`. On a CUDA device sequences of up to 256
+  /// tokens can have other last bits for it, on the CPU those cut into chunks of no part of
+  /// `border`.
+  MlstmSaved saved = {};
 };
 XLSTM_OP(mlstm, MlstmArgs)
 

@@ -1,6 +1,6 @@
 #pragma once
-// A call of mlstm on a CUDA device for tests: a ragged batch with random states, of which some have
-// no record.
+// A call of mlstm for tests, on a CUDA device above all: a ragged batch with random states, of
+// which some have no record.
 
 #include <gtest/gtest.h>
 
@@ -50,37 +50,65 @@ struct MlstmCall {
     has_record.assign(lengths.size(), true);
   }
 
-  /// @param state_bytes  0: what an engine takes
-  /// @param which  with state_bytes alone
-  void run(std::size_t state_bytes = 0, cuda::MlstmSequences which = cuda::MlstmSequences::all) {
+  void run() {
+    run_by([](Context& context, const MlstmArgs& args) { mlstm(context, args); }, 0);
+  }
+  /// By the kernels of every card. @param state_bytes  for a window of states
+  void run(std::size_t state_bytes, cuda::MlstmSequences which = cuda::MlstmSequences::all) {
+    run_by([=](Context& context,
+               const MlstmArgs& args) { cuda::mlstm_within(context, args, state_bytes, which); },
+           state_bytes);
+  }
+  template <class Op>
+  void run_by(Op&& op, std::size_t state_bytes) {
     records = initial;
     h_out.poison();
     std::vector<std::byte*> slots;
     for (std::size_t s = 0; s < records.size(); ++s)
       slots.push_back(has_record[s] ? reinterpret_cast<std::byte*>(records[s].data()) : nullptr);
     const Batch batch{offsets, slots};
-    const MlstmArgs args{.q = q.tensor(),
-                         .k = k.tensor(),
-                         .v = v.tensor(),
-                         .i = i.tensor(),
-                         .log_f = log_f.tensor(),
-                         .batch = batch,
-                         .state = {0, 4 * n_at, 4 * m_at},
-                         .h = h_out.tensor(),
-                         .gate = gate,
-                         .normalise = normalise};
-    Context context(test_device(), 1);
+    MlstmArgs args{.q = q.tensor(),
+                   .k = k.tensor(),
+                   .v = v.tensor(),
+                   .i = i.tensor(),
+                   .log_f = log_f.tensor(),
+                   .batch = batch,
+                   .state = {0, 4 * n_at, 4 * m_at},
+                   .chunk = chunk,
+                   .h = h_out.tensor(),
+                   .gate = gate,
+                   .normalise = normalise};
+    if (border > 0) args.saved = to_save(batch);
+    Context context(test_device(), threads);
     const cuda::MlstmPlan plan(args);
     on_tensor_cores = plan.tensor;
     context.arena().reserve(mlstm_workspace(context, args) +
                             cuda::MlstmPlan(args, state_bytes).bytes());
     poison_scratch(context);
-    if (state_bytes == 0)
-      mlstm(context, args);
-    else
-      cuda::mlstm_within(context, args, state_bytes, which);
+    op(context, args);
     context.synchronize();
     EXPECT_TRUE(h_out.gaps_untouched());
+    EXPECT_TRUE(border == 0 || (saved_l.gaps_untouched() && saved_m.gaps_untouched()));
+  }
+
+  /// Poisoned places for what is saved.
+  MlstmSaved to_save(const Batch& batch) {
+    const std::int64_t states = MlstmSaved::states(batch, border);
+    const std::int64_t heads = shape.heads, dqk = shape.dqk, dv = shape.dv;
+    saved_l = Array(DType::f32, {batch.tokens(), heads}, 1);
+    saved_m = Array(DType::f32, {batch.tokens(), heads}, 2);
+    saved_c = Array(DType::f32, {states, heads * dqk * dv});
+    saved_n = Array(DType::f32, {states, heads * dqk});
+    saved_state_m = Array(DType::f32, {states, heads});
+    const auto shaped = [](Array& array, std::initializer_list<std::int64_t> sizes) {
+      return Tensor::dense(array.tensor().data, DType::f32, sizes, array.tensor().device);
+    };
+    return {.border = border,
+            .l = saved_l.tensor(),
+            .m = saved_m.tensor(),
+            .c = shaped(saved_c, {states, heads, dqk, dv}),
+            .n = shaped(saved_n, {states, heads, dqk}),
+            .state_m = shaped(saved_state_m, {states, heads})};
   }
 
   std::vector<double> h(std::size_t s) const {
@@ -123,8 +151,12 @@ struct MlstmCall {
   MlstmShape shape;
   MlstmGate gate;
   bool normalise = true, on_tensor_cores = false;
+  std::int64_t chunk = kDefaultChunk;
+  int threads = 1;
+  std::int64_t border = 0;  ///< of what is saved
   std::vector<std::int32_t> offsets{0};
   Array q{DType::f32, {1, 1}}, k = q, v = q, i = q, log_f = q, h_out = q;
+  Array saved_l = q, saved_m = q, saved_c = q, saved_n = q, saved_state_m = q;
   std::vector<std::vector<float>> initial, records;
   std::vector<bool> has_record;
   std::size_t n_at = 0, m_at = 0;

@@ -88,6 +88,11 @@ TEST(MlstmFusedPlan, BlocksOfShortSequencesMakeTheirGates) {
   EXPECT_TRUE(one.own_gates);
   EXPECT_EQ(one.cluster, 4);
   EXPECT_EQ(plan_of(2, 64, 64, {2, 17, 1}).cluster, 1);
+  Shapes shapes(8, 256, 512, {256});
+  shapes.batch = {shapes.offsets, shapes.slots};
+  MlstmArgs saves = shapes.args();
+  saves.saved.border = 128;
+  EXPECT_FALSE(Plan(saves).own_gates);
   for (const Plan& plan : {plan_of(8, 256, 512, {257}), plan_of(8, 256, 512, {64, 64, 64, 64, 64}),
                            plan_of(2, 64, 384, {64})}) {
     EXPECT_FALSE(plan.own_gates);

@@ -23,7 +23,7 @@ namespace xlstm::ops::cpu {
 struct MlstmTask {
   const MlstmArgs& args;
   const MlstmPlan& plan;
-  std::int64_t head, x0, x1;
+  std::int64_t sequence, head, x0, x1;
   float* c;  ///< the state C [dqk, dv], updated in place
   float* n;  ///< a copy of the normaliser [dqk], updated
   double m;  ///< a float32 value
@@ -46,6 +46,25 @@ struct MlstmTask {
     return value < -1e4 ? -1e4 : value;
   }
   bool has_stabiliser() const { return args.gate == MlstmGate::exponential; }
+  // What is saved of token t is the same for all columns: the task that has the first writes it.
+  void save_l(std::int64_t t, double l) const {
+    if (args.saved && x0 == 0) args.saved.l.row<float>(t)[head] = static_cast<float>(l);
+  }
+  void save_m(std::int64_t t, double value) const {
+    if (args.saved && x0 == 0) args.saved.m.row<float>(t)[head] = static_cast<float>(value);
+  }
+  /// The state before token t, at a border.
+  void save_state(std::int64_t t) const {
+    const std::int64_t begin = args.batch.offsets[static_cast<std::size_t>(sequence)];
+    const std::int64_t state = MlstmSaved::state(begin, sequence, t - begin, args.saved.border);
+    const std::int64_t index = state * plan.heads + head;
+    float* to = args.saved.c.as<float>() + index * plan.dqk * plan.dv;
+    for (std::int64_t a = 0; a < plan.dqk; ++a)
+      std::copy(c + a * plan.dv + x0, c + a * plan.dv + x1, to + a * plan.dv + x0);
+    if (x0 > 0) return;
+    std::copy_n(n, plan.dqk, args.saved.n.as<float>() + index * plan.dqk);
+    args.saved.state_m.as<float>()[index] = static_cast<float>(m);
+  }
   /// 1 / (max(|l|, e^-m) + eps); the comparison keeps a NaN.
   double reciprocal(double l, double floor) const {
     if (!args.normalise) return 1.0;
@@ -92,6 +111,7 @@ HWY_INLINE void step_rows(float* HWY_RESTRICT c, std::size_t c_stride, VF forget
 /// What one token does to every column of C, and the factor of its read-out.
 struct Step {
   float forget, input, out;
+  double l;
 };
 
 /// Moves n and m over token t.
@@ -115,8 +135,9 @@ Step advance(const MlstmTask& task, std::int64_t t, float* n, double& m) {
     store_up_to(value, n + a, count);
     l = hn::MulAdd(value, load_up_to(q + a, count), l);
   }
-  const double reciprocal = task.reciprocal(task.scale * sum_of_lanes(l), std::exp(-m_new));
-  return {forget, input, static_cast<float>(task.scale * reciprocal)};
+  const double scaled = task.scale * sum_of_lanes(l);
+  const double reciprocal = task.reciprocal(scaled, std::exp(-m_new));
+  return {forget, input, static_cast<float>(task.scale * reciprocal), scaled};
 }
 
 /// Columns [x0, x1) of C and h for token t, in one pass over C. Memory bound.
@@ -152,6 +173,8 @@ void step_columns(const MlstmTask& task, std::int64_t t, const Step& step, std::
 void steps(MlstmTask& task, std::int64_t begin, std::int64_t end) {
   for (std::int64_t t = begin; t < end; ++t) {
     const Step step = advance(task, t, task.n, task.m);
+    task.save_l(t, step.l);
+    task.save_m(t, task.m);
     step_columns(task, t, step, task.x0, task.x1);
   }
 }
@@ -250,6 +273,7 @@ void chunk(MlstmTask& task, std::int64_t t0, std::int64_t length) {
     beta_lo[j] = static_cast<float>(beta - beta_hi[j]);
     q_weight[j] = static_cast<float>(m_before - high);
     out[j] = static_cast<float>(-(b + high));
+    task.save_m(t, b + high);
   }
   for (std::size_t j = 0; j < count; ++j)  // k_j enters the state with e^(beta_j - mu_L)
     k_weight[j] = static_cast<float>(static_cast<double>(beta_hi[j]) + beta_lo[j] - high);
@@ -273,6 +297,7 @@ void chunk(MlstmTask& task, std::int64_t t0, std::int64_t length) {
     const float inside =
         weigh_scores(task.scores + row * stride, beta_hi, beta_lo, mu[j], j, count);
     const double l = static_cast<double>(q_weight[j]) * before + inside;
+    task.save_l(t0 + row, l);
     out[j] = static_cast<float>(task.reciprocal(l, out[j]));
   }
   std::copy_n(task.n, dqk, task.n_before);
@@ -309,12 +334,17 @@ void chunk(MlstmTask& task, std::int64_t t0, std::int64_t length) {
 }
 
 void run_mlstm_task(MlstmTask& task, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t t = begin; t < end; t += task.plan.chunk) {
-    const std::int64_t length = std::min(task.plan.chunk, end - t);
+  const MlstmSaved& saved = task.args.saved;
+  const std::int64_t stretch = saved ? saved.border : end - begin;
+  for (std::int64_t t = begin; t < end;) {
+    const std::int64_t done = (t - begin) % stretch;
+    if (saved && done == 0) task.save_state(t);
+    const std::int64_t length = std::min({task.plan.chunk, stretch - done, end - t});
     if (length > 1)
       chunk(task, t, length);
     else
       steps(task, t, t + length);
+    t += length;
   }
 }
 
@@ -364,6 +394,7 @@ void run_task(const MlstmArgs& a, const MlstmPlan& plan, std::int64_t index, flo
   const bool has_m = slot != nullptr && a.gate == MlstmGate::exponential;
   MlstmTask task{.args = a,
                  .plan = plan,
+                 .sequence = pair / plan.heads,
                  .head = head,
                  .x0 = plan.column(group),
                  .x1 = plan.column(group + 1),

@@ -21,6 +21,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kChunk = MlstmPlan::kChunk;
 static_assert(kThreads == kTileThreads && kChunk == kTile);
+static_assert(MlstmSaved::kUnit % kChunk == 0 && MlstmSaved::kUnit % MlstmPlan::kTensorChunk == 0);
 
 // --- the gates: a block a sequence and head ---
 
@@ -63,6 +64,7 @@ __device__ void advance(const Cell& cell, std::int64_t s, std::int64_t head, std
     const double decayed = Cell::log_forget(cell.log_f.row(t)[head]) + cell.first_m(s, head);
     const double i = cell.i.row(t)[head];
     const double m = cell.has_stabiliser ? larger(decayed, i) : 0.0;
+    if (cell.saved.any()) cell.saved.m_of(t, head) = static_cast<float>(m);
     step[0] = static_cast<float>(exp(decayed - m));
     step[1] = static_cast<float>(exp(i - m));
     step[2] = static_cast<float>(exp(-m));
@@ -86,6 +88,7 @@ __device__ void advance(const Cell& cell, std::int64_t s, std::int64_t head, std
     cell.gate(kForget, head)[t] = forget;
     cell.gate(kInput, head)[t] = input;
     cell.gate(kOut, head)[t] = cell.scale * cell.reciprocal(l, floor);
+    if (cell.saved.any()) cell.saved.l_of(t, head) = l;
   }
 }
 
@@ -189,9 +192,15 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
       results[kCarried].at[u] = cell.scale * expf(static_cast<float>(m_chunk - mu));
       results[kKept].at[u] = expf(static_cast<float>(beta[u] - mu_last));
       results[kFloor].at[u] = expf(static_cast<float>(-(b[u] + mu)));
+      const std::int64_t at = chunk + lane * kOwn + u;
+      if (cell.saved.any() && at < length)
+        cell.saved.m_of(begin + at, head) = static_cast<float>(b[u] + mu);
     }
     if (lane == 0 && chunk < length)
       cell.gate(kDecay, head)[begin + chunk] = expf(static_cast<float>(m_chunk - mu_last));
+    if (lane == 0 && chunk < length && cell.saved.has_border(chunk))
+      cell.saved.state_m[cell.saved.index(begin, s, chunk, cell.heads, head)] =
+          static_cast<float>(m_chunk);
 #pragma unroll
     for (int row = 0; row < kDecay; ++row) {
       own[lane] = results[row];
@@ -317,6 +326,10 @@ __global__ void __launch_bounds__(kThreads, 3)
   for (std::int64_t chunk = part.chunk_begin; chunk < part.chunk_end; ++chunk) {
     const std::int64_t state = part.first + chunk - window.begin;
     store_state(state_c(cell, c_pitch, state, head), c_pitch, cell.state_n(state, head));
+    if (cell.saved.has_border(chunk * kChunk)) {
+      const std::int64_t at = cell.saved.index(part.begin, s, chunk * kChunk, cell.heads, head);
+      store_state(cell.saved.c + at * cell.dqk * cell.dv, cell.dv, cell.saved.n + at * cell.dqk);
+    }
     const std::int64_t t0 = part.begin + chunk * kChunk;
     const std::int64_t t1 = min(t0 + kChunk, part.begin + part.length);
     const float decay = cell.gate(kDecay, head)[t0];
@@ -397,9 +410,10 @@ __global__ void __launch_bounds__(kThreads, 3) scores_kernel(Cell cell, Window w
   for (int i = 0; i < 4; ++i) {
     for (int bits = kSide / 2; bits > 0; bits /= 2) l[i] += __shfl_xor_sync(~0U, l[i], bits);
     const int t = row + i;
-    if (column == 0 && t < chunk.length)
-      gate(kReciprocal)[t] =
-          cell.reciprocal(gate(kCarried)[t] * carried_l[t] + l[i], gate(kFloor)[t]);
+    if (column > 0 || t >= chunk.length) continue;
+    const float whole = gate(kCarried)[t] * carried_l[t] + l[i];
+    gate(kReciprocal)[t] = cell.reciprocal(whole, gate(kFloor)[t]);
+    if (cell.saved.any()) cell.saved.l_of(chunk.begin + t, head) = whole;
   }
 }
 
@@ -479,6 +493,7 @@ Cell cell_of(const MlstmArgs& a, const MlstmPlan& plan, std::byte* scratch) {
           .normalise = a.normalise,
           .steps = true,
           .longer = true,
+          .saved = SavedCell(a.saved),
           .gates = floats(plan.gates),
           .firsts = ints(plan.firsts),
           .longs = ints(plan.long_sequences),
@@ -495,6 +510,8 @@ void run(Context& context, const Cell& cell, const MlstmPlan& plan) {
   const auto grid = [&plan](std::int64_t blocks) {
     return Grid{.x = blocks, .y = plan.heads, .threads = kThreads};
   };
+  const bool has_steps = cell.steps && plan.longs < plan.sequences;
+  if (cell.saved.border != 0 && has_steps) mlstm_save_states_of_steps(context, cell, plan);
   const Grid gates{
       .x = plan.sequences * plan.heads,
       .threads = plan.longest > kThreads / kWarp * plan.chunk ? kMostGateThreads : kThreads};
@@ -502,7 +519,7 @@ void run(Context& context, const Cell& cell, const MlstmPlan& plan) {
     launch(context, kName, gates, gates_kernel<In, MlstmPlan::kTensorChunk / kWarp>, cell);
   else
     launch(context, kName, gates, gates_kernel<In, kChunk / kWarp>, cell);
-  if (cell.steps && plan.longs < plan.sequences) {
+  if (has_steps) {
     const std::int64_t slices = blocks_for(plan.dv, kWarp);
     launch(context, kName, grid(plan.sequences * slices), step_kernel<In, Out>, cell, slices);
   }
@@ -550,7 +567,7 @@ void with_steps(Context& context, const MlstmArgs& a, const HeadNormArgs* norm) 
     singles += a.batch.offsets[s] - a.batch.offsets[s - 1] == 1;
   const bool longer = singles < a.batch.sequences(), pends = a.state.pending != 0;
   const bool has_sm90 = level(context.device()) == Level::sm90;
-  const bool steps = singles > 0 && has_sm90 &&
+  const bool steps = singles > 0 && has_sm90 && !a.saved &&
                      (pends ? sm90::serves_mlstm_ring_steps(a) : sm90::serves_mlstm_steps(a));
   if (!steps || longer) {
     const bool apart = steps || pends;  // sequences of one token have kernels of their own

@@ -8,6 +8,7 @@
 #include "ops/cuda/device/batch.cuh"
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/mlstm_plan.hpp"
+#include "ops/cuda/mlstm_saved.cuh"
 
 namespace xlstm::ops::cuda {
 
@@ -56,6 +57,7 @@ struct Cell {
   float scale, eps;
   bool has_stabiliser, normalise;
   bool steps, longer;  ///< whether sequences of one token, and of more, are wanted
+  SavedCell saved;
   // Scratch memory.
   float* gates;                           // [kGateRows, heads, tokens]
   std::int32_t* firsts;                   // [sequences], the first chunk of each
@@ -107,6 +109,10 @@ struct Cell {
     return length == 1 ? 0 : (length + chunk - 1) / chunk;
   }
 };
+
+/// Saves the states before the sequences of one token, ahead of all that changes them
+/// (mlstm_saved.cu).
+void mlstm_save_states_of_steps(Context& context, const Cell& cell, const MlstmPlan& plan);
 
 /// The chunks [begin, end) of a window.
 struct Window {

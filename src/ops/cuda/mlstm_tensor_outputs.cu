@@ -283,6 +283,8 @@ struct Outputs {
     l *= tokens.carried[thread];
     for (int w = 0; w < 4; ++w) l += tokens.l[w][thread];
     tokens.l[0][thread] = cell.reciprocal(l, tokens.floor[thread]);
+    if (cell.saved.any() && first_pass == 0 && thread < chunk.length)
+      cell.saved.l_of(chunk.begin + thread, head()) = l;
   }
 
   /// The columns of one pass.

@@ -185,7 +185,7 @@ struct StateSum {
 };
 
 /// C before every chunk of a window and after the sequences.
-template <int kStages>
+template <int kStages, bool kSaves>
 __device__ void advance_c(const StateTile& tile, const Stretch& part, const Window& window,
                           std::int64_t s, StateStage* stages) {
   const Cell& cell = tile.cell;
@@ -216,6 +216,12 @@ __device__ void advance_c(const StateTile& tile, const Stretch& part, const Wind
     __syncthreads();
     if (stage % kPerChunk == 0) {
       sum.store(tile, state++);
+      const std::int64_t token = part.chunk_begin * kSpan + stage * kStateDepth;
+      if (kSaves && cell.saved.has_border(token)) {
+        const std::int64_t at = cell.saved.index(part.begin, s, token, cell.heads, tile.head);
+        float* saved = cell.saved.c + at * cell.dqk * cell.dv;
+        sum.each(tile, [saved](std::int64_t place, float& number) { saved[place] = number; });
+      }
       sum.scale(decay);
       const int next = (stage + kPerChunk) * kStateDepth;
       if (next < tokens) decay = decays[next];
@@ -267,6 +273,10 @@ __device__ void advance_n(const StateTile& tile, const Stretch& part, const Wind
   load(next, part.chunk_begin);
   for (std::int64_t chunk = part.chunk_begin; chunk < part.chunk_end; ++chunk) {
     if (owns) cell.state_n(part.first + chunk - window.begin, tile.head)[own] = n;
+    if (owns && cell.saved.has_border(chunk * kSpan))
+      cell.saved
+          .n[cell.saved.index(part.begin, s, chunk * kSpan, cell.heads, tile.head) * cell.dqk +
+             own] = n;
     const Tokens tokens = next;
     if (chunk + 1 < part.chunk_end) load(next, chunk + 1);
     float sum[8] = {};
@@ -294,8 +304,9 @@ __device__ void advance_n(const StateTile& tile, const Stretch& part, const Wind
 
 /// In x: the tiles of C of all sequences and heads, and then the parts of n, which take less time:
 /// a multiprocessor that has a tile to itself must not get a second one because of them.
-template <int kStages>
-__global__ void __launch_bounds__(kStateThreads, 2)
+/// @tparam kSaves  what Cell::saved asks for, which takes registers
+template <int kStages, bool kSaves>
+__global__ void __launch_bounds__(kStateThreads, kSaves ? 1 : 2)
     tensor_states_kernel(Cell cell, Window window, int x_tiles, int a_tiles, int c_blocks) {
   XLSTM_DYNAMIC_SHARED(StateStage, stages);
   const bool has_c = static_cast<int>(blockIdx.x) < c_blocks;
@@ -310,7 +321,7 @@ __global__ void __launch_bounds__(kStateThreads, 2)
                        .x0 = static_cast<std::int64_t>(job / a_tiles) * kStateX,
                        .a0 = static_cast<std::int64_t>(job % a_tiles) * kStateA};
   if (has_c)
-    advance_c<kStages>(tile, part, window, s, stages);
+    advance_c<kStages, kSaves>(tile, part, window, s, stages);
   else
     advance_n(tile, part, window, s);
 }
@@ -329,10 +340,11 @@ void mlstm_tensor_states(Context& context, const Cell& cell, const MlstmPlan& pl
             .shared = stages * sizeof(StateStage)},
            kernel, cell, window, x_tiles, a_tiles, static_cast<int>(c_blocks));
   };
+  const bool saves = cell.saved.border != 0;
   if (most_shared(context) >= 4 * sizeof(StateStage))
-    run(tensor_states_kernel<4>, 4);
+    saves ? run(tensor_states_kernel<4, true>, 4) : run(tensor_states_kernel<4, false>, 4);
   else
-    run(tensor_states_kernel<3>, 3);
+    saves ? run(tensor_states_kernel<3, true>, 3) : run(tensor_states_kernel<3, false>, 3);
 }
 
 }  // namespace xlstm::ops::cuda

@@ -15,6 +15,7 @@ namespace {
 static_assert(kChunk == MlstmFusedPlan::kChunk && kColumns == MlstmFusedPlan::kColumns);
 static_assert(MlstmFusedPlan::kOwnChunks <= kGateSlots &&
               MlstmFusedPlan::kOwnChunks * 32 <= kGroup);
+static_assert(MlstmSaved::kUnit % kChunk == 0);
 static_assert(sizeof(ChunkGates) == MlstmFusedPlan::kGateBytes && sizeof(FusedFrame) == 24);
 
 /// Whether 16 bytes of a row can be copied at a time.
@@ -47,7 +48,10 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, const
     launch(context, kName, grid, mlstm_fused_kernel<kDqk, false>, q, k, v, h, cell);
   grid.x = plan.blocks();
   grid.shared = FusedShared<kDqk, true>::kBytes;
-  launch(context, kName, grid, mlstm_fused_kernel<kDqk, true>, q, k, v, h, cell);
+  if (a.saved)
+    launch(context, kName, grid, mlstm_fused_kernel<kDqk, true, true>, q, k, v, h, cell);
+  else
+    launch(context, kName, grid, mlstm_fused_kernel<kDqk, true>, q, k, v, h, cell);
 }
 
 }  // namespace
@@ -88,7 +92,8 @@ bool mlstm_fused(Context& context, const MlstmArgs& a, bool early, std::int64_t 
                        .first_chunks = reinterpret_cast<std::int32_t*>(scratch + plan.first_chunks),
                        .first_n = reinterpret_cast<float*>(scratch + plan.first_n),
                        .c = reinterpret_cast<float*>(scratch + plan.c),
-                       .n = reinterpret_cast<float*>(scratch + plan.n)};
+                       .n = reinterpret_cast<float*>(scratch + plan.n),
+                       .saved = SavedCell(a.saved)};
   if (plan.padded_dqk == 64)
     run<64>(context, a, plan, cell);
   else if (plan.padded_dqk == 128)

@@ -24,6 +24,7 @@
 
 #include "ops/cuda/device/batch.cuh"
 #include "ops/cuda/device/overlap.cuh"
+#include "ops/cuda/mlstm_saved.cuh"
 
 namespace xlstm::ops::cuda::sm90 {
 
@@ -43,7 +44,8 @@ struct __align__(16) ChunkGates {
   /// further rows, whose results nobody reads.
   std::uint16_t parts[3][kChunk];
   float weight[kChunk], floor[kChunk], eps[kChunk];
-  // With `guard` only.
+  // With `guard` only; but without it and if l is saved, `carried` is what makes l relative to the
+  // stabiliser.
   float carried[kChunk], beta_high[kChunk], beta_low[kChunk], mu_high[kChunk], mu_low[kChunk];
   float decay;  // e^(frame - M)
   int guard;
@@ -81,6 +83,7 @@ struct FusedCell {
   float* first_n;              // [sequences, heads, padded dqk], zeros where there is no record
   float* c;                    // of segments
   float* n;
+  SavedCell saved;  // by blocks that do not make their gates
 
   /// Of sequence s, if it has more than one token: others are not for these kernels.
   __device__ int length(int s) const {
@@ -194,6 +197,31 @@ struct FusedWork {
   }
 };
 
+/// Where a block saves states; in shared memory, not in registers.
+struct FusedBorders {
+  const FusedFrame* frames;  // the first before the block's first chunk
+  float *c, *n;              // of the head, at the last border up to there
+  int chunks;                // from a border to the next
+  int behind;                // that border
+
+  __device__ FusedBorders(const FusedCell& cell, const FusedWork& work) {
+    const int number = work.segment * cell.segment_chunks;
+    chunks = static_cast<int>(cell.saved.border) / kChunk;
+    behind = number % chunks;
+    frames = cell.frame(work.s, work.head) + number;
+    const std::int64_t at = cell.saved.index(cell.batch.offsets[work.s], work.s, number * kChunk,
+                                             cell.heads, work.head);
+    c = cell.saved.c + at * cell.dqk * cell.dv;
+    n = cell.saved.n + at * cell.dqk;
+  }
+  /// Calls body(number of the border, frame) if one is before that chunk of the block.
+  template <class Body>
+  __device__ __forceinline__ void at(int chunk, Body&& body) const {
+    const int distance = chunk + behind;
+    if (distance % chunks == 0) body(distance / chunks, frames[chunk]);
+  }
+};
+
 /// Where the state before a block's first chunk lies.
 enum class FusedSource { none, record, scratch };
 
@@ -224,10 +252,10 @@ __device__ __forceinline__ FusedFrame last_frame(const FusedCell& cell, const Fu
   return cell.frame(work.s, work.head)[chunks];
 }
 
-/// What makes the state after the last chunk that of the record: times this, twice. Without a
-/// stabiliser states may be so small that the whole factor is no normal float.
-__device__ __forceinline__ float last_factor(const FusedCell& cell, const FusedFrame& last) {
-  return expf(static_cast<float>(0.5 * (cell.exponential ? last.frame - last.m : last.frame)));
+/// What makes a state in a frame that of a record: times this, twice. Without a stabiliser states
+/// may be so small that the whole factor is no normal float.
+__device__ __forceinline__ float record_factor(const FusedCell& cell, const FusedFrame& at) {
+  return expf(static_cast<float>(0.5 * (cell.exponential ? at.frame - at.m : at.frame)));
 }
 
 }  // namespace xlstm::ops::cuda::sm90

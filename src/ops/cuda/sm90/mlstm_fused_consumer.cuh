@@ -6,7 +6,7 @@
 namespace xlstm::ops::cuda::sm90 {
 namespace {
 
-template <int kDqk, bool kOutputs>
+template <int kDqk, bool kOutputs, bool kSaves>
 __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs>& at,
                              const CUtensorMap& h_map) {
   using Shared = FusedShared<kDqk, kOutputs>;
@@ -56,6 +56,26 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     each(work, source, slot, [](float& value, float* to, bool live) {
       if (live) *to = value;
     });
+  };
+  // C as a record has it, for a backward pass. One address after the other: few registers.
+  const auto save_c = [&](int border, const FusedFrame& frame) {
+    const float factor = record_factor(cell, frame);
+    const int thread = thread_index() % kGroup, lane = thread % 32, warp = thread / 32;
+    const int group = thread_index() / kGroup - 1;
+    const int row = at.tiles().column + group * 64 + 16 * warp + lane / 4, column = 2 * (lane % 4);
+    float* to = at.borders().c + border * (std::int64_t{cell.heads} * cell.dqk * cell.dv) +
+                std::int64_t{column} * cell.dv + row;
+#pragma unroll
+    for (int x = 0; x < kSums; x += 2) {
+      const float values[2] = {factor * (factor * c[x]), factor * (factor * c[x + 1])};
+      const bool second = x % 4 == 2;  // of two rows that are 8 apart
+      if (x / 4 * 8 < cell.dqk && row + (second ? 8 : 0) < cell.dv) {
+        to[second ? 8 : 0] = values[0];
+        to[cell.dv + (second ? 8 : 0)] = values[1];
+      }
+      if (second) to += 8 * cell.dv;
+      asm volatile("" : "+l"(to));
+    }
   };
   begin_state(cell, work, !kOutputs, load_c, add_c);
   if (!kOutputs && work.segment == 0) store_c(work, FusedSource::scratch, 0);
@@ -147,6 +167,8 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     store_c(done, FusedSource::scratch, done.segment + 1);
   } else {
     for (int chunk = 0; chunk < chunks; ++chunk) {
+      if constexpr (kSaves)
+        at.borders().at(chunk, [&](int border, const FusedFrame& frame) { save_c(border, frame); });
       const ChunkGates& gates = at.gates(chunk);
       at.wait_gates(chunk);
       const float decay = gates.decay;
@@ -281,7 +303,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
 
     const FusedWork done(cell);
     if (done.last && cell.batch.slots[done.s] != nullptr) {
-      const float factor = last_factor(cell, last_frame(cell, done, at.own()));
+      const float factor = record_factor(cell, last_frame(cell, done, at.own()));
 #pragma unroll
       for (float& value : c) value = factor * (factor * value);
       store_c(done, FusedSource::record, 0);

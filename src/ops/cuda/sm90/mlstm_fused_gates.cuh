@@ -188,6 +188,29 @@ __device__ __forceinline__ void write_gates(const FusedCell& cell, ChunkGates& t
   }
 }
 
+/// What a backward pass wants of a chunk's gates, and what the products need for l.
+/// @param at  as in FusedCell::chunks_at
+__device__ __forceinline__ void save_gates(const FusedCell& cell, ChunkGates& to,
+                                           const LaneScan& scan, const ChunkTops& tops, int4 at,
+                                           int head, int lane) {
+  const double m = tops.before.highest + tops.sum_before;
+  const double top = tops.after.frame + tops.sum_before;
+  const bool guard = !(tops.after.frame - tops.before.highest <= kGuard);
+#pragma unroll
+  for (int u = 0; u < 2; ++u) {
+    const int t = 2 * lane + u;
+    const double mu = larger_or_nan(m, scan.high[u]);
+    if (t < at.z)
+      cell.saved.m_of(at.y + t, head) =
+          cell.exponential ? static_cast<float>(scan.b[u] + mu) : 0.0F;
+    if (!guard) to.carried[t] = expf(static_cast<float>(top - mu));
+  }
+  if (lane > 0 || !cell.saved.has_border(at.w * kChunk)) return;
+  const int begin = at.y - at.w * kChunk;
+  cell.saved.state_m[cell.saved.index(begin, at.x, at.w * kChunk, cell.heads, head)] =
+      cell.exponential ? static_cast<float>(m) : 0.0F;
+}
+
 /// A warp has a chunk and head.
 __global__ void __launch_bounds__(kGateWarps * 32)
     mlstm_fused_gates_kernel(const __grid_constant__ FusedCell cell) {
@@ -229,7 +252,9 @@ __global__ void __launch_bounds__(kGateWarps * 32)
     const int length = cell.batch.offsets[at.x + 1] - cell.batch.offsets[at.x];
     if ((at.w + 1) * kChunk >= length) frames[1] = tops.frame_after();
   }
-  write_gates(cell, cell.gates[head * cell.all_chunks + blockIdx.x], scan, tops, lane);
+  ChunkGates& gates = cell.gates[head * cell.all_chunks + blockIdx.x];
+  write_gates(cell, gates, scan, tops, lane);
+  if (cell.saved.any()) save_gates(cell, gates, scan, tops, at, head, lane);
 }
 
 }  // namespace

@@ -13,8 +13,9 @@ constexpr int kProducerRegisters = kDqk == 64 ? 104 : (kDqk == 128 ? 88 : 72);
 template <int kDqk>
 constexpr int kConsumerRegisters = kDqk == 64 ? 200 : (kDqk == 128 ? 208 : 216);
 
-/// kOutputs false: the pass that makes the states between segments.
-template <int kDqk, bool kOutputs>
+/// kOutputs false: the pass that makes the states between segments. kSaves: what FusedCell::saved
+/// asks for.
+template <int kDqk, bool kOutputs, bool kSaves = false>
 __global__ void __launch_bounds__(kFusedThreads, 1)
     mlstm_fused_kernel(const __grid_constant__ CUtensorMap q_map,
                        const __grid_constant__ CUtensorMap k_map,
@@ -39,6 +40,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
       to.length = work.length;
       if (group == 0) at.tiles() = {work.begin, work.head, work.slice * kColumns, work.first_chunk};
     }
+    if (kSaves && threadIdx.x == 0) at.borders() = FusedBorders(cell, work);
     // Before any block of the head can write its record: they meet below.
     if (cell.own_gates && threadIdx.x < kGroup) {
       const bool has_record = record != nullptr;
@@ -84,10 +86,10 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
 
   if (threadIdx.x < kGroup) {
     fewer_registers<kProducerRegisters<kDqk>>();
-    run_producer<kDqk, kOutputs>(cell, at, q_map, k_map, v_map);
+    run_producer<kDqk, kOutputs, kSaves>(cell, at, q_map, k_map, v_map);
   } else {
     more_registers<kConsumerRegisters<kDqk>>();
-    run_consumer<kDqk, kOutputs>(cell, at, h_map);
+    run_consumer<kDqk, kOutputs, kSaves>(cell, at, h_map);
   }
   if (kOutputs) {  // what the other block still reads
     __syncwarp();

@@ -65,6 +65,11 @@ struct FusedPlaces {
   __device__ FusedOwnGates& own() const {
     return *reinterpret_cast<FusedOwnGates*>(bytes + Shared::kOwnGates);
   }
+  /// Where nobody makes own gates.
+  __device__ FusedBorders& borders() const {
+    static_assert(sizeof(FusedBorders) <= sizeof(FusedOwnGates));
+    return *reinterpret_cast<FusedBorders*>(bytes + Shared::kOwnGates);
+  }
   __device__ float* n() const { return reinterpret_cast<float*>(bytes + Shared::kN); }
   /// n as the sum of three bf16 in three rows of a tile of wgmma.
   __device__ void set_parts_of_n(int key, float value) const {

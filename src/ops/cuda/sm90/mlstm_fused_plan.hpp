@@ -56,7 +56,8 @@ struct MlstmFusedPlan {
     }
     segments = std::max<std::int64_t>(1, (chunks + segment_chunks - 1) / segment_chunks);
     cluster = slices % 2 == 0 ? 2 : 1;
-    own_gates = segments == 1 && chunks <= kOwnChunks && blocks <= kMultiprocessors && slices != 3;
+    own_gates = segments == 1 && chunks <= kOwnChunks && blocks <= kMultiprocessors &&
+                slices != 3 && !a.saved;
     if (own_gates) cluster = slices;
     const auto place = [this](std::int64_t bytes) {
       const std::size_t at = bytes_;

@@ -60,10 +60,12 @@ __device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs>& at, 
 }
 
 /// Masked scores of a warp's 16 tokens for the products with v, and s / N of the tokens.
-/// @param q_n  what products with the three parts of n gave
+/// @param q_n   what products with the three parts of n gave
+/// @param save  called with each token and its l, relative to the frame, by one lane
+template <class Save>
 __device__ __forceinline__ void finish_scores(const FusedCell& cell, const ChunkGates& gates,
                                               float (&s)[32], const float (&q_n)[4],
-                                              std::uint32_t scores, float* factors) {
+                                              std::uint32_t scores, float* factors, Save&& save) {
   const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
   const int row = 16 * warp + lane / 4, pair = 2 * (lane % 4);
   const float carried[2] = {sum_of_parts(q_n[0], q_n[1], lane), sum_of_parts(q_n[2], q_n[3], lane)};
@@ -123,6 +125,7 @@ __device__ __forceinline__ void finish_scores(const FusedCell& cell, const Chunk
     const float floor = gates.floor[t], magnitude = fabsf(cell.scale * l[r]);
     const float denominator = (magnitude <= floor ? floor : magnitude) + gates.eps[t];
     if (lane % 4 == 0) factors[t] = __fdividef(cell.scale, cell.normalise ? denominator : floor);
+    if (lane % 4 == 0) save(t, cell.scale * l[r]);
   }
 }
 
@@ -151,7 +154,7 @@ __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const Fuse
   if (lane == 0) barrier_arrive(at.barrier(kFullGates + chunk));
 }
 
-template <int kDqk, bool kOutputs>
+template <int kDqk, bool kOutputs, bool kSaves>
 __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs>& at,
                              const CUtensorMap& q_map, const CUtensorMap& k_map,
                              const CUtensorMap& v_map) {
@@ -208,6 +211,30 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   const auto makes_scores = [&](int chunk) {
     return kOutputs && (cell.cluster == 1 || chunk % 2 == static_cast<int>(cluster_rank() % 2));
   };
+  // For a backward pass: n before a chunk at a border, and l of a chunk's token. All columns have
+  // the same.
+  const auto save_n = [&](int chunk) {
+    if (at.tiles().column > 0 || chunk >= chunks) return;
+    at.borders().at(chunk, [&](int border, const FusedFrame& frame) {
+      named_barrier(1, kGroup);  // n is there
+      const float factor = record_factor(cell, frame);
+      float* to = at.borders().n + border * (cell.heads * cell.dqk);
+#pragma unroll 1
+      for (int key = thread_index(); key < cell.dqk; key += kGroup)
+        to[key] = factor * (factor * at.n()[key]);
+    });
+  };
+  const auto save_l = [&](int chunk, int t, float l) {
+    const FusedTiles tiles = at.tiles();
+    const int token = chunk * kChunk + t;
+    if (tiles.column >= cell.cluster * kColumns || token >= at.output(0).length) return;
+    const ChunkGates& gates = at.gates(chunk);
+    const float to_stabiliser = !cell.exponential  ? 1.0F / gates.floor[t]
+                                : gates.guard != 0 ? 1.0F
+                                                   : gates.carried[t];
+    cell.saved.l_of(tiles.begin + token, tiles.head) = l * to_stabiliser;
+  };
+  if constexpr (kSaves) save_n(0);
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int rows = min(kChunk, at.output(0).length - chunk * kChunk);
     const ChunkGates& gates = at.gates(chunk);
@@ -254,7 +281,9 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       wgmma_commit();
       wgmma_wait<0>();
       release_q();
-      finish_scores(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk));
+      finish_scores(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk), [&](int t, float l) {
+        if constexpr (kSaves) save_l(chunk, t, l);
+      });
       fence_async();
       barrier_arrive(at.barrier_v(kFullScores, chunk));
       if (cell.cluster > 1) {
@@ -334,6 +363,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       copies.k(chunk + Shared::kStagesK - kLag);
     }
     __syncwarp();
+    if constexpr (kSaves) save_n(chunk + 1);
   }
 
   named_barrier(1, kGroup);
@@ -343,7 +373,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   } else if (done.last && done.slice == 0 && cell.batch.slots[done.s] != nullptr) {
     float* record = cell.record(done.s, cell.offsets.n, std::int64_t{done.head} * cell.dqk);
     const FusedFrame last = last_frame(cell, done, at.own());
-    const float factor = last_factor(cell, last);
+    const float factor = record_factor(cell, last);
     each_key([&](float n, int key) {
       if (key < cell.dqk) record[key] = factor * (factor * n);
     });
