@@ -10,6 +10,7 @@
 
 #include "core/float_bits.hpp"
 #include "ops/cuda/level.hpp"
+#include "ops/cuda/sm90/matmul.hpp"
 #include "ops/packed_support.hpp"
 #include "ops/support.hpp"
 #include "oracle/ops.hpp"
@@ -100,6 +101,44 @@ inline Operands whole(std::mt19937& random, std::int64_t rows,
                       return small;
                     return number(random) * (sign(random) * 2 - 1);
                   });
+}
+
+/// Normal numbers.
+inline Operands normal(std::mt19937& random, std::int64_t rows,
+                       const std::vector<std::int64_t>& outputs, std::int64_t depth, double scale) {
+  const std::vector<double> numbers = normal_numbers(random, 1 << 16, scale);
+  std::size_t at = 0;
+  return Operands(
+      random, rows, outputs, depth, normal_numbers(random, rows * depth),
+      [&](std::int64_t, std::int64_t) { return numbers[at++ * 7919 % numbers.size()]; });
+}
+
+/// A plan's product of whole numbers, some times, in memory full of NaN: exact, and nothing is
+/// written beside it.
+/// @param products  of p @param old  what y holds before, if it is added to
+template <class Plan>
+void expect_exact(Operands& p, const std::vector<double>& products, const std::vector<double>& old,
+                  const Plan& plan, DType type, bool accumulate, int times) {
+  std::vector<double> want = products;
+  if (accumulate)
+    for (std::size_t i = 0; i < want.size(); ++i) want[i] += old[i];
+  want = rounded(type, want);
+  for (int i = 0; i < times; ++i) {
+    Array y = accumulate ? Array::of(type, {p.rows, p.columns}, old, 8)
+                         : Array(type, {p.rows, p.columns}, 8);
+    Context context(test_device());
+    ASSERT_TRUE(cuda::planned_product(context,
+                                      {.x = p.x[0].tensor(),
+                                       .w = p.w_tensors,
+                                       .b = p.b_tensors,
+                                       .y = y.tensor(),
+                                       .accumulate = accumulate,
+                                       .packed = p.packed_tensors},
+                                      plan));
+    context.synchronize();
+    ASSERT_EQ(max_error(y.values(), want), 0);
+    ASSERT_TRUE(y.gaps_untouched());
+  }
 }
 
 inline bool no_card() { return cuda::level(test_device()) != cuda::Level::sm90; }

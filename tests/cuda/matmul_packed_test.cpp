@@ -23,7 +23,7 @@ using cuda::MatmulPlan;
 using cuda::PackedPlan;
 using test::Case;
 using test::no_card;
-using test::normal_numbers;
+using test::normal;
 using test::Operands;
 using test::whole;
 using test::whole_numbers;
@@ -60,27 +60,7 @@ TEST(PackedMatmulOnCuda, EveryPlanIsExact) {
       SCOPED_TRACE(std::to_string(c.rows) + " x " + std::to_string(c.depth) + " x " +
                    std::to_string(p.columns) + ", " + describe(plan) + ", " + to_string(type) +
                    (accumulate ? ", added" : ""));
-      std::vector<double> want = products;
-      if (accumulate)
-        for (std::size_t i = 0; i < want.size(); ++i) want[i] += old[i];
-      want = test::rounded(type, want);
-      std::vector<std::byte> first;
-      for (int i = 0; i < (number % 8 == 0 ? 20 : 2); ++i) {
-        test::Array y = accumulate ? test::Array::of(type, {p.rows, p.columns}, old, 8)
-                                   : test::Array(type, {p.rows, p.columns}, 8);
-        Context context(test_device());
-        ASSERT_TRUE(cuda::planned_product(context,
-                                          {.x = p.x[0].tensor(),
-                                           .w = p.w_tensors,
-                                           .b = p.b_tensors,
-                                           .y = y.tensor(),
-                                           .accumulate = accumulate,
-                                           .packed = p.packed_tensors},
-                                          plan));
-        context.synchronize();
-        ASSERT_EQ(test::max_error(y.values(), want), 0);
-        ASSERT_TRUE(y.gaps_untouched());
-      }
+      test::expect_exact(p, products, old, plan, type, accumulate, number % 8 == 0 ? 20 : 2);
     }
   }
 }
@@ -91,10 +71,7 @@ TEST(PackedMatmulOnCuda, ResultsAreThoseOfTheWeights) {
   std::mt19937 random(42);
   for (const Case& c : {Case{64, 4096, {264, 64}}, Case{40, 1000, {512}}, Case{128, 10944, {136}},
                         Case{128, 768, {40, 40, 40}}, Case{200, 4096, {264, 64}}}) {
-    std::vector<double> numbers = normal_numbers(random, 1 << 16, 0.02);
-    std::size_t at = 0;
-    Operands p(random, c.rows, c.outputs, c.depth, normal_numbers(random, c.rows * c.depth),
-               [&](std::int64_t, std::int64_t) { return numbers[at++ * 7919 % numbers.size()]; });
+    Operands p = normal(random, c.rows, c.outputs, c.depth, 0.02);
     for (const PackedPlan& plan : plans(c.rows, c.depth, false)) {
       SCOPED_TRACE(std::to_string(c.depth) + " deep, " + describe(plan));
       if (plan.split == 4 || plan.turns(false) > 1 || (plan.split == 2 && c.depth % 256 != 0))
@@ -124,11 +101,7 @@ TEST(PackedMatmulOnCuda, EveryPlanFormsSwiglu) {
   for (const DType type : {DType::f32, DType::bf16}) {
     for (const std::int64_t rows : {50, 100, 300}) {
       constexpr std::int64_t kF = 200, kDepth = 520;
-      Operands p(
-          random, rows, {kF, kF}, kDepth, normal_numbers(random, rows * kDepth),
-          [&, numbers = normal_numbers(random, 1 << 12, 0.1)](std::int64_t n, std::int64_t k) {
-            return numbers[static_cast<std::size_t>(n * 577 + k * 31) % numbers.size()];
-          });
+      Operands p = normal(random, rows, {kF, kF}, kDepth, 0.1);
       for (const PackedPlan& plan : plans(rows, kDepth, true)) {
         SCOPED_TRACE(std::to_string(rows) + " rows, " + describe(plan));
         if (plan.split > 1) continue;

@@ -25,7 +25,7 @@ using cuda::MatmulPlan;
 using cuda::PackedTiledPlan;
 using test::Case;
 using test::no_card;
-using test::normal_numbers;
+using test::normal;
 using test::Operands;
 using test::whole;
 using test::whole_numbers;
@@ -52,26 +52,8 @@ TEST(PackedTiledMatmulOnCuda, EveryWidthIsExact) {
       for (const auto& [type, accumulate] :
            {std::pair{DType::f32, false}, {DType::f32, true}, {DType::bf16, false}}) {
         SCOPED_TRACE(describe(c, width) + ", " + to_string(type) + (accumulate ? ", added" : ""));
-        std::vector<double> want = products;
-        if (accumulate)
-          for (std::size_t i = 0; i < want.size(); ++i) want[i] += old[i];
-        want = test::rounded(type, want);
-        for (int i = 0; i < (++number % 8 == 0 ? 20 : 2); ++i) {
-          test::Array y = accumulate ? test::Array::of(type, {p.rows, p.columns}, old, 8)
-                                     : test::Array(type, {p.rows, p.columns}, 8);
-          Context context(test_device());
-          ASSERT_TRUE(cuda::planned_product(context,
-                                            {.x = p.x[0].tensor(),
-                                             .w = p.w_tensors,
-                                             .b = p.b_tensors,
-                                             .y = y.tensor(),
-                                             .accumulate = accumulate,
-                                             .packed = p.packed_tensors},
-                                            PackedTiledPlan{width}));
-          context.synchronize();
-          ASSERT_EQ(test::max_error(y.values(), want), 0);
-          ASSERT_TRUE(y.gaps_untouched());
-        }
+        test::expect_exact(p, products, old, PackedTiledPlan{width}, type, accumulate,
+                           ++number % 8 == 0 ? 20 : 2);
       }
     }
   }
@@ -82,10 +64,7 @@ TEST(PackedTiledMatmulOnCuda, ResultsAreThoseOfTheWeights) {
   std::mt19937 random(52);
   for (const Case& c : {Case{300, 4096, {264, 64}}, Case{600, 1000, {512}}, Case{129, 10944, {136}},
                         Case{1100, 768, {40, 1040, 40}}}) {
-    const std::vector<double> numbers = normal_numbers(random, 1 << 16, 0.02);
-    std::size_t at = 0;
-    Operands p(random, c.rows, c.outputs, c.depth, normal_numbers(random, c.rows * c.depth),
-               [&](std::int64_t, std::int64_t) { return numbers[at++ * 7919 % numbers.size()]; });
+    Operands p = normal(random, c.rows, c.outputs, c.depth, 0.02);
     test::Array same(DType::f32, {p.rows, p.columns});
     Context context(test_device());
     cuda::Product product{.x = p.x[0].tensor(),
@@ -116,11 +95,7 @@ TEST(PackedTiledMatmulOnCuda, EveryWidthFormsSwiglu) {
          {std::tuple<std::int64_t, std::int64_t, std::int64_t>{150, 200, 520},
           {400, 72, 136},
           {1000, 1096, 256}}) {
-      Operands p(
-          random, rows, {f, f}, depth, normal_numbers(random, rows * depth),
-          [&, numbers = normal_numbers(random, 1 << 12, 0.1)](std::int64_t n, std::int64_t k) {
-            return numbers[static_cast<std::size_t>(n * 577 + k * 31) % numbers.size()];
-          });
+      Operands p = normal(random, rows, {f, f}, depth, 0.1);
       test::Array same(type, {rows, f}, 8);
       Context context(test_device());
       cuda::Product product{.x = p.x[0].tensor(),
