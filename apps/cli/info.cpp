@@ -190,7 +190,7 @@ std::string info_text(const LoadedModel& loaded, const std::vector<std::string>&
 struct RunningMemory {
   Device device;
   DType arithmetic;
-  bool packed;  ///< weights are packed
+  Packing packing;
   model::MemoryNeeds needs;
   std::int64_t slice;  ///< tokens of a prompt that share a pass
   std::optional<std::uint64_t> free = {};
@@ -210,7 +210,7 @@ RunningMemory running_memory(const Config& config, std::span<const ParameterInfo
   model::MemoryMeter meter(config, weights, options);
   RunningMemory memory{.device = options.device,
                        .arithmetic = options.dtype,
-                       .packed = options.packing == Packing::on || options.packing == Packing::both,
+                       .packing = options.packing,
                        .needs = meter.needs(sequences),
                        .slice = meter.limits().slice};
   if (options.device.is_cpu()) {
@@ -231,7 +231,7 @@ Json memory_json(const RunningMemory& memory) {
   Json json = {{"device", to_string(memory.device)},
                {"dtype", to_string(memory.arithmetic)},
                {"sequences", needs.sequences},
-               {"packed_weights", memory.packed},
+               {"packed_weights", memory.packing == Packing::on || memory.packing == Packing::both},
                {"weights_bytes", needs.weights},
                {"state_bytes_per_sequence", needs.state},
                {"states_bytes", needs.states()},
@@ -257,7 +257,10 @@ std::string memory_text(const RunningMemory& memory) {
   const auto row = [&text](std::string_view name, const std::string& value) {
     text += fmt::format("  {:<20}{}\n", name, value);
   };
-  row("weights", format_bytes(needs.weights) + (memory.packed ? ", packed" : ""));
+  row("weights",
+      format_bytes(needs.weights) + (memory.packing == Packing::both ? ", packed and as they are"
+                                     : memory.packing == Packing::on ? ", packed"
+                                                                     : ""));
   row("states",
       fmt::format("{}, {} each", format_bytes(needs.states()), format_bytes(needs.state)));
   row("scratch", fmt::format("{}: the larger of {} for a step and {} for {} tokens of a prompt",
