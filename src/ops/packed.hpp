@@ -1,9 +1,10 @@
 #pragma once
 // Weights of bf16 in 12.25 bits each, without loss.
 //
-// The weights of a row rarely differ by more than a factor of 2^15, so 4 bits say how far below the
-// row's largest exponent a weight's is: with sign and fraction 12 bits. What does not fit, and
-// zeros, is listed with each tile. Kernels read these and put the bf16 numbers together again.
+// The weights of a row rarely differ by more than a factor of 2^15, so 4 bits say how far below an
+// exponent of the row a weight's is, the largest or, beside outliers, one below: with sign and
+// fraction 12 bits. What does not fit, and zeros, is listed with each tile. Kernels read these and
+// put the bf16 numbers together again.
 
 #include <cstdint>
 #include <span>

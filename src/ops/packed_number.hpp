@@ -9,7 +9,31 @@ namespace xlstm::ops {
 
 /// A row of bf16 numbers.
 struct PackedRow {
-  unsigned top;  ///< its largest exponent field of a finite number; 0: all are 0, or too small
+  /// The largest exponent field that 12 bits say, that of the scale; 0: all are 0, or too small. It
+  /// is the largest of the row's finite numbers. Where more than one in kRare are far below it, it
+  /// may be one of the kTops - 1 before, so that what is listed are the few outliers above.
+  unsigned top;
+  static constexpr int kTops = 12;
+  static constexpr std::int64_t kRare = 2048;
+
+  /// Whether a number goes to the list for its size. (Zeros do wherever a row is not all zeros.)
+  XLSTM_HOST_DEVICE constexpr bool lists(unsigned exponent) const {
+    return exponent > 0 && (exponent > top || exponent + 15 < top);
+  }
+  /// @param largest  exponent field of the row
+  /// @param listed   of each top from there down, where there is one
+  XLSTM_HOST_DEVICE static constexpr PackedRow best(unsigned largest, const int (&listed)[kTops],
+                                                    std::int64_t columns) {
+    PackedRow row{largest};
+    int fewest = listed[0];
+    if (fewest * kRare <= columns) return row;
+    for (int below = 1; below < kTops && static_cast<unsigned>(below) < largest; ++below) {
+      if (listed[below] >= fewest) continue;
+      fewest = listed[below];
+      row.top = largest - static_cast<unsigned>(below);
+    }
+    return row;
+  }
 
   /// That of the number if it is finite.
   XLSTM_HOST_DEVICE static constexpr unsigned exponent(unsigned bits) {
@@ -44,9 +68,9 @@ struct PackedNumber {
       patch = bits;  // NaN, infinities and zeros have no scale
       return;
     }
-    // weight / scale has the exponent field + 127 - top, or is too small to have one.
+    // weight / scale has the exponent field + 127 - top, or is too small or large to have one.
     const unsigned moved = field + 127;
-    exact = field > 0 && moved > top;
+    exact = field > 0 && moved > top && moved - top < 0xFFU;
     patch = exact ? sign | (moved - top) << 7 | below : 0;
   }
 };

@@ -86,8 +86,8 @@ inline std::vector<double> normal_numbers(std::mt19937& random, std::int64_t cou
   return values;
 }
 
-/// Whole numbers, whose sums are exact in any order: a row has one large number, so that its ones
-/// and zeros are listed, up to 8 in each tile.
+/// Whole numbers, whose sums are exact in any order: a row has one large number, so that either it
+/// or the row's ones are listed, and zeros; of all up to 8 in a tile.
 inline Operands whole(std::mt19937& random, std::int64_t rows,
                       const std::vector<std::int64_t>& outputs, std::int64_t depth) {
   std::uniform_int_distribution<int> number(2, 4), sign(0, 1), place(0, 127);
@@ -95,10 +95,16 @@ inline Operands whole(std::mt19937& random, std::int64_t rows,
   return Operands(random, rows, outputs, depth, whole_numbers(random, rows * depth),
                   [&](std::int64_t n, std::int64_t k) -> double {
                     if (n == 0 && k == 0) listed.clear();
-                    if (k == 17 * n % depth) return 65536;
+                    const auto large = [depth](std::int64_t row) { return 17 * row % depth; };
+                    if (k == large(n)) return 65536;
                     const int small = place(random);
-                    if (small < 2 && ++listed[{n / 8, k / 128}] <= PackedTile::kMostPatches)
-                      return small;
+                    if (small < 2) {
+                      int& count = listed[{n / 8, k / 128}];
+                      if (count++ == 0)
+                        for (std::int64_t row = n / 8 * 8; row < n / 8 * 8 + 8; ++row)
+                          count += large(row) / 128 == k / 128 ? 1 : 0;
+                      if (count <= PackedTile::kMostPatches) return small;
+                    }
                     return number(random) * (sign(random) * 2 - 1);
                   });
 }

@@ -194,7 +194,7 @@ TEST_F(PackedRows, EveryNumberCanBeListed) {
     for (std::int64_t column = 0; column < 128; ++column) {
       const std::int64_t place = row % 8 * 128 + column, tile = place / 8;
       bits[static_cast<std::size_t>(row * kInputs + tile * 128 + column)] =
-          place % 3 == 0 ? std::uint16_t{0} : f32_to_bf16(-0x1.2p-20F);
+          place % 3 == 0 ? std::uint16_t{0} : f32_to_bf16(-0x1.2p-40F);
     }
   }
   Layer layer(bits, 16, kInputs);

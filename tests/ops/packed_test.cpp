@@ -123,6 +123,19 @@ TEST(PackWeights, SmallNumbersZerosAndWhatIsNotANumberAreListed) {
   expect_all_back(bits, 8, 128);
 }
 
+// Outliers are listed in place of the many numbers that are small beside them.
+TEST(PackWeights, OutliersAreListed) {
+  std::mt19937 random(9);
+  std::normal_distribution<float> normal(0, 0.02F);
+  for (const float outlier : {1.5F, -16.0F, 60.0F}) {
+    std::vector<std::uint16_t> bits(48 * 1024);
+    for (std::uint16_t& b : bits) b = f32_to_bf16(normal(random));
+    for (std::size_t row = 0; row < 48; ++row)
+      bits[row * 1024 + row * 577 % 1024] = f32_to_bf16(outlier);
+    expect_all_back(bits, 48, 1024);
+  }
+}
+
 TEST(PackWeights, RowsOfZerosTakeNoList) {
   std::vector<std::uint16_t> bits = normal(16 * 256);
   std::fill(bits.begin() + 256, bits.begin() + 5 * 256, std::uint16_t{0});

@@ -19,9 +19,15 @@ void pack_weights(Context&, const PackWeightsArgs& a) {
   };
   std::vector<PackedRow> tops(static_cast<std::size_t>(rows), PackedRow{0});
   for (std::int64_t r = 0; r < rows; ++r) {
-    PackedRow& row = tops[static_cast<std::size_t>(r)];
+    unsigned largest = 0;
     for (std::int64_t c = 0; c < columns; ++c)
-      row.top = std::max(row.top, PackedRow::exponent(bits(r, c)));
+      largest = std::max(largest, PackedRow::exponent(bits(r, c)));
+    int listed[PackedRow::kTops] = {};
+    for (std::int64_t c = 0; c < columns; ++c)
+      for (unsigned below = 0; below < PackedRow::kTops && below < largest; ++below)
+        listed[below] += PackedRow{largest - below}.lists(PackedRow::exponent(bits(r, c))) ? 1 : 0;
+    PackedRow& row = tops[static_cast<std::size_t>(r)];
+    row = PackedRow::best(largest, listed, columns);
     a.packed.scales.as<float>()[r] = std::bit_cast<float>(row.scale_bits());
   }
   for (std::int64_t first = 0; first < rows; first += Tile::kRows) {

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads)
     pack_kernel(Matrix<const Bf16> w, int rows, int columns, Matrix<unsigned char> tiles,
                 unsigned* scales, int* left_out) {
   __shared__ unsigned tops[kThreads];
-  __shared__ int listed[kThreads];
+  __shared__ int listed[kThreads], of_tops[PackedRow::kTops][kThreads];
   const int thread = static_cast<int>(threadIdx.x), r = thread / kPlaces, place = thread % kPlaces;
   const int row = static_cast<int>(blockIdx.x) * Tile::kRows + r;
   const auto bits = [&](int column) -> unsigned { return w.row(row)[column].bits; };
@@ -36,7 +36,24 @@ __global__ void __launch_bounds__(kThreads)
     const unsigned other = tops[r * kPlaces + i];
     top = other > top ? other : top;
   }
-  if (row < rows && place == 0) scales[row] = PackedRow{top}.scale_bits();
+  int all_listed[PackedRow::kTops] = {};
+  if (row < rows)
+    for (int c = place; c < columns; c += kPlaces) {
+      const unsigned exponent = PackedRow::exponent(bits(c));
+#pragma unroll
+      for (unsigned below = 0; below < PackedRow::kTops; ++below)
+        if (below < top && PackedRow{top - below}.lists(exponent)) ++all_listed[below];
+    }
+#pragma unroll
+  for (int below = 0; below < PackedRow::kTops; ++below) of_tops[below][thread] = all_listed[below];
+  __syncthreads();
+#pragma unroll
+  for (int below = 0; below < PackedRow::kTops; ++below) {
+    all_listed[below] = 0;
+    for (int i = 0; i < kPlaces; ++i) all_listed[below] += of_tops[below][r * kPlaces + i];
+  }
+  const PackedRow packed_row = PackedRow::best(top, all_listed, columns);
+  if (row < rows && place == 0) scales[row] = packed_row.scale_bits();
 
   const int a = place / 4, i = place % 4;
   int lost = 0;
@@ -48,7 +65,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int n = 0; n < 8; ++n) {
       const int column = n / 2 * 32 + a * 8 + i * 2 + n % 2;
       if (row >= rows || from + column >= columns) continue;
-      const PackedNumber number(bits(from + column), PackedRow{top});
+      const PackedNumber number(bits(from + column), packed_row);
       Tile::put_pair(words, n / 2, number.own << n % 2 * 16);
       if (number.listed && number.exact)
         patches[count++] = Tile::patch(r, column, number.patch);
