@@ -14,6 +14,7 @@ namespace {
 using Tile = PackedTile;
 constexpr int kPlaces = 16;  // of a row of a tile: (a, i)
 constexpr int kThreads = Tile::kRows * kPlaces;
+constexpr int kNumbers = Tile::kColumns / kPlaces;  // of a thread in a tile
 
 // A block has the tiles of 8 rows, a thread 8 numbers of each.
 __global__ void __launch_bounds__(kThreads)
@@ -21,6 +22,7 @@ __global__ void __launch_bounds__(kThreads)
                 unsigned* scales, int* left_out) {
   __shared__ unsigned tops[kThreads];
   __shared__ int listed[kThreads], of_tops[PackedRow::kTops][kThreads];
+  __shared__ unsigned patches[kNumbers][kThreads];
   const int thread = static_cast<int>(threadIdx.x), r = thread / kPlaces, place = thread % kPlaces;
   const int row = static_cast<int>(blockIdx.x) * Tile::kRows + r;
   const auto bits = [&](int column) -> unsigned { return w.row(row)[column].bits; };
@@ -59,16 +61,16 @@ __global__ void __launch_bounds__(kThreads)
   int lost = 0;
   for (int from = 0; from < columns; from += Tile::kColumns) {
     unsigned char* const tile = tiles.row(blockIdx.x) + from / Tile::kColumns * Tile::kBytes;
-    unsigned words[3] = {}, patches[Tile::kMostPatches];
+    unsigned words[3] = {};
     int count = 0;
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
+    for (int n = 0; n < kNumbers; ++n) {
       const int column = n / 2 * 32 + a * 8 + i * 2 + n % 2;
       if (row >= rows || from + column >= columns) continue;
       const PackedNumber number(bits(from + column), packed_row);
       Tile::put_pair(words, n / 2, number.own << n % 2 * 16);
       if (number.listed && number.exact)
-        patches[count++] = Tile::patch(r, column, number.patch);
+        patches[count++][thread] = Tile::patch(r, column, number.patch);
       else if (number.listed)
         ++lost;
     }
@@ -82,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
     unsigned* const list = reinterpret_cast<unsigned*>(tile + Tile::kPatches);
     for (int p = 0; p < count; ++p) {
       if (before + p < Tile::kMostPatches)
-        list[before + p] = patches[p];
+        list[before + p] = patches[p][thread];
       else
         ++lost;
     }
