@@ -10,6 +10,7 @@
 #include "core/machine_memory.hpp"
 #include "formats/config_files.hpp"
 #include "model/memory_needs.hpp"
+#include "model/packed_weights.hpp"
 #include "model_options.hpp"
 #include "train/footprint.hpp"
 
@@ -231,7 +232,7 @@ Json memory_json(const RunningMemory& memory) {
   Json json = {{"device", to_string(memory.device)},
                {"dtype", to_string(memory.arithmetic)},
                {"sequences", needs.sequences},
-               {"packed_weights", memory.packing == Packing::on || memory.packing == Packing::both},
+               {"packed_weights", model::packs(memory.packing)},
                {"weights_bytes", needs.weights},
                {"state_bytes_per_sequence", needs.state},
                {"states_bytes", needs.states()},

@@ -187,8 +187,7 @@ std::int32_t Sampler::draw_one() {
               "sampler: logit_bias leaves no id that may be chosen");
   const ops::Draw how = draw();
   weights_.clear();
-  for (const Candidate& c : candidates_)
-    weights_.push_back(std::exp((static_cast<double>(c.logit) - best) * how.inverse_temperature));
+  for (const Candidate& c : candidates_) weights_.push_back(how.weight(c.logit, best));
   return candidates_[ops::chosen(how, weights_, generator_.uniform())].id;
 }
 

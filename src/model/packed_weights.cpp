@@ -41,7 +41,7 @@ bool can_be_packed(std::span<const Tensor> w, std::span<const Tensor> b) {
 }  // namespace
 
 void expect_packing(const Config& config, const LoadOptions& options) {
-  if (options.packing != Packing::on && options.packing != Packing::both) return;
+  if (!packs(options.packing)) return;
   XLSTM_CHECK(!options.device.is_cpu(), unsupported,
               "packed weights: expected a CUDA device, found the CPU");
   XLSTM_CHECK(options.dtype == DType::bf16, invalid_argument,
@@ -92,7 +92,7 @@ void PackedProduct::place(Device device, std::byte* memory) const {
 
 std::vector<PackedProduct> products_to_pack(Network& network, Packing packing, bool tied) {
   std::vector<PackedProduct> products;
-  if (packing != Packing::on && packing != Packing::both) return products;
+  if (!packs(packing)) return products;
   for_each_product(network, [&](std::span<Tensor> w, std::span<ops::PackedWeights> packed,
                                 std::span<const Tensor> b) {
     if (!can_be_packed(w, b)) return;

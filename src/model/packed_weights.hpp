@@ -12,6 +12,9 @@
 
 namespace xlstm::model {
 
+/// Whether it is one that packs; `automatic` is none before choose_packing().
+constexpr bool packs(Packing packing) { return packing == Packing::on || packing == Packing::both; }
+
 /// Throws Error unless a model of this configuration can have packed weights, if `options` asks for
 /// them.
 void expect_packing(const Config& config, const LoadOptions& options);

@@ -22,6 +22,11 @@ struct Draw {
   /// If not null: where the sequence's record lies from the token on that ends its text. What
   /// reads that token then changes this in place of its state.
   std::byte* after_end = nullptr;
+
+  /// Of a candidate, where `best` is the best one's logit.
+  XLSTM_HOST_DEVICE double weight(float logit, float best) const {
+    return std::exp((static_cast<double>(logit) - static_cast<double>(best)) * inverse_temperature);
+  }
 };
 
 /// The place of the chosen among `weights`, those of candidates in order, the best one's 1. Those

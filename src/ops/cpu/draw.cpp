@@ -19,9 +19,7 @@ void draw_tokens(Context& context, const DrawTokensArgs& a) {
     std::size_t place = 0;
     if (draw.inverse_temperature > 0 && std::isfinite(values[0])) {
       const auto count = static_cast<std::size_t>(std::min(a.count, draw.top_k));
-      for (std::size_t i = 0; i < count; ++i)
-        weights[i] = std::exp((static_cast<double>(values[i]) - static_cast<double>(values[0])) *
-                              draw.inverse_temperature);
+      for (std::size_t i = 0; i < count; ++i) weights[i] = draw.weight(values[i], values[0]);
       place = chosen(draw, std::span(weights).first(count), draw.generator.uniform());
     }
     const std::int32_t id = ids[place];

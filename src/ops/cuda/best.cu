@@ -1,7 +1,5 @@
 #include "ops/best.hpp"
 
-#include <cmath>
-
 #include "ops/cuda/best_plan.hpp"
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/overlap.cuh"
@@ -77,10 +75,7 @@ __device__ int draw_place(const Draw& draw, const float* logits, const Key* best
   __shared__ double weights[kMostBest];
   __shared__ unsigned possible[kWarps], reached[kWarps];
   const int i = static_cast<int>(threadIdx.x), n = min(count, static_cast<int>(draw.top_k));
-  const double first = logits[id_of(best[0])];
-  if (i < n)
-    weights[i] =
-        exp((static_cast<double>(logits[id_of(best[i])]) - first) * draw.inverse_temperature);
+  if (i < n) weights[i] = draw.weight(logits[id_of(best[i])], logits[id_of(best[0])]);
   __syncthreads();
   double before = 0, total = 0;
   for (int j = 0; j < n; ++j) {
