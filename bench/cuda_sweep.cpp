@@ -4,6 +4,7 @@
 // Or what they choose for weights as they are beside what they choose for packed ones, in turn:
 //   bench_cuda_sweep ROWS packed
 #include <fmt/core.h>
+#include <cstdlib>
 
 #include <numeric>
 #include <string>
@@ -57,13 +58,14 @@ std::string describe(const PackedPlan& p) {
 }
 
 std::string describe(const PackedTiledPlan& p) {
-  return fmt::format("packed, tiles of {} rows", p.rows);
+  return fmt::format("packed, tiles of {} rows{}", p.rows, p.stream_k ? ", stream-K" : "");
 }
 
 std::vector<PackedTiledPlan> all_packed_tiled_plans(const MatmulShape& s) {
   std::vector<PackedTiledPlan> all;
-  for (const int rows : {128, 192, 256})
-    all.push_back({rows, ops::cuda::packed_tiled_cycles(s, rows)});
+  for (const int rows : {128, 192, 256}) all.push_back({rows});
+  all.push_back({ops::cuda::kStreamKRows, true});
+  for (PackedTiledPlan& plan : all) plan.cycles = ops::cuda::packed_tiled_cycles(s, plan);
   return all;
 }
 
@@ -100,6 +102,9 @@ void sweep(const std::string& what, const Plan& chosen, const std::vector<Plan>&
   for (const Plan& plan : plans) {
     if (plan == chosen) continue;
     const double seconds = time(plan);
+    if (std::getenv("ALL"))
+      fmt::print("   {} {}: {:.1f} ({:.1f})\n", what, describe(plan), 1e6 * seconds,
+                 plan.cycles / 1755.0);
     if (seconds >= least) continue;
     least = seconds;
     fastest = plan;
@@ -148,7 +153,7 @@ class Products {
                                         plan))
           throw Error(ErrorCode::internal, "a plan that does not serve");
       });
-    return time_calls(calls, 0, least);
+    return time_calls(calls, ops::cuda::kPackedTiledPartials, least);
   }
 
  private:

@@ -22,6 +22,10 @@ class Context {
   /// made when first asked for: measuring needs no device.
   /// @throws Error(unsupported), Error(not_found) for a device that this build or machine lacks
   void* stream() const;
+  /// kSignals numbers on a CUDA device, zeros whenever none of its kernels runs: blocks that wait
+  /// for one another count there, and leave zeros. Null on the CPU.
+  unsigned* signals() const;
+  static constexpr int kSignals = 1024;
   /// Waits until the work of all ops so far is done. @throws Error(internal) if some failed
   void synchronize() const;
 
@@ -40,6 +44,7 @@ class Context {
   Arena arena_;
   bool measuring_ = false;
   mutable std::shared_ptr<void> stream_;
+  mutable Buffer signals_;
 };
 
 }  // namespace xlstm

@@ -6,6 +6,7 @@
 #include "ops/activation.hpp"
 #include "ops/check_args.hpp"
 #include "ops/cpu/linear_plan.hpp"
+#include "ops/cuda/sm90/matmul_packed_tiled_plan.hpp"
 
 namespace xlstm::ops {
 
@@ -44,8 +45,9 @@ void check_linear(const LinearArgs& args) {
 }
 
 std::size_t linear_workspace(const Context& context, const LinearArgs& args) {
-  if (!context.device().is_cpu()) return 0;
-  return cpu::linear_workspace_bytes(args);
+  if (context.device().is_cpu()) return cpu::linear_workspace_bytes(args);
+  const bool may_share = !args.packed.empty() && args.x.dim(0) >= cuda::kStreamKFewest;
+  return may_share ? cuda::kPackedTiledPartials : 0;
 }
 
 void check_linear_swiglu(const LinearSwigluArgs& a) {

@@ -122,9 +122,11 @@ inline Operands normal(std::mt19937& random, std::int64_t rows,
 /// A plan's product of whole numbers, some times, in memory full of NaN: exact, and nothing is
 /// written beside it.
 /// @param products  of p @param old  what y holds before, if it is added to
+/// @param scratch  bytes that the plan takes
 template <class Plan>
 void expect_exact(Operands& p, const std::vector<double>& products, const std::vector<double>& old,
-                  const Plan& plan, DType type, bool accumulate, int times) {
+                  const Plan& plan, DType type, bool accumulate, int times,
+                  std::size_t scratch = 0) {
   std::vector<double> want = products;
   if (accumulate)
     for (std::size_t i = 0; i < want.size(); ++i) want[i] += old[i];
@@ -133,6 +135,7 @@ void expect_exact(Operands& p, const std::vector<double>& products, const std::v
     Array y = accumulate ? Array::of(type, {p.rows, p.columns}, old, 8)
                          : Array(type, {p.rows, p.columns}, 8);
     Context context(test_device());
+    context.arena().reserve(scratch);
     ASSERT_TRUE(cuda::planned_product(context,
                                       {.x = p.x[0].tensor(),
                                        .w = p.w_tensors,

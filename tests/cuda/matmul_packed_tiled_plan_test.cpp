@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <tuple>
 #include <vector>
 
 namespace xlstm::ops::cuda {
@@ -33,6 +34,66 @@ TEST(PackedTiledPlan, FewRowsTakeTilesThatTheyFill) {
   EXPECT_EQ(plan_packed_tiled(shape(192, {50304}, 4096)).rows, 192);
 }
 
+TEST(PackedTiledPlan, TilesThatNotAllWouldHaveAreShared) {
+  for (const auto& [outputs, depth, swiglu] :
+       {std::tuple{kQkvo, 4096, false}, {kUp, 4096, true}, {{4096}, 10944, false}})
+    EXPECT_TRUE(plan_packed_tiled(shape(256, outputs, depth, swiglu)).stream_k);
+  EXPECT_FALSE(plan_packed_tiled(shape(64, kQkvo, 4096)).stream_k);
+  EXPECT_FALSE(plan_packed_tiled(shape(256, {256 * 66}, 4096)).stream_k);
+  EXPECT_FALSE(plan_packed_tiled(shape(2048, kUp, 4096, true)).stream_k);
+}
+
+// Every stage of every tile once; and who has a tile's first stage finds the others where it looks.
+TEST(PackedTiledWork, ClustersShareAllStages) {
+  for (const std::int64_t tiles : {1, 2, 16, 48, 65, 66, 67, 86, 131, 132, 133, 197, 688})
+    for (const std::int64_t stages : {1, 3, 4, 7, 32, 86})
+      for (const bool stream_k : {false, true})
+        for (const std::int64_t most : {1, 2, 57, 66}) {
+          SCOPED_TRACE(testing::Message() << tiles << " tiles of " << stages << ", " << stream_k
+                                          << ", " << most << " clusters");
+          const PackedTiledWork work(tiles, stages, stream_k, most);
+          ASSERT_GE(work.clusters, 1);
+          ASSERT_LE(work.clusters, most);
+          std::vector<int> times(static_cast<std::size_t>(tiles * stages));
+          // Of clusters: the piece that they make for another one, and whether it was taken.
+          std::vector<PackedTiledWork::Piece> given(static_cast<std::size_t>(work.clusters));
+          std::vector<int> taken(given.size());
+          for (int c = 0; c < work.clusters; ++c) {
+            PackedTiledWork::Turns turns = work.turns_of(c);
+            PackedTiledWork::Piece piece = {};
+            bool first = true;
+            while (work.next<true>(turns, piece)) {
+              ASSERT_LT(piece.begin, piece.end);
+              ASSERT_LE(piece.end, stages);
+              for (int k = piece.begin; k < piece.end; ++k)
+                ++times[static_cast<std::size_t>(piece.tile * stages + k)];
+              EXPECT_EQ(piece.begin > 0, first && work.gives(c));
+              if (piece.begin > 0) given[static_cast<std::size_t>(c)] = piece;
+              first = false;
+            }
+          }
+          for (const int t : times) ASSERT_EQ(t, 1);
+          for (int c = 0; c < work.clusters; ++c) {
+            PackedTiledWork::Turns turns = work.turns_of(c);
+            PackedTiledWork::Piece piece = {};
+            while (work.next<true>(turns, piece)) {
+              if (piece.begin > 0) continue;
+              int end = piece.end;
+              work.each_giver(piece, c, [&](int from) {
+                const auto at = static_cast<std::size_t>(from);
+                ++taken.at(at);
+                EXPECT_EQ(given[at].tile, piece.tile);
+                EXPECT_EQ(given[at].begin, end);
+                end = given[at].end;
+              });
+              EXPECT_EQ(end, stages);
+            }
+          }
+          for (int c = 0; c < work.clusters; ++c)
+            EXPECT_EQ(taken[static_cast<std::size_t>(c)], work.gives(c) ? 1 : 0);
+        }
+}
+
 TEST(PackedTiledPlan, EveryShapeHasAPlan) {
   for (const std::int64_t rows : {1, 128, 129, 257, 1000, 2048})
     for (const std::vector<std::int64_t>& outputs : {kQkvo, kUp, {8}})
@@ -42,7 +103,7 @@ TEST(PackedTiledPlan, EveryShapeHasAPlan) {
           const PackedTiledPlan plan = plan_packed_tiled(s);
           EXPECT_TRUE(plan.rows == 128 || plan.rows == 192 || plan.rows == 256);
           EXPECT_EQ(plan.rows % kPackedTiledPiece, 0);
-          EXPECT_EQ(plan.cycles, packed_tiled_cycles(s, plan.rows));
+          EXPECT_EQ(plan.cycles, packed_tiled_cycles(s, plan));
         }
 }
 

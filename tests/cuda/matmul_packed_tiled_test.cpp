@@ -44,7 +44,8 @@ TEST(PackedTiledMatmulOnCuda, EveryWidthIsExact) {
   for (const Case& c :
        {Case{129, 128, {8}}, Case{1, 8, {8, 16}}, Case{300, 136, {264, 96, 8}},
         Case{256, 64, {512}}, Case{257, 704, {264, 96, 8, 40}}, Case{513, 512, {136, 72}},
-        Case{192, 2744, {264}}, Case{2310, 192, {320, 8}}, Case{700, 328, {1032, 2056}}}) {
+        Case{192, 2744, {264}}, Case{2310, 192, {320, 8}}, Case{700, 328, {1032, 2056}},
+        Case{260, 10944, {520}}, Case{2560, 640, {2304}}}) {
     Operands p = whole(random, c.rows, c.outputs, c.depth);
     const std::vector<double> products = p.products(),
                               old = whole_numbers(random, p.rows * p.columns);
@@ -52,8 +53,10 @@ TEST(PackedTiledMatmulOnCuda, EveryWidthIsExact) {
       for (const auto& [type, accumulate] :
            {std::pair{DType::f32, false}, {DType::f32, true}, {DType::bf16, false}}) {
         SCOPED_TRACE(describe(c, width) + ", " + to_string(type) + (accumulate ? ", added" : ""));
-        test::expect_exact(p, products, old, PackedTiledPlan{width}, type, accumulate,
-                           ++number % 8 == 0 ? 20 : 2);
+        for (const bool stream_k : {false, true})
+          if (!stream_k || width == cuda::kStreamKRows)
+            test::expect_exact(p, products, old, PackedTiledPlan{width, stream_k}, type, accumulate,
+                               ++number % 8 == 0 ? 20 : 2, cuda::kPackedTiledPartials);
       }
     }
   }
@@ -129,6 +132,7 @@ TEST(PackedTiledMatmulOnCuda, AGraphReadsWhatIsThereWhenItRuns) {
   for (Tensor& w : p.w_tensors) w.data = nullptr;  // else it would be read
   test::Array y = test::Array::of(DType::f32, {kRows, p.columns}, products);
   Context context(device);
+  context.arena().reserve(cuda::kPackedTiledPartials);
   const LinearArgs args{.x = p.x[0].tensor(),
                         .w = p.w_tensors,
                         .b = p.b_tensors,

@@ -2,7 +2,7 @@
 // cluster multiply the same rows of x, of which each loads one half for both, with 128 rows of W
 // each. Two warps copy, two warp groups put the numbers of 64 rows of W together and multiply them;
 // blocks stay and take tiles in turn, so that copies for the next tile run while this one is
-// written.
+// written. With stream-K clusters share the depth of some tiles (PackedTiledWork).
 
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
@@ -27,6 +27,7 @@ constexpr int kTiles = kPackedTiledTiles;  // of a block: rows of W / 8
 constexpr int kPiece = kPackedTiledPiece;  // rows of y that are stored at once
 constexpr int kBox = kPiece * 128;
 constexpr int kStoreBytes = 6 * kBox;  // of a warp group
+constexpr int kGiven = 1 + kGroups;    // a barrier
 
 template <int kTokens>
 struct Ring {
@@ -39,6 +40,56 @@ struct Ring {
   static constexpr int kWAt = kStoresAt + kGroups * kStoreBytes;
   static constexpr std::size_t kBytes = kWAt + kWStages * kW;
   static_assert(kW % 256 == 0 && kBytes <= 227 << 10);
+};
+
+__device__ __forceinline__ float4 load_shared_four(SharedAddress at) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(at)
+               : "memory");
+  return v;
+}
+
+/// Sums that clusters make for one another, with stream-K. Those of a block lie as it reads them:
+/// kPartStages stages of x.
+struct Partials {
+  static constexpr int kPartStages = 4;
+
+  PackedTiledWork work;
+  float4* sums;
+  unsigned* signals;  // of each block
+
+  template <int kTokens>
+  __device__ __forceinline__ float4* place(int cluster, int rank) const {
+    return sums + (cluster * kCluster + rank) * kTokens * (kTiles * PackedTile::kRows / 4);
+  }
+  /// Writes what a thread of a warp group has.
+  template <int kTokens>
+  __device__ __forceinline__ void write(const float* own, int cluster, int rank) const {
+    float4* const to = place<kTokens>(cluster, rank) + (threadIdx.x - kGroup);
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j)
+      to[j * (kThreads - kGroup)] =
+          make_float4(own[4 * j], own[4 * j + 1], own[4 * j + 2], own[4 * j + 3]);
+  }
+  /// What other threads of the block have written, before a barrier, is there.
+  __device__ __forceinline__ void give(int cluster, int rank) const {
+    asm volatile(
+        "fence.proxy.async.global;\n"
+        "fence.acq_rel.gpu;\n"
+        "st.relaxed.gpu.global.u32 [%0], 1;" ::"l"(signals + cluster * kCluster + rank)
+        : "memory");
+  }
+  /// Waits for that.
+  __device__ __forceinline__ void take(int cluster, int rank) const {
+    unsigned* const given = signals + cluster * kCluster + rank;
+    unsigned ready = 0;
+    while (ready == 0)
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(ready) : "l"(given) : "memory");
+    *given = 0;
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+  }
 };
 
 /// What the sums of one of a lane's two rows of W become.
@@ -154,11 +205,12 @@ struct Stores {
   }
 };
 
-template <int kTokens, bool kBf16, bool kSwiglu>
+template <int kTokens, bool kBf16, bool kSwiglu, bool kStreamK>
 __global__ void __launch_bounds__(kThreads, 1)
     packed_tiled_kernel(const __grid_constant__ PackedMaps maps,
                         const __grid_constant__ PackedScales scales,
-                        const __grid_constant__ MatmulArgs args) {
+                        const __grid_constant__ MatmulArgs args,
+                        const __grid_constant__ Partials partials) {
   using R = Ring<kTokens>;
   extern __shared__ __align__(1024) unsigned char memory[];
   const SharedAddress base = __shfl_sync(~0U, shared_address(memory), 0);
@@ -181,19 +233,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   cluster_sync();
 
-  const int tiles = args.row_tiles * args.column_tiles;
-  const int first_tile = static_cast<int>(blockIdx.x) / kCluster;
-  const int step = static_cast<int>(gridDim.x) / kCluster;
+  const int cluster = static_cast<int>(blockIdx.x) / kCluster;
+  const PackedTiledWork& work = partials.work;
+  PackedTiledWork::Turns pieces = work.turns_of(cluster);
+  PackedTiledWork::Piece piece = {};
   // Tiles of W of a block, of each W with SwiGLU.
   constexpr int kHeight = kSwiglu ? kTiles / 2 : kTiles;
   if (warp < kGroup / kWarp) {
-    fewer_registers<24>();
+    fewer_registers<kStreamK ? 40 : 24>();
     if (warp == 1 && lane == 0) {  // weights do not wait for the kernel before this one
       Turn turn;
-      for (int tile = first_tile; tile < tiles; tile += step) {
-        const Place p = place_of(args, tile);
+      while (work.next<kStreamK>(pieces, piece)) {
+        const Place p = place_of(args, piece.tile);
         const int first = (p.column * kCluster + rank) * kHeight;
-        for (int k = 0; k < args.depth_stages; ++k, turn.next(R::kWStages)) {
+        for (int k = piece.begin; k < piece.end; ++k, turn.next(R::kWStages)) {
           barrier_wait(w_empty + 8 * turn.at, turn.phase ^ 1);
           const SharedAddress full = w_full + 8 * turn.at, to = w_base + turn.at * R::kW;
           barrier_expect(full, R::kW);
@@ -204,21 +257,37 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     __syncwarp();
     grid_wait();
+    if (kStreamK && warp == 2 && work.gives(cluster)) {
+      named_barrier(kGiven, kThreads - kGroup + kWarp);
+      if (lane == 0) partials.give(cluster, rank);
+      __syncwarp();
+    }
     if (warp == 0 && lane == 0) {
       Turn turn;
-      for (int tile = first_tile; tile < tiles; tile += step) {
-        const int row = place_of(args, tile).row * kTokens + rank * (kTokens / kCluster);
-        for (int k = 0; k < 2 * args.depth_stages; ++k, turn.next(R::kXStages)) {
+      while (work.next<kStreamK>(pieces, piece)) {
+        const int row = place_of(args, piece.tile).row * kTokens + rank * (kTokens / kCluster);
+        for (int k = 2 * piece.begin; k < 2 * piece.end; ++k, turn.next(R::kXStages)) {
           const SharedAddress full = x_full + 8 * turn.at, to = x_base + turn.at * R::kX;
           barrier_wait(x_empty + 8 * turn.at, turn.phase ^ 1);
           barrier_expect(full, R::kX);
           load_box_to(3, to + rank * (R::kX / kCluster), &maps.x, row, k * kMatmulDepth, full);
         }
+        if (!kStreamK || piece.begin > 0) continue;
+        work.each_giver(piece, cluster, [&](int from) {
+          partials.take(from, rank);
+          const float4* const sums = partials.place<kTokens>(from, rank);
+          for (int i = 0; i < Partials::kPartStages; ++i, turn.next(R::kXStages)) {
+            const SharedAddress full = x_full + 8 * turn.at;
+            barrier_wait(x_empty + 8 * turn.at, turn.phase ^ 1);
+            barrier_expect(full, R::kX);
+            load_bytes(x_base + turn.at * R::kX, sums + i * (R::kX / 16), R::kX, full);
+          }
+        });
       }
       grid_trigger();
     }
   } else {
-    more_registers<240>();
+    more_registers<kStreamK ? 232 : 240>();
     grid_wait();
     const int group = warp / (kGroup / kWarp) - 1, place = warp - kGroup / kWarp;
     // With SwiGLU a warp has a tile of the gate and one of what is gated: both numbers of an output
@@ -267,8 +336,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (lane == 0) barrier_arrive(w_empty + 8 * w_turn.at);
       w_turn.next(R::kWStages);
     };
-    for (int tile = first_tile; tile < tiles; tile += step) {
-      const Place p = place_of(args, tile);
+    while (work.next<kStreamK>(pieces, piece)) {
+      const Place p = place_of(args, piece.tile);
       const int first = (p.column * kCluster + rank) * kHeight + own;
       const auto exists = [&](int t) {
         return (first + (kSwiglu ? 0 : t)) * PackedTile::kRows < args.outputs[p.weight];
@@ -284,18 +353,46 @@ __global__ void __launch_bounds__(kThreads, 1)
       stores.columns = static_cast<int>(args.outputs[p.weight]);
       before = 0;
 #pragma unroll 1
-      for (int k = 0; k < args.depth_stages; ++k) {
+      for (int k = piece.begin; k < piece.end; ++k) {
         load_packs();
         release_w();
         packs.unpack<0>(low);
         if (in_low != 0) mend(in_low, patch, lane, low);
-        multiply(low, k > 0);
+        multiply(low, k > piece.begin);
         packs.unpack<1>(high);
         if (in_high != 0) mend(in_high, patch, lane, high);
         multiply(high, true);
       }
       wgmma_wait<0>();
       release_x();
+      if (kStreamK && piece.begin > 0) {
+        partials.write<kTokens>(sums, cluster, rank);
+        named_barrier_arrive(kGiven, kThreads - kGroup + kWarp);
+        continue;
+      }
+      const auto add = [&](int) {
+#pragma unroll
+        for (int i = 0; i < Partials::kPartStages; ++i) {
+          barrier_wait(x_full + 8 * x_turn.at, x_turn.phase);
+          constexpr int kOfStage = kTokens / 8 / Partials::kPartStages;  // of a thread
+          const SharedAddress from =
+              x_base + x_turn.at * R::kX + (static_cast<int>(threadIdx.x) - kGroup) * 16;
+#pragma unroll
+          for (int j = 0; j < kOfStage; ++j) {
+            const float4 more = load_shared_four(from + j * (kThreads - kGroup) * 16);
+            float* const sum = sums + 4 * (i * kOfStage + j);
+            sum[0] += more.x;
+            sum[1] += more.y;
+            sum[2] += more.z;
+            sum[3] += more.w;
+          }
+          __syncwarp();
+          before = x_empty + 8 * x_turn.at;
+          release_x();
+          x_turn.next(R::kXStages);
+        }
+      };
+      if constexpr (kStreamK) work.each_giver(piece, cluster, add);
 #pragma unroll
       for (int i = 0; i < decltype(stores)::kSteps; ++i)
         stores.step(i, sums, rows, args, &maps.y[p.weight], p.row * kTokens, column);
@@ -306,39 +403,48 @@ __global__ void __launch_bounds__(kThreads, 1)
   cluster_sync();  // nobody ends while the other still arrives at its barriers or copies to it
 }
 
-template <int kTokens, bool kBf16, bool kSwiglu>
+template <int kTokens, bool kBf16, bool kSwiglu, bool kStreamK>
 void run(Context& context, const PackedMaps& maps, const PackedScales& scales,
-         const MatmulArgs& args, int multiprocessors) {
-  const std::int64_t tiles = std::int64_t{args.row_tiles} * args.column_tiles;
-  const std::int64_t most = multiprocessors / kCluster;
+         const MatmulArgs& args, const Partials& partials) {
   launch(context, "linear",
-         {.x = kCluster * (tiles < most ? tiles : most),
+         {.x = kCluster * std::int64_t{partials.work.clusters},
           .threads = kThreads,
           .shared = Ring<kTokens>::kBytes,
           .cluster = kCluster,
           .overlap = true},
-         packed_tiled_kernel<kTokens, kBf16, kSwiglu>, maps, scales, args);
+         packed_tiled_kernel<kTokens, kBf16, kSwiglu, kStreamK>, maps, scales, args, partials);
 }
 
-template <int kTokens>
+template <int kTokens, bool kStreamK = false>
 void run(Context& context, const PackedMaps& maps, const PackedScales& scales,
-         const MatmulArgs& args, int multiprocessors) {
+         const MatmulArgs& args, const Partials& partials) {
   if (args.swiglu && args.y_is_bf16)
-    return run<kTokens, true, true>(context, maps, scales, args, multiprocessors);
-  if (args.swiglu) return run<kTokens, false, true>(context, maps, scales, args, multiprocessors);
+    return run<kTokens, true, true, kStreamK>(context, maps, scales, args, partials);
+  if (args.swiglu)
+    return run<kTokens, false, true, kStreamK>(context, maps, scales, args, partials);
   if (args.y_is_bf16)
-    return run<kTokens, true, false>(context, maps, scales, args, multiprocessors);
-  run<kTokens, false, false>(context, maps, scales, args, multiprocessors);
+    return run<kTokens, true, false, kStreamK>(context, maps, scales, args, partials);
+  run<kTokens, false, false, kStreamK>(context, maps, scales, args, partials);
 }
 
 }  // namespace
 
 void launch_packed_tiled(Context& context, const PackedTiledPlan& plan, const PackedMaps& maps,
                          const PackedScales& scales, const MatmulArgs& args, int multiprocessors) {
+  Partials partials{.work = packed_tiled_work(std::int64_t{args.row_tiles} * args.column_tiles,
+                                              args.depth_stages, plan.stream_k, multiprocessors),
+                    .sums = nullptr,
+                    .signals = nullptr};
+  if (plan.stream_k) {
+    const ArenaScope scope(context.arena());
+    partials.sums = reinterpret_cast<float4*>(context.arena().take(kPackedTiledPartials));
+    partials.signals = context.signals();
+    return run<kStreamKRows, true>(context, maps, scales, args, partials);
+  }
   switch (plan.rows) {
-    case 128: return run<128>(context, maps, scales, args, multiprocessors);
-    case 192: return run<192>(context, maps, scales, args, multiprocessors);
-    default: return run<256>(context, maps, scales, args, multiprocessors);
+    case 128: return run<128>(context, maps, scales, args, partials);
+    case 192: return run<192>(context, maps, scales, args, partials);
+    default: return run<256>(context, maps, scales, args, partials);
   }
 }
 

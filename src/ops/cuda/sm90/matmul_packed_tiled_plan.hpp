@@ -1,8 +1,11 @@
 #pragma once
 // How packed weights (ops/packed.hpp) are multiplied with many rows on compute capability 9.0.
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
+#include "core/host_device.hpp"
 #include "ops/cuda/sm90/matmul_plan.hpp"
 #include "ops/packed.hpp"
 
@@ -11,6 +14,7 @@ namespace xlstm::ops::cuda {
 /// Clusters of blocks take tiles of y in turn: so many rows of x, by 128 rows of W for each block.
 struct PackedTiledPlan {
   int rows;                 ///< of x in a tile: 128, 192 or 256
+  bool stream_k = false;    ///< with 256: clusters share the depth of tiles that few would have
   std::int64_t cycles = 0;  ///< what it should take
 
   bool operator==(const PackedTiledPlan&) const = default;
@@ -26,22 +30,122 @@ constexpr std::int64_t packed_tiled_columns(const MatmulShape& s) {
   return matmul_tiles(s.outputs, s.swiglu ? kHeight / 2 : kHeight);
 }
 
+/// Who multiplies what. Clusters take whole tiles in turn; but with stream-K the first ones,
+/// `shared` tiles of `stages` stages of the depth each, are cut into a range of stages for each
+/// cluster, all of one length, whatever tiles they lie in. Who has the first stage of a tile adds
+/// up what the clusters behind it have made of the others, in the order of the depth, and stores
+/// it. A cluster makes at most one sum for another, at the beginning of its range, so it waits for
+/// nobody before it has made that.
+struct PackedTiledWork {
+  int tiles, stages, shared, clusters;
+
+  /// Stages `begin` to `end` - 1 of a tile.
+  struct Piece {
+    int tile, begin, end;
+    bool operator==(const Piece&) const = default;
+  };
+
+  XLSTM_HOST_DEVICE constexpr PackedTiledWork(std::int64_t tiles_, std::int64_t stages_,
+                                              bool stream_k, std::int64_t most_clusters)
+      : tiles(static_cast<int>(tiles_)),
+        stages(static_cast<int>(stages_)),
+        shared(0),
+        clusters(static_cast<int>(tiles_ < most_clusters ? tiles_ : most_clusters)) {
+    if (!stream_k) return;
+    constexpr std::int64_t kFewestStages = 4;  // of a range
+    const std::int64_t all = tiles_ * stages_ / kFewestStages;
+    clusters = static_cast<int>(all < 1 ? 1 : all < most_clusters ? all : most_clusters);
+    // Clusters have the same number of whole tiles, and a range longer than a tile before that.
+    shared = tiles % clusters;
+    if (shared > 0 && shared < tiles) shared += clusters;
+  }
+
+  /// Where the range of a cluster begins.
+  XLSTM_HOST_DEVICE constexpr int begin_of(int cluster) const {
+    return static_cast<int>(std::int64_t{shared} * stages * cluster / clusters);
+  }
+  /// Whether the cluster's first piece is a sum for another one.
+  XLSTM_HOST_DEVICE constexpr bool gives(int cluster) const {
+    const int begin = begin_of(cluster);
+    return begin % stages != 0 && begin < begin_of(cluster + 1);
+  }
+  /// Calls body(cluster) for those who give what a piece that begins a tile lacks, in turn.
+  template <class Body>
+  XLSTM_HOST_DEVICE constexpr void each_giver(const Piece& piece, int cluster,
+                                              const Body& body) const {
+    if (piece.end == stages) return;
+    const int end = (piece.tile + 1) * stages;
+    for (int from = cluster + 1; begin_of(from) < end; ++from) body(from);
+  }
+  /// Pieces of a cluster, in turn.
+  struct Turns {
+    int at, end, tile;
+  };
+  XLSTM_HOST_DEVICE constexpr Turns turns_of(int cluster) const {
+    return {begin_of(cluster), begin_of(cluster + 1), shared + cluster};
+  }
+  /// @tparam kStreamK  false: nothing is shared
+  template <bool kStreamK>
+  XLSTM_HOST_DEVICE constexpr bool next(Turns& turns, Piece& piece) const {
+    if (kStreamK && turns.at < turns.end) {
+      piece.tile = turns.at / stages;
+      piece.begin = turns.at - piece.tile * stages;
+      const int rest = piece.begin + turns.end - turns.at;
+      piece.end = rest < stages ? rest : stages;
+      turns.at += piece.end - piece.begin;
+      return true;
+    }
+    if (turns.tile >= tiles) return false;
+    piece = {turns.tile, 0, stages};
+    turns.tile += clusters;
+    return true;
+  }
+};
+
+constexpr int kStreamKRows = 256;             ///< of x in a tile
+constexpr std::int64_t kStreamKFewest = 129;  ///< rows of x from which on it is thought of
+constexpr int kPackedTiledMostClusters = 66;  ///< of any card of this capability
+
+/// Bytes of the sums that clusters make for one another.
+constexpr std::size_t kPackedTiledPartials = sizeof(float) * kStreamKRows * kPackedTiledTiles *
+                                             PackedTile::kRows * kPackedTiledCluster *
+                                             kPackedTiledMostClusters;
+
+constexpr PackedTiledWork packed_tiled_work(std::int64_t tiles, std::int64_t stages, bool stream_k,
+                                            int multiprocessors) {
+  return {tiles, stages, stream_k,
+          std::min(multiprocessors / kPackedTiledCluster, kPackedTiledMostClusters)};
+}
+
 /// Cycles, as in matmul_plan.hpp.
-constexpr std::int64_t packed_tiled_cycles(const MatmulShape& s, int rows) {
-  const std::int64_t tiles = pieces_of(s.rows, rows) * packed_tiled_columns(s);
-  const std::int64_t turns = pieces_of(tiles, s.multiprocessors / kPackedTiledCluster);
-  const std::int64_t stage = 1150 + 6 * rows;
-  return turns * (pieces_of(s.depth, PackedTile::kColumns) * stage + 1500) + 4000;
+constexpr std::int64_t packed_tiled_cycles(const MatmulShape& s, const PackedTiledPlan& plan) {
+  const std::int64_t tiles = pieces_of(s.rows, plan.rows) * packed_tiled_columns(s);
+  const std::int64_t stages = pieces_of(s.depth, PackedTile::kColumns);
+  const PackedTiledWork work = packed_tiled_work(tiles, stages, plan.stream_k, s.multiprocessors);
+  const std::int64_t stage = 1150 + 6 * plan.rows;
+  const std::int64_t whole = pieces_of(tiles - work.shared, work.clusters);
+  const std::int64_t range = pieces_of(work.shared * stages, work.clusters);
+  std::int64_t cycles = whole * (stages * stage + 1500) + 4000;
+  if (range > 0)  // and writing a sum, and reading those of a tile
+    cycles += range * stage + 6500 + (1 + pieces_of(stages, range)) * 12 * plan.rows;
+  return cycles;
 }
 
 /// The plan with the fewest cycles. All sizes are positive.
 constexpr PackedTiledPlan plan_packed_tiled(const MatmulShape& s) {
   PackedTiledPlan best = {};
-  for (const int rows : {256, 192, 128}) {
-    const std::int64_t cycles = packed_tiled_cycles(s, rows);
-    // Narrow tiles put weights together more often: they have to be worth it.
-    if (best.cycles == 0 || cycles + cycles / 20 < best.cycles) best = {rows, cycles};
-  }
+  const auto consider = [&](PackedTiledPlan plan) {
+    plan.cycles = packed_tiled_cycles(s, plan);
+    // Narrow tiles put weights together more often, and sums for others pass through memory: they
+    // have to be worth it.
+    if (best.cycles == 0 || plan.cycles + plan.cycles / 20 < best.cycles) best = plan;
+  };
+  for (const int rows : {256, 192, 128}) consider({rows});
+  // Of many turns it would save little.
+  constexpr std::int64_t kMostTurns = 6;
+  const std::int64_t tiles = pieces_of(s.rows, kStreamKRows) * packed_tiled_columns(s);
+  if (s.rows >= kStreamKFewest && tiles <= kMostTurns * (s.multiprocessors / kPackedTiledCluster))
+    consider({kStreamKRows, true});
   return best;
 }
 

@@ -86,6 +86,11 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// Arrives at it and does not wait; the thread counts like those that do.
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 /// Gives registers back, or takes them, so that every thread of the warp group has `kCount`.
 template <int kCount>
 __device__ __forceinline__ void fewer_registers() {
