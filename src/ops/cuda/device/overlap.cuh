@@ -28,4 +28,11 @@ __device__ __forceinline__ void prefetch([[maybe_unused]] const void* at) {
 #endif
 }
 
+/// Asks for what is at `at` in the first-level cache.
+__device__ __forceinline__ void prefetch_first([[maybe_unused]] const void* at) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(at));
+#endif
+}
+
 }  // namespace xlstm::ops::cuda

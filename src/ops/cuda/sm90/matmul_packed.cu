@@ -6,6 +6,7 @@
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/sm90/device/cluster.cuh"
+#include "ops/cuda/sm90/device/matrices.cuh"
 #include "ops/cuda/sm90/device/packed_fragments.cuh"
 #include "ops/cuda/sm90/device/tile_copy.cuh"
 #include "ops/cuda/sm90/device/wgmma.cuh"
@@ -63,9 +64,12 @@ template <int kRows, int kGroups, int kTurns>
 struct Block {
   static constexpr int kWarps = kGroups * kGroup / kWarp;  // that multiply
   static constexpr int kWarpsOfStage = kWarps / kTurns;
-  // Registers move between whole warp groups alone; the others need none.
+  // Registers move between whole warp groups alone; the others need none, and leave some to a
+  // block of a norm.
   static constexpr bool kManySums = kRows == 128 && kGroups == 3;
   static constexpr int kThreads = kGroups * kGroup + (kManySums ? kGroup : 2 * kWarp);
+  // Where registers are left, they hold what the end needs.
+  static constexpr bool kAsksEarly = kGroups == 2;
 };
 
 template <int kRows, int kGroups, int kTurns>
@@ -136,6 +140,13 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
         }
       __syncwarp();
     } else {
+      if (!B::kAsksEarly && warp == kWarps + 1 && first_job < jobs) {
+        const Job tiles(args, first_job, kRows);
+        if (lane < tiles.count) {
+          prefetch_first(scales.of[tiles.weight] + (tiles.first + lane) * Tile::kRows);
+          if (args.swiglu) prefetch_first(scales.of[1] + (tiles.first + lane) * Tile::kRows);
+        }
+      }
       grid_wait();
       if (warp == kWarps + 1 && lane == 0) {
         for (int job = first_job; job < jobs; job += step) {
@@ -173,6 +184,56 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
       const auto exists = [&](int t) { return own + (args.swiglu ? 0 : t) < tiles.count; };
       const bool has_list =
           lane / Tile::kMostPatches < kTilesOfWarp && exists(lane / Tile::kMostPatches);
+      // A lane has tokens 8 j + 2 (lane % 4) and the next of row lane / 4 of both tiles. What the
+      // end needs is asked for before the products.
+      const auto weight_of = [&](int t) { return args.swiglu ? t : tiles.weight; };
+      const auto row_of = [&](int t) {
+        return (tiles.first + own + (args.swiglu ? 0 : t)) * Tile::kRows + lane / 4;
+      };
+      Column columns[kTilesOfWarp];
+      const auto find_columns = [&] {
+#pragma unroll
+        for (int t = 0; t < kTilesOfWarp; ++t) {
+          if (!exists(t)) continue;
+          const int weight = weight_of(t), n = row_of(t);
+          columns[t] = {
+              .at = static_cast<unsigned>((args.swiglu ? 0 : args.first[weight]) + n +
+                                          (tiles.row + lane % 4 * 2) * args.y_stride),
+              .scale = scales.of[weight][n],
+              .bias = bias_of(args.bias[weight], args.bias_dtype, n, args.outputs[weight]),
+              .exists = true};
+        }
+      };
+      const int token = tiles.row + lane % 4 * 2;
+      constexpr int kEights = kRows / 8, kAtOnce = 2;
+      const auto stride = static_cast<unsigned>(args.y_stride);
+      const auto add_old = [&](int j, float(&old)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int t = 8 * j + i % 2;
+          const Column& to = columns[i / 2];
+          old[i] = 0;
+          if (args.accumulate && to.exists && t + token < args.rows)
+            old[i] = static_cast<const float*>(args.y)[to.at + t * stride];
+        }
+      };
+      // Who have sums of pieces of the depth share the tokens.
+      constexpr int kShare = kTurns == 1 ? 4 : 2, kShares = kEights / kShare;  // at once
+      const auto first_share = [&](int next = 0) {
+        return kShares * (piece * kTurns + turn + next) / (args.split * kTurns);
+      };
+      constexpr int kEarly = kTurns == 2 && kRows == 64 ? 1 : 0;  // shares whose y is read early
+      float early[kEarly > 0 ? kEarly : 1][kShare][4];
+      if constexpr (B::kAsksEarly) find_columns();
+      if constexpr (kEarly > 0) {
+        grid_wait();
+#pragma unroll
+        for (int s = 0; s < kEarly; ++s)
+#pragma unroll
+          for (int i = 0; i < kShare; ++i)
+            if (first_share() + s < first_share(1))
+              add_old((first_share() + s) * kShare + i, early[s][i]);
+      }
       SharedAddress before = 0;
       const auto multiply = [&](const unsigned(&a)[4][4], std::uint64_t b, bool add) {
         wgmma_fence();
@@ -217,35 +278,30 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
 #pragma unroll
         for (float& sum : sums) sum = 0;
       if (before != 0 && lane == 0) barrier_arrive(before);
-      grid_wait();
-
-      // A lane has tokens 8 j + 2 (lane % 4) and the next of row lane / 4 of both tiles.
-      Column columns[kTilesOfWarp];
+      if constexpr (kEarly == 0) grid_wait();
+      if constexpr (!B::kAsksEarly) find_columns();
+      // Of bf16, a lane stores two columns of token 8 j + lane / 4.
+      const auto put_pairs = [&](int j, const float* sum) {
+        const int ahead = lane / 4 - lane % 4 * 2;  // in tokens
+        const unsigned turned = static_cast<unsigned>(ahead) * (stride - 1);
 #pragma unroll
-      for (int t = 0; t < kTilesOfWarp; ++t) {
-        if (!exists(t)) continue;
-        const int weight = args.swiglu ? t : tiles.weight;
-        const int n = (tiles.first + own + (args.swiglu ? 0 : t)) * Tile::kRows + lane / 4;
-        columns[t] = {.at = static_cast<unsigned>((args.swiglu ? 0 : args.first[weight]) + n +
-                                                  (tiles.row + lane % 4 * 2) * args.y_stride),
-                      .scale = scales.of[weight][n],
-                      .bias = bias_of(args.bias[weight], args.bias_dtype, n, args.outputs[weight]),
-                      .exists = true};
-      }
-      const int token = tiles.row + lane % 4 * 2;
-      constexpr int kEights = kRows / 8, kAtOnce = 2;
-      const auto stride = static_cast<unsigned>(args.y_stride);
-      const auto add_old = [&](int j, float(&old)[4]) {
+        for (int i = 0; i < kTilesOfWarp; ++i) {
+          if (!columns[i].exists || (i > 0 && args.swiglu)) continue;  // of the whole warp
+          float value[2];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int t = 8 * j + i % 2;
-          const Column& to = columns[i / 2];
-          old[i] = 0;
-          if (args.accumulate && to.exists && t + token < args.rows)
-            old[i] = static_cast<const float*>(args.y)[to.at + t * stride];
+          for (int e = 0; e < 2; ++e) {
+            value[e] = sum[2 * i + e] * columns[i].scale + columns[i].bias;
+            if (args.swiglu)
+              value[e] = gated(value[e], sum[2 + e] * columns[1].scale + columns[1].bias);
+          }
+          const unsigned pair = transposed(bf16_pair(value[0], value[1]));
+          const unsigned at = columns[i].at + turned + 8 * j * stride;
+          if (8 * j + token + ahead < args.rows)
+            *reinterpret_cast<unsigned*>(static_cast<Bf16*>(args.y) + at) = pair;
         }
       };
       const auto put = [&](int j, const float* sum, const float(&old)[4]) {
+        if (!B::kManySums && args.y_is_bf16) return put_pairs(j, sum);
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int t = 8 * j + e;
@@ -257,7 +313,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
           for (int i = 0; i < kTilesOfWarp; ++i) {
             if (!columns[i].exists || (i > 0 && args.swiglu)) continue;
             const unsigned at = columns[i].at + t * stride;
-            if (args.y_is_bf16)
+            if (B::kManySums && args.y_is_bf16)
               store(static_cast<Bf16*>(args.y) + at, value[i]);
             else
               static_cast<float*>(args.y)[at] =
@@ -276,12 +332,9 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
         }
         continue;
       }
-      // Sums of pieces of the depth: those who have them share the tokens.
       constexpr int kThreads = kGroups * kGroup, kOwners = kThreads / kTurns;  // of different sums
-      constexpr int kShare = kTurns == 1 ? 4 : 2, kShares = kEights / kShare;  // at once
-      const int owner = static_cast<int>(threadIdx.x) % kOwners, share = piece * kTurns + turn,
-                shares = args.split * kTurns, first = kShares * share / shares,
-                last = kShares * (share + 1) / shares;
+      const int owner = static_cast<int>(threadIdx.x) % kOwners, first = first_share(),
+                last = first_share(1);
       named_barrier(1, kThreads);  // all stages have been read
       const auto sums_of = [&](int depth, int j) {
         return x_base + ((depth * kEights + j) * kOwners + owner) * 16;
@@ -292,20 +345,18 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
                      "f"(sums[4 * j]), "f"(sums[4 * j + 1]), "f"(sums[4 * j + 2]),
                      "f"(sums[4 * j + 3])
                      : "memory");
-      float old[kShare][4] = {};
+      float next_old[kShare][4] = {};
       const auto add_olds = [&](int j) {
 #pragma unroll
-        for (int i = 0; i < kShare; ++i) add_old(j + i, old[i]);
+        for (int i = 0; i < kShare; ++i) add_old(j + i, next_old[i]);
       };
-      if (first < last) add_olds(first * kShare);
+      if (kEarly == 0 && first < last) add_olds(first * kShare);
       if (args.split > 1)
         cluster_sync();
       else
         named_barrier(1, kThreads);
-#pragma unroll 1
-      for (int s = first; s < last; ++s) {
+      const auto add_up = [&](int s, const float(&old)[kShare][4]) {
         const int j = s * kShare;
-        if (s > first) add_olds(j);
         float sum[kShare][4] = {};
 #pragma unroll 1
         for (int p = 0; p < args.split; p += 2) {
@@ -332,6 +383,16 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
         }
 #pragma unroll
         for (int i = 0; i < kShare; ++i) put(j + i, sum[i], old[i]);
+      };
+      if constexpr (kEarly > 0) {
+#pragma unroll
+        for (int s = 0; s < kEarly; ++s)
+          if (first + s < last) add_up(first + s, early[s]);
+      }
+#pragma unroll 1
+      for (int s = first + kEarly; s < last; ++s) {
+        if (kEarly > 0 || s > first) add_olds(s * kShare);
+        add_up(s, next_old);
       }
     }
   }

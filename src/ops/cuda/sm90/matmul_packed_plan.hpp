@@ -77,14 +77,18 @@ constexpr std::int64_t packed_cycles(const MatmulShape& s, const PackedPlan& p) 
   const std::int64_t turns = pieces_of(packed_jobs(s, p), s.multiprocessors / p.split);
   const std::int64_t stages = turns * pieces_of(pieces_of(s.depth, PackedTile::kColumns), p.split);
   const std::int64_t w = stages * p.tiles(s.swiglu) * PackedTile::kBytes, x = stages * p.rows * 256;
+  // Blocks that are alone on the card's memory get a quarter more of it.
+  const std::int64_t busy = std::min(packed_jobs(s, p) * p.split, std::int64_t{s.multiprocessors});
+  const std::int64_t memory = w * 2 / 35 * std::max(busy * 5, s.multiprocessors * std::int64_t{4}) /
+                              (5 * s.multiprocessors);
   const std::int64_t of_stage = groups == 1   ? (many ? 780 : 640)
                                 : groups == 2 ? (many ? 1450 : 1200)
                                               : (many ? 1740 : 1410);
   const bool exchange = p.split * p.turns(s.swiglu) > 1;
   // More than one job reads the same weights: once from memory, but the cache gives less.
   const std::int64_t readers = pieces_of(s.rows, p.rows), cache = readers > 1 ? 29 : 52;
-  return std::max({w / readers * 2 / 35, (w + x) / cache, stages * of_stage}) +
-         (many ? 8000 : 6500) + (exchange ? (many ? 2000 : 1000) + 500 * p.split : 0);
+  return std::max({memory / readers, (w + x) / cache, stages * of_stage}) + (many ? 8000 : 6500) +
+         (exchange ? (many ? 2000 : 1000) + 500 * p.split : 0);
 }
 
 /// Calls f with every plan that is thought of, for at most kPackedRows rows.
