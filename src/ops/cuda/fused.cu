@@ -364,14 +364,17 @@ bool linear_of_few_tokens(Context& context, const LinearArgs& a) {
 
 namespace {
 
-/// norm_linear() of more tokens than this file's kernels take: where it can be, the gates beside
-/// the products, which memory alone bounds then.
+/// norm_linear() of more tokens than this file's kernels take. The gates of few rows are made
+/// beside the products, which memory alone bounds then; kernels of packed weights leave no room for
+/// that.
 void norm_linear_of_many(Context& context, const NormLinearArgs& a) {
   const ArenaScope scope(context.arena());
   const Tensor u = context.arena().tensor(a.activation, {a.x.dim(0), a.x.dim(1)});
   const RmsNormGatesArgs gates = norm_gates_of(a, u);
-  const bool gates_last = a.w_i && serves_gates_of_few_rows(gates);
-  if (a.w_i && !gates_last)
+  const bool few = a.w_i && serves_gates_of_few_rows(gates), gates_last = few && a.packed.empty();
+  if (few && !gates_last)
+    rms_norm_gates_of_few_rows(context, gates);
+  else if (a.w_i && !gates_last)
     cuda::rms_norm_gates(context, gates);
   else
     cuda::rms_norm(context, {.x = a.x, .w = a.norm_w, .b = a.norm_b, .eps = a.eps, .y = u});

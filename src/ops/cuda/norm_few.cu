@@ -69,6 +69,14 @@ __device__ __forceinline__ void load_own(const float* row, const Places& at, flo
   for (int i = 0; i < kOwn / 4; ++i) unpack(fours[i], x + 4 * i);
 }
 
+template <class Y>
+__device__ __forceinline__ void store_own(Y* row, const Places& at, const float (&v)[kOwn]) {
+#pragma unroll
+  for (int i = 0; i < kOwn; i += 4)
+    if (at.has(i / kHalf))
+      store_four(row + at.of(i / kHalf) + i % kHalf, {v[i], v[i + 1], v[i + 2], v[i + 3]});
+}
+
 /// x / rms(row) w + b in place of x.
 /// @param partial  one for each warp
 __device__ __forceinline__ void norm_own(float (&x)[kOwn], const OwnWeights& w, const Weights& b,
@@ -100,11 +108,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
   load_own(x.row(blockIdx.x), at, v);
   grid_trigger();  // not before: weights of the next kernel would be ahead of the row
   norm_own(v, weights, b, at, eps, partial);
-#pragma unroll
-  for (int i = 0; i < kOwn; i += 4)
-    if (at.has(i / kHalf))
-      store_four(y.row(blockIdx.x) + at.of(i / kHalf) + i % kHalf,
-                 {v[i], v[i + 1], v[i + 2], v[i + 3]});
+  store_own(y.row(blockIdx.x), at, v);
 }
 
 /// Adds up what the lanes have of four sums; lane l gets number l / 8.
@@ -122,17 +126,12 @@ __device__ __forceinline__ float shared_sum(const float (&sums)[kGatesAtOnce], i
   return one + __shfl_xor_sync(~0U, one, 1);
 }
 
-__global__ void __launch_bounds__(kMostThreads, kBlocks)
-    few_gates_kernel(Matrix<const float> x, Weights w, Weights b, float eps, GatePair gates,
-                     int width) {
-  __shared__ float partial[kMostWarps], sums[kMostWarps][kMostGates];
+/// Gates `begin` to `end` - 1 of both, of a normed row.
+/// @param sums  for each warp
+__device__ __forceinline__ void make_gates(const float (&v)[kOwn], const GatePair& gates, int begin,
+                                           int end, const Places& at, float (*sums)[kMostGates]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const Places at(width);
-  float v[kOwn];
-  load_own(x.row(blockIdx.x), at, v);
-  const OwnWeights weights(w, at);
-  norm_own(v, weights, b, at, eps, partial);
-  for (int first = 0; first < 2 * gates.heads; first += kGatesAtOnce) {
+  for (int first = begin; first < end; first += kGatesAtOnce) {
     Pack<Bf16> rows[kGatesAtOnce][2];
 #pragma unroll
     for (int i = 0; i < kGatesAtOnce; ++i)
@@ -148,21 +147,55 @@ __global__ void __launch_bounds__(kMostThreads, kBlocks)
         if (at.has(k / kHalf))
           dots[i] = fmaf(v[k], to_float(rows[i][k / kHalf].at(k % kHalf)), dots[i]);
     const float sum = shared_sum(dots, lane);
-    if (lane % 8 == 0) sums[threadIdx.x / kWarp][first + lane / 8] = sum;
+    if (lane % 8 == 0) sums[threadIdx.x / kWarp][first - begin + lane / 8] = sum;
   }
   __syncthreads();
-  const int gate = static_cast<int>(threadIdx.x);
-  if (gate < 2 * gates.heads) {  // all at once: it takes microseconds
+  const int gate = begin + static_cast<int>(threadIdx.x);
+  if (gate < end) {  // all at once: it takes microseconds
     float all = 0;
-    for (int i = 0; i < static_cast<int>(blockDim.x) / kWarp; ++i) all += sums[i][gate];
+    for (int i = 0; i < static_cast<int>(blockDim.x) / kWarp; ++i) all += sums[i][threadIdx.x];
     finish_gate(gate < gates.heads ? gates.input : gates.forget, blockIdx.x, gate % gates.heads,
                 all, gates.cap);
     __threadfence();
   }
+}
+
+__global__ void __launch_bounds__(kMostThreads, kBlocks)
+    few_gates_kernel(Matrix<const float> x, Weights w, Weights b, float eps, GatePair gates,
+                     int width) {
+  __shared__ float partial[kMostWarps], sums[kMostWarps][kMostGates];
+  const Places at(width);
+  float v[kOwn];
+  load_own(x.row(blockIdx.x), at, v);
+  const OwnWeights weights(w, at);
+  norm_own(v, weights, b, at, eps, partial);
+  make_gates(v, gates, 0, 2 * gates.heads, at, sums);
   // The next kernel begins when all gates are there.
   __syncwarp();
   if (threadIdx.x < kWarp) grid_trigger();
   grid_wait();
+}
+
+/// The first block of a row writes it, the others share its gates.
+template <class Y>
+__global__ void __launch_bounds__(kMostThreads, kBlocks)
+    norms_gates_kernel(Matrix<const float> x, Weights w, Weights b, float eps, Matrix<Y> y,
+                       GatePair gates, int width) {
+  __shared__ float partial[kMostWarps], sums[kMostWarps][kMostGates];
+  const Places at(width);
+  const OwnWeights weights(w, at);  // while the kernel before this one ends
+  grid_wait();
+  float v[kOwn];
+  load_own(x.row(blockIdx.x), at, v);
+  grid_trigger();
+  norm_own(v, weights, b, at, eps, partial);
+  if (blockIdx.y == 0) {
+    store_own(y.row(blockIdx.x), at, v);
+    return;
+  }
+  const int sharers = static_cast<int>(gridDim.y) - 1, all = 2 * gates.heads,
+            own = (all + sharers - 1) / sharers, begin = (static_cast<int>(blockIdx.y) - 1) * own;
+  make_gates(v, gates, begin, min(begin + own, all), at, sums);
 }
 
 bool serves(const Tensor& x, const Tensor& w, const Tensor& b) {
@@ -175,6 +208,11 @@ Grid grid_of(const Tensor& x) {
           .threads = static_cast<int>(blocks_for(x.dim(1), kOwn * kWarp)) * kWarp,
           .overlap = true,
           .beside = true};
+}
+
+GatePair gates_of(const RmsNormGatesArgs& a) {
+  return {Gate(a.w_i, a.b_i, a.i, a.sigmoid_input), Gate(a.w_f, a.b_f, a.log_f, true),
+          static_cast<int>(a.w_i.dim(0)), a.cap};
 }
 
 }  // namespace
@@ -195,11 +233,24 @@ bool serves_gates_of_few_rows(const RmsNormGatesArgs& a) {
          a.w_f.dtype == DType::bf16 && on_16_bytes(a.w_i) && on_16_bytes(a.w_f);
 }
 
+void rms_norm_gates_of_few_rows(Context& context, const RmsNormGatesArgs& a) {
+  Grid grid = grid_of(a.x);
+  // All blocks at once: one, two or four share the gates of a row.
+  constexpr std::int64_t kPlaces = kBlocks * std::int64_t{132};
+  std::int64_t sharers = 4;
+  while (sharers > 1 && grid.x * (1 + sharers) > kPlaces) sharers /= 2;
+  grid.y = 1 + sharers;
+  with_type(a.u.dtype, [&](auto type) {
+    using Y = decltype(type);
+    launch(context, "rms_norm_gates", grid, norms_gates_kernel<Y>, Matrix<const float>(a.x),
+           Weights(a.w), Weights(a.b), a.eps, Matrix<Y>(a.u), gates_of(a),
+           static_cast<int>(a.x.dim(1)));
+  });
+}
+
 void gates_of_few_rows(Context& context, const RmsNormGatesArgs& a) {
-  const GatePair gates{Gate(a.w_i, a.b_i, a.i, a.sigmoid_input), Gate(a.w_f, a.b_f, a.log_f, true),
-                       static_cast<int>(a.w_i.dim(0)), a.cap};
   launch(context, "rms_norm_gates", grid_of(a.x), few_gates_kernel, Matrix<const float>(a.x),
-         Weights(a.w), Weights(a.b), a.eps, gates, static_cast<int>(a.x.dim(1)));
+         Weights(a.w), Weights(a.b), a.eps, gates_of(a), static_cast<int>(a.x.dim(1)));
 }
 
 }  // namespace xlstm::ops::cuda

@@ -14,8 +14,11 @@ inline constexpr std::int64_t kFewNormRows = 256;
 /// rms_norm() of any number of rows. False, and nothing done, where it does not serve.
 bool rms_norm_by_rows(Context& context, const RmsNormArgs& args);
 
-/// Whether gates_of_few_rows() serves these; then rms_norm_by_rows() makes u.
+/// Whether these two serve; with the second rms_norm_by_rows() makes u.
 bool serves_gates_of_few_rows(const RmsNormGatesArgs& args);
+
+/// rms_norm_gates().
+void rms_norm_gates_of_few_rows(Context& context, const RmsNormGatesArgs& args);
 
 /// Of rms_norm_gates() the gates alone. It does not wait for the op before it, which must be
 /// linear(): the gates are made while products are, and memory is busy with their weights. x, i and
