@@ -39,14 +39,13 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, const
     launch(context, kName, gates, mlstm_fused_totals_kernel, cell, kDqk);
     launch(context, kName, gates, mlstm_fused_gates_kernel, cell);
   }
-  Grid grid{.x = plan.blocks() / plan.segments * (plan.segments - 1),
+  Grid grid{.x = plan.blocks(),
             .threads = kFusedThreads,
             .shared = FusedShared<kDqk, false>::kBytes,
             .cluster = cell.cluster,
             .overlap = true};
   if (plan.segments > 1)
     launch(context, kName, grid, mlstm_fused_kernel<kDqk, false>, q, k, v, h, cell);
-  grid.x = plan.blocks();
   grid.shared = FusedShared<kDqk, true>::kBytes;
   if (a.saved)
     launch(context, kName, grid, mlstm_fused_kernel<kDqk, true, true>, q, k, v, h, cell);

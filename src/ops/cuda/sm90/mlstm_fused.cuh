@@ -191,6 +191,9 @@ struct FusedWork {
     last = skipped + length == tokens;
     whole = last && segment == 0;
   }
+  /// Whether the block does nothing in the pass that makes states but keep that of the record,
+  /// which the last segment adds nothing to and the next pass overwrites.
+  __device__ bool keeps_record(bool adds_only) const { return adds_only && last && segment > 0; }
   /// In scratch memory, with `slot` as MlstmFusedPlan numbers them.
   __device__ std::int64_t state(const FusedCell& cell, int slot) const {
     return (static_cast<std::int64_t>(s) * cell.segments + slot) * cell.heads + head;
@@ -231,14 +234,12 @@ template <class Load, class Add>
 __device__ __forceinline__ void begin_state(const FusedCell& cell, const FusedWork& work,
                                             bool adds_only, Load&& load, Add&& add) {
   FusedSource source = adds_only ? FusedSource::none : FusedSource::scratch;
-  if (work.whole || (adds_only && work.segment == 0))
+  if (work.whole || work.keeps_record(adds_only))
     source = cell.batch.slots[work.s] != nullptr ? FusedSource::record : FusedSource::none;
-  // The result of the first segment, in slot 1, has the initial state in it.
-  const int slot = min(work.segment, 1);
-  load(source, slot);
+  load(source, 0);
   if (source != FusedSource::scratch) return;
   const FusedFrame* frames = cell.frame(work.s, work.head);
-  for (int next = 2; next <= work.segment; ++next)
+  for (int next = 1; next <= work.segment; ++next)
     add(next, expf(static_cast<float>(frames[next * cell.segment_chunks].decay -
                                       frames[(next - 1) * cell.segment_chunks].decay)));
 }

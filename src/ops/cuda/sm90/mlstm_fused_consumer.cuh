@@ -16,46 +16,64 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
 
   // C transposed: rows are columns of C.
   float c[kSums];
-  // Calls body(c[x], its place) for a state in the record or in scratch memory.
-  const auto each = [&](const FusedWork& work, FusedSource source, int slot, auto&& body) {
-    const bool in_record = source == FusedSource::record;
+  // Calls body(c[x], its place) for the state in the record.
+  const auto each = [&](const FusedWork& work, auto&& body) {
     const int thread = thread_index() % kGroup, lane = thread % 32, warp = thread / 32;
     const int group = thread_index() / kGroup - 1;
     const int row = work.slice * kColumns + group * 64 + 16 * warp + lane / 4;
     const int column = 2 * (lane % 4);
-    float* base;
-    int step1 = kGroup, step2 = 2 * kGroup, step4 = 4 * kGroup;
-    if (in_record) {
-      base = cell.record(work.s, cell.offsets.c, std::int64_t{work.head} * cell.dqk * cell.dv) +
-             std::int64_t{column} * cell.dv + row;
-      step1 = cell.dv;
-      step2 = 8;
-      step4 = 8 * cell.dv;
-    } else {
-      base = cell.c + thread +
-             ((work.state(cell, slot) * cell.slices + work.slice) * 2 + group) * (kSums * kGroup);
-    }
-    const int keys = source == FusedSource::none ? 0 : (in_record ? cell.dqk : kDqk);
+    float* const base =
+        cell.record(work.s, cell.offsets.c, std::int64_t{work.head} * cell.dqk * cell.dv) +
+        std::int64_t{column} * cell.dv + row;
+    const int step = cell.dv;
 #pragma unroll
     for (int x = 0; x < kSums; ++x) {
-      const bool live = x / 4 * 8 < keys && (!in_record || row + x / 2 % 2 * 8 < cell.dv);
-      body(c[x], base + (x / 4 * step4 + x / 2 % 2 * step2 + x % 2 * step1), live);
+      const bool live = x / 4 * 8 < cell.dqk && row + x / 2 % 2 * 8 < cell.dv;
+      body(c[x], base + (x / 4 * 8 * step + x / 2 % 2 * 8 + x % 2 * step), live);
     }
   };
+  // In scratch memory the numbers of a thread lie four and four together.
+  const auto scratch = [&](const FusedWork& work, int slot) {
+    const int block = (work.state(cell, slot) * cell.slices + work.slice) * 2;
+    return reinterpret_cast<float4*>(cell.c) +
+           (std::int64_t{block} + thread_index() / kGroup - 1) * (kSums / 4 * kGroup) +
+           thread_index() % kGroup;
+  };
   const auto load_c = [&](FusedSource source, int slot) {
-    each(work, source, slot, [](float& value, const float* from, bool live) {
+    if (kOutputs && source == FusedSource::scratch) {
+      const float4* const from = scratch(work, slot);
+#pragma unroll
+      for (int x = 0; x < kSums / 4; ++x) {
+        const float4 four = from[x * kGroup];
+        c[4 * x] = four.x;
+        c[4 * x + 1] = four.y;
+        c[4 * x + 2] = four.z;
+        c[4 * x + 3] = four.w;
+      }
+      return;
+    }
+    const bool in_record = source == FusedSource::record;
+    each(work, [&](float& value, const float* from, bool live) {
       value = 0;
-      if (live) value = *from;
+      if (in_record && live) value = *from;
     });
   };
   const auto add_c = [&](int slot, float factor) {
-    each(work, FusedSource::scratch, slot,
-         [&](float& value, const float* from, bool live) { value = *from + factor * value; });
+    const float4* const from = scratch(work, slot);
+#pragma unroll
+    for (int x = 0; x < kSums / 4; ++x) {
+      const float4 four = from[x * kGroup];
+      c[4 * x] = four.x + factor * c[4 * x];
+      c[4 * x + 1] = four.y + factor * c[4 * x + 1];
+      c[4 * x + 2] = four.z + factor * c[4 * x + 2];
+      c[4 * x + 3] = four.w + factor * c[4 * x + 3];
+    }
   };
-  const auto store_c = [&](const FusedWork& work, FusedSource source, int slot) {
-    each(work, source, slot, [](float& value, float* to, bool live) {
-      if (live) *to = value;
-    });
+  const auto keep_c = [&](const FusedWork& work, int slot) {
+    float4* const to = scratch(work, slot);
+#pragma unroll
+    for (int x = 0; x < kSums / 4; ++x)
+      to[x * kGroup] = make_float4(c[4 * x], c[4 * x + 1], c[4 * x + 2], c[4 * x + 3]);
   };
   // C as a record has it, for a backward pass. One address after the other: few registers.
   const auto save_c = [&](int border, const FusedFrame& frame) {
@@ -78,7 +96,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     }
   };
   begin_state(cell, work, !kOutputs, load_c, add_c);
-  if (!kOutputs && work.segment == 0) store_c(work, FusedSource::scratch, 0);
+  if (work.keeps_record(!kOutputs)) return keep_c(work, 0);
 
   const auto release = [&](std::uint32_t barrier, int chunk, int stages) {
     __syncwarp();
@@ -164,7 +182,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       if (chunk + 1 < chunks) step(odd, even, chunk + 1);
     }
     const FusedWork done(cell);
-    store_c(done, FusedSource::scratch, done.segment + 1);
+    keep_c(done, done.segment + 1);
   } else {
     for (int chunk = 0; chunk < chunks; ++chunk) {
       if constexpr (kSaves)
@@ -306,7 +324,9 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       const float factor = record_factor(cell, last_frame(cell, done, at.own()));
 #pragma unroll
       for (float& value : c) value = factor * (factor * value);
-      store_c(done, FusedSource::record, 0);
+      each(done, [](float& value, float* to, bool live) {
+        if (live) *to = value;
+      });
     }
   }
 }

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     const FusedWork work(cell);
     const std::byte* const record = cell.own_gates ? cell.batch.slots[work.s] : nullptr;
     // The blocks of a cluster leave together.
-    if (work.chunks == 0 || (!kOutputs && work.last)) return;
+    if (work.chunks == 0 || (!kOutputs && work.whole)) return;
     if (threadIdx.x < 2) {
       const int group = static_cast<int>(threadIdx.x), column = work.slice * kColumns + group * 64;
       FusedOutput& to = at.output(group);

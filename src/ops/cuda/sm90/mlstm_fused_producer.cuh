@@ -166,7 +166,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     if (cell.early) grid_wait();
     if (cell.own_gates) grid_trigger();
   }
-  if (threadIdx.x == 96) {
+  if (threadIdx.x == 96 && !work.keeps_record(!kOutputs)) {
     for (int chunk = 0; chunk < min(Shared::kStagesK, chunks); ++chunk) {
       if (chunk < Shared::kGatesAhead && !cell.own_gates) copies.gates(chunk);
       copies.k(chunk);
@@ -201,7 +201,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       if (key / 64 % cell.slices == work.slice) to[key] = n;
     });
   };
-  if (!kOutputs && work.segment == 0) keep(work, 0);
+  if (work.keeps_record(!kOutputs)) return keep(work, 0);
   if (kOutputs) {
     each_key([&](float n, int key) { at.set_parts_of_n(key, n); });
     fence_async();
