@@ -39,6 +39,18 @@ __device__ int warp_total(int count) {
 #endif
 }
 
+/// The largest of the block's, in every thread. @param largest  of each warp
+__device__ Key block_largest(Key own, Key* largest) {
+  for (int bits = kWarp / 2; bits > 0; bits /= 2) {
+    const Key other = __shfl_xor_sync(~0U, own, bits);
+    own = other > own ? other : own;
+  }
+  if (threadIdx.x % kWarp == 0) largest[threadIdx.x / kWarp] = own;
+  __syncthreads();
+  for (int w = 0; w < kWarps; ++w) own = largest[w] > own ? largest[w] : own;
+  return own;
+}
+
 /// The logits of a row, or what the pass before has left of them.
 struct Row {
   Matrix<const float> logits;
@@ -126,18 +138,10 @@ __device__ void draw_token(const Drawing& d, std::int64_t row, const float* logi
     if (id == d.ends[e] && draw.after_end != nullptr) d.slots[row] = draw.after_end;
 }
 
-__global__ void __launch_bounds__(kThreads) best_kernel(Row row, Found found, Drawing drawing) {
-  __shared__ int partial[2][kWarps];
-  __shared__ Key best[kMostBest], sorted[kMostBest];
-  __shared__ int taken[kWarps];
-  const std::int64_t r = blockIdx.y;
+/// The best `wanted` of a block's keys, in no order; 0 where there are not so many.
+__device__ void take_best(const Key (&keys)[kPerThread], int wanted, Key* best) {
+  __shared__ int partial[2][kWarps], taken[kWarps];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  Key keys[kPerThread];
-  grid_wait();
-  grid_trigger();
-  for (int i = 0; i < kPerThread; ++i)
-    keys[i] = row.at(
-        r, (static_cast<std::int64_t>(blockIdx.x) * kPerThread + i) * kThreads + threadIdx.x);
   // The smallest of the best, bit by bit: the largest number that enough keys reach.
   Key least = 0;
   for (int bit = 63, which = 0; bit >= 0; --bit, which ^= 1) {
@@ -149,8 +153,8 @@ __global__ void __launch_bounds__(kThreads) best_kernel(Row row, Found found, Dr
     __syncthreads();
     count = 0;
     for (int w = 0; w < kWarps; ++w) count += partial[which][w];
-    if (count >= found.count) least = next;
-    if (count == found.count) break;  // of the whole block
+    if (count >= wanted) least = next;
+    if (count == wanted) break;  // of the whole block
   }
   // Their places: after those of the threads before.
   int mine = 0;
@@ -161,12 +165,31 @@ __global__ void __launch_bounds__(kThreads) best_kernel(Row row, Found found, Dr
     if (lane >= step) place += other;
   }
   if (lane == kWarp - 1) taken[warp] = place;
-  if (static_cast<int>(threadIdx.x) < found.count) best[threadIdx.x] = 0;
+  if (static_cast<int>(threadIdx.x) < wanted) best[threadIdx.x] = 0;
   __syncthreads();
   place -= mine;
   for (int w = 0; w < warp; ++w) place += taken[w];
   for (int i = 0; i < kPerThread; ++i)
     if (keys[i] >= least && keys[i] != 0) best[place++] = keys[i];
+}
+
+__global__ void __launch_bounds__(kThreads) best_kernel(Row row, Found found, Drawing drawing) {
+  __shared__ Key best[kMostBest], sorted[kMostBest];
+  const std::int64_t r = blockIdx.y;
+  Key keys[kPerThread];
+  grid_wait();
+  grid_trigger();
+  for (int i = 0; i < kPerThread; ++i)
+    keys[i] = row.at(
+        r, (static_cast<std::int64_t>(blockIdx.x) * kPerThread + i) * kThreads + threadIdx.x);
+  if (found.count == 1) {
+    Key top = 0;
+    for (const Key key : keys) top = key > top ? key : top;
+    top = block_largest(top, sorted);
+    if (threadIdx.x == 0) best[0] = top;
+  } else {
+    take_best(keys, found.count, best);
+  }
   __syncthreads();
   const bool has_one = static_cast<int>(threadIdx.x) < found.count;
   const Key key = has_one ? best[threadIdx.x] : 0;
