@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
@@ -12,24 +13,31 @@
 
 namespace {
 
-constexpr std::size_t kBytes = std::size_t{1} << 30;
+constexpr std::size_t kBytes = std::size_t{1} << 30;  // at a time
+constexpr std::size_t kMostTimes = 16;
 constexpr std::size_t kHeader = 16;  // before every block: the logarithm of its size
 
 // Blocks are powers of two; those given back are kept in a list for each size.
 struct Pool {
-  std::byte* begin = nullptr;
-  std::size_t used = 0;
+  std::array<std::byte*, kMostTimes> memory = {};
+  std::size_t times = 0, used = 0;  // of the last
   std::array<void*, 64> free = {};
   std::mutex mutex;
 
-  Pool() {
-    void* memory = nullptr;
-    if (cudaHostAlloc(&memory, kBytes, cudaHostAllocDefault) == cudaSuccess)
-      begin = static_cast<std::byte*>(memory);
+  Pool() { grow(); }
+  bool grow() {
+    void* more = nullptr;
+    if (times == kMostTimes || cudaHostAlloc(&more, kBytes, cudaHostAllocDefault) != cudaSuccess)
+      return false;
+    memory[times++] = static_cast<std::byte*>(more);
+    used = 0;
+    return true;
   }
-  bool owns(const void* p) const { return begin != nullptr && p >= begin && p < begin + kBytes; }
+  bool owns(const void* p) const {
+    return std::any_of(memory.begin(), memory.begin() + static_cast<std::ptrdiff_t>(times),
+                       [p](const std::byte* at) { return p >= at && p < at + kBytes; });
+  }
   void* take(std::size_t bytes, std::size_t alignment) {
-    if (begin == nullptr) return nullptr;
     const std::size_t first = alignment > kHeader ? alignment : kHeader;
     const std::size_t size = std::bit_ceil(bytes + first);
     const auto power = static_cast<std::size_t>(std::countr_zero(size));
@@ -38,9 +46,12 @@ struct Pool {
     if (block != nullptr) {
       free[power] = *static_cast<void**>(free[power]);
     } else {
-      const std::size_t at = (used + 255) / 256 * 256;
-      if (at + size > kBytes) return nullptr;
-      block = begin + at;
+      std::size_t at = (used + 255) / 256 * 256;
+      if (at + size > kBytes) {
+        if (size > kBytes || !grow()) return nullptr;
+        at = 0;
+      }
+      block = memory[times - 1] + at;
       used = at + size;
     }
     std::byte* p = block + first;
@@ -77,7 +88,7 @@ namespace xlstm {
 bool pin_new_memory() {
   alignas(Pool) static std::byte memory[sizeof(Pool)];
   Pool* made = new (memory) Pool;
-  if (made->begin != nullptr) pool = made;
+  if (made->times > 0) pool = made;
   return pool != nullptr;
 }
 
