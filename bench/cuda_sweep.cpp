@@ -1,5 +1,5 @@
 // What the plans choose beside all that they could have chosen, on a card of capability 9.0 at the
-// 7B model's shape: two tables, as docs/performance.md has them.
+// 7B model's shape: two tables, as docs/performance_cuda.md has them.
 //   bench_cuda_sweep [rows of x, separated by commas]
 // Or what they choose for weights as they are beside what they choose for packed ones, in turn:
 //   bench_cuda_sweep ROWS packed
