@@ -84,5 +84,7 @@ TEST(Context, MeasuringReservesThePeak) {
   EXPECT_EQ(context.arena().mark(), 0U);
 }
 
+TEST(Context, TheCpuHasNoSignals) { EXPECT_EQ(Context({}, 1).signals(), nullptr); }
+
 }  // namespace
 }  // namespace xlstm
