@@ -1,10 +1,10 @@
 // What the plans choose beside all that they could have chosen, on a card of capability 9.0 at the
 // 7B model's shape: two tables, as docs/performance_cuda.md has them.
 //   bench_cuda_sweep [rows of x, separated by commas]
+// With `all` behind them, all times.
 // Or what they choose for weights as they are beside what they choose for packed ones, in turn:
 //   bench_cuda_sweep ROWS packed
 #include <fmt/core.h>
-#include <cstdlib>
 
 #include <numeric>
 #include <string>
@@ -92,6 +92,8 @@ void print_row(const std::string& what, const std::string& chosen, double chosen
   std::fflush(stdout);
 }
 
+bool prints_all = false;  ///< every plan, not the chosen and the fastest alone
+
 /// Times what is chosen and all of `plans`.
 template <class Plan, class Time>
 void sweep(const std::string& what, const Plan& chosen, const std::vector<Plan>& plans,
@@ -102,9 +104,7 @@ void sweep(const std::string& what, const Plan& chosen, const std::vector<Plan>&
   for (const Plan& plan : plans) {
     if (plan == chosen) continue;
     const double seconds = time(plan);
-    if (std::getenv("ALL"))
-      fmt::print("   {} {}: {:.1f} ({:.1f})\n", what, describe(plan), 1e6 * seconds,
-                 plan.cycles / 1755.0);
+    if (prints_all) fmt::print("| {} | {} | {:.1f} | | | |\n", what, describe(plan), 1e6 * seconds);
     if (seconds >= least) continue;
     least = seconds;
     fastest = plan;
@@ -280,6 +280,7 @@ int run(const std::string& list, bool packed) {
 
 int main(int argc, char** argv) {
   try {
+    prints_all = argc > 2 && argv[2] == std::string("all");
     return run(argc > 1 ? argv[1] : "32,64,128,256,512,2048,8192",
                argc > 2 && argv[2] == std::string("packed"));
   } catch (const std::exception& error) {

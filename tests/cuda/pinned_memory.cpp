@@ -59,12 +59,15 @@ struct Pool {
     reinterpret_cast<std::size_t*>(p)[-2] = first;
     return p;
   }
-  void give(void* p) {
+  /// @return whether it was from here
+  bool give(void* p) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!owns(p)) return false;
     const std::size_t power = static_cast<std::size_t*>(p)[-1];
     void* block = static_cast<std::byte*>(p) - static_cast<std::size_t*>(p)[-2];
-    const std::lock_guard<std::mutex> lock(mutex);
     *static_cast<void**>(block) = free[power];
     free[power] = block;
+    return true;
   }
 };
 
@@ -76,8 +79,7 @@ void* take(std::size_t bytes, std::size_t alignment) {
   return p;
 }
 void give(void* p) {
-  if (pool != nullptr && pool->owns(p)) return pool->give(p);
-  std::free(p);
+  if (pool == nullptr || !pool->give(p)) std::free(p);
 }
 
 }  // namespace

@@ -141,6 +141,7 @@ __global__ void __launch_bounds__(Block<kRows, kGroups, kTurns>::kThreads, 1)
       __syncwarp();
     } else {
       if (!B::kAsksEarly && warp == kWarps + 1 && first_job < jobs) {
+        // Those who multiply have no registers for the scales until the end.
         const Job tiles(args, first_job, kRows);
         if (lane < tiles.count) {
           prefetch_first(scales.of[tiles.weight] + (tiles.first + lane) * Tile::kRows);

@@ -55,21 +55,21 @@ __device__ __forceinline__ float4 load_shared_four(SharedAddress at) {
 /// kPartStages stages of x.
 struct Partials {
   static constexpr int kPartStages = 4;
+  static constexpr int kFours = kStreamKRows / 8;  // of a thread
+  static_assert(kCluster * kPackedTiledMostClusters <= Context::kSignals);
 
   PackedTiledWork work;
   float4* sums;
   unsigned* signals;  // of each block
 
-  template <int kTokens>
   __device__ __forceinline__ float4* place(int cluster, int rank) const {
-    return sums + (cluster * kCluster + rank) * kTokens * (kTiles * PackedTile::kRows / 4);
+    return sums + (cluster * kCluster + rank) * kFours * (kThreads - kGroup);
   }
   /// Writes what a thread of a warp group has.
-  template <int kTokens>
   __device__ __forceinline__ void write(const float* own, int cluster, int rank) const {
-    float4* const to = place<kTokens>(cluster, rank) + (threadIdx.x - kGroup);
+    float4* const to = place(cluster, rank) + (threadIdx.x - kGroup);
 #pragma unroll
-    for (int j = 0; j < kTokens / 8; ++j)
+    for (int j = 0; j < kFours; ++j)
       to[j * (kThreads - kGroup)] =
           make_float4(own[4 * j], own[4 * j + 1], own[4 * j + 2], own[4 * j + 3]);
   }
@@ -272,10 +272,11 @@ __global__ void __launch_bounds__(kThreads, 1)
           barrier_expect(full, R::kX);
           load_box_to(3, to + rank * (R::kX / kCluster), &maps.x, row, k * kMatmulDepth, full);
         }
-        if (!kStreamK || piece.begin > 0) continue;
+        if constexpr (!kStreamK) continue;
+        if (piece.begin > 0) continue;
         work.each_giver(piece, cluster, [&](int from) {
           partials.take(from, rank);
-          const float4* const sums = partials.place<kTokens>(from, rank);
+          const float4* const sums = partials.place(from, rank);
           for (int i = 0; i < Partials::kPartStages; ++i, turn.next(R::kXStages)) {
             const SharedAddress full = x_full + 8 * turn.at;
             barrier_wait(x_empty + 8 * turn.at, turn.phase ^ 1);
@@ -365,34 +366,35 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       wgmma_wait<0>();
       release_x();
-      if (kStreamK && piece.begin > 0) {
-        partials.write<kTokens>(sums, cluster, rank);
-        named_barrier_arrive(kGiven, kThreads - kGroup + kWarp);
-        continue;
-      }
-      const auto add = [&](int) {
-#pragma unroll
-        for (int i = 0; i < Partials::kPartStages; ++i) {
-          barrier_wait(x_full + 8 * x_turn.at, x_turn.phase);
-          constexpr int kOfStage = kTokens / 8 / Partials::kPartStages;  // of a thread
-          const SharedAddress from =
-              x_base + x_turn.at * R::kX + (static_cast<int>(threadIdx.x) - kGroup) * 16;
-#pragma unroll
-          for (int j = 0; j < kOfStage; ++j) {
-            const float4 more = load_shared_four(from + j * (kThreads - kGroup) * 16);
-            float* const sum = sums + 4 * (i * kOfStage + j);
-            sum[0] += more.x;
-            sum[1] += more.y;
-            sum[2] += more.z;
-            sum[3] += more.w;
-          }
-          __syncwarp();
-          before = x_empty + 8 * x_turn.at;
-          release_x();
-          x_turn.next(R::kXStages);
+      if constexpr (kStreamK) {
+        if (piece.begin > 0) {
+          partials.write(sums, cluster, rank);
+          named_barrier_arrive(kGiven, kThreads - kGroup + kWarp);
+          continue;
         }
-      };
-      if constexpr (kStreamK) work.each_giver(piece, cluster, add);
+        work.each_giver(piece, cluster, [&](int) {
+#pragma unroll
+          for (int i = 0; i < Partials::kPartStages; ++i) {
+            barrier_wait(x_full + 8 * x_turn.at, x_turn.phase);
+            constexpr int kOfStage = Partials::kFours / Partials::kPartStages;
+            const SharedAddress from =
+                x_base + x_turn.at * R::kX + (static_cast<int>(threadIdx.x) - kGroup) * 16;
+#pragma unroll
+            for (int j = 0; j < kOfStage; ++j) {
+              const float4 more = load_shared_four(from + j * (kThreads - kGroup) * 16);
+              float* const sum = sums + 4 * (i * kOfStage + j);
+              sum[0] += more.x;
+              sum[1] += more.y;
+              sum[2] += more.z;
+              sum[3] += more.w;
+            }
+            __syncwarp();
+            before = x_empty + 8 * x_turn.at;
+            release_x();
+            x_turn.next(R::kXStages);
+          }
+        });
+      }
 #pragma unroll
       for (int i = 0; i < decltype(stores)::kSteps; ++i)
         stores.step(i, sums, rows, args, &maps.y[p.weight], p.row * kTokens, column);

@@ -42,7 +42,6 @@ struct PackedTiledWork {
   /// Stages `begin` to `end` - 1 of a tile.
   struct Piece {
     int tile, begin, end;
-    bool operator==(const Piece&) const = default;
   };
 
   XLSTM_HOST_DEVICE constexpr PackedTiledWork(std::int64_t tiles_, std::int64_t stages_,

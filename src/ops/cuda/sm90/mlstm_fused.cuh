@@ -228,15 +228,16 @@ struct FusedBorders {
 /// Where the state before a block's first chunk lies.
 enum class FusedSource { none, record, scratch };
 
-/// Gets the part of that state that a thread has: load(source, slot), and then for further slots of
-/// the scratch memory state = factor state + that by add(slot, factor).
+/// Gets the part of that state that a thread has: load(source), which is slot 0 of the scratch
+/// memory or the record, and then for further slots state = factor state + that by add(slot,
+/// factor).
 template <class Load, class Add>
 __device__ __forceinline__ void begin_state(const FusedCell& cell, const FusedWork& work,
                                             bool adds_only, Load&& load, Add&& add) {
   FusedSource source = adds_only ? FusedSource::none : FusedSource::scratch;
   if (work.whole || work.keeps_record(adds_only))
     source = cell.batch.slots[work.s] != nullptr ? FusedSource::record : FusedSource::none;
-  load(source, 0);
+  load(source);
   if (source != FusedSource::scratch) return;
   const FusedFrame* frames = cell.frame(work.s, work.head);
   for (int next = 1; next <= work.segment; ++next)

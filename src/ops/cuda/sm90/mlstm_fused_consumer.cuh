@@ -39,19 +39,19 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
            (std::int64_t{block} + thread_index() / kGroup - 1) * (kSums / 4 * kGroup) +
            thread_index() % kGroup;
   };
-  const auto load_c = [&](FusedSource source, int slot) {
-    if (kOutputs && source == FusedSource::scratch) {
-      const float4* const from = scratch(work, slot);
+  const auto each_four = [&](const FusedWork& work, int slot, auto&& body) {
+    float4* const place = scratch(work, slot);
 #pragma unroll
-      for (int x = 0; x < kSums / 4; ++x) {
-        const float4 four = from[x * kGroup];
-        c[4 * x] = four.x;
-        c[4 * x + 1] = four.y;
-        c[4 * x + 2] = four.z;
-        c[4 * x + 3] = four.w;
-      }
-      return;
-    }
+    for (int x = 0; x < kSums / 4; ++x) body(c + 4 * x, place[x * kGroup]);
+  };
+  const auto load_c = [&](FusedSource source) {
+    if (kOutputs && source == FusedSource::scratch)
+      return each_four(work, 0, [](float* own, const float4& four) {
+        own[0] = four.x;
+        own[1] = four.y;
+        own[2] = four.z;
+        own[3] = four.w;
+      });
     const bool in_record = source == FusedSource::record;
     each(work, [&](float& value, const float* from, bool live) {
       value = 0;
@@ -59,21 +59,17 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     });
   };
   const auto add_c = [&](int slot, float factor) {
-    const float4* const from = scratch(work, slot);
-#pragma unroll
-    for (int x = 0; x < kSums / 4; ++x) {
-      const float4 four = from[x * kGroup];
-      c[4 * x] = four.x + factor * c[4 * x];
-      c[4 * x + 1] = four.y + factor * c[4 * x + 1];
-      c[4 * x + 2] = four.z + factor * c[4 * x + 2];
-      c[4 * x + 3] = four.w + factor * c[4 * x + 3];
-    }
+    each_four(work, slot, [&](float* own, const float4& four) {
+      own[0] = four.x + factor * own[0];
+      own[1] = four.y + factor * own[1];
+      own[2] = four.z + factor * own[2];
+      own[3] = four.w + factor * own[3];
+    });
   };
   const auto keep_c = [&](const FusedWork& work, int slot) {
-    float4* const to = scratch(work, slot);
-#pragma unroll
-    for (int x = 0; x < kSums / 4; ++x)
-      to[x * kGroup] = make_float4(c[4 * x], c[4 * x + 1], c[4 * x + 2], c[4 * x + 3]);
+    each_four(work, slot, [](const float* own, float4& four) {
+      four = make_float4(own[0], own[1], own[2], own[3]);
+    });
   };
   // C as a record has it, for a backward pass. One address after the other: few registers.
   const auto save_c = [&](int border, const FusedFrame& frame) {

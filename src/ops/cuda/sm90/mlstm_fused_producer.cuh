@@ -179,10 +179,10 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   const auto each_key = [&](auto&& body) {
     for (int key = thread_index(); key < kDqk; key += kGroup) body(at.n()[key], key);
   };
-  const auto load_n = [&](FusedSource source, int slot) {
+  const auto load_n = [&](FusedSource source) {
     const float* from = source == FusedSource::record
                             ? cell.first_n + (std::int64_t{work.s} * cell.heads + work.head) * kDqk
-                            : cell.n + work.state(cell, slot) * kDqk;
+                            : cell.n + work.state(cell, 0) * kDqk;
     each_key([&](float& n, int key) { n = source != FusedSource::none ? from[key] : 0.0F; });
   };
   const auto add_n = [&](int slot, float factor) {
