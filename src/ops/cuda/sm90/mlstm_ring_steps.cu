@@ -20,10 +20,10 @@ using namespace ring_steps;
 // A pair of blocks takes sequences and heads in turn, each block half of the rows of C and half of
 // the tokens in the ring, and C streams through shared memory without a pause: a warp copies what
 // waits in the ring and then the rows, in large pieces, and goes on to the next head while the
-// others still work on this one. One warp brings the step's own token, eight multiply, and one ends
-// a head: it adds up half of the columns, with what the other block has of them, takes the norm
-// with the other's moments, and writes what the step leaves. What both blocks read of a record is
-// written once both have said that they are done with the head.
+// others still work on this one. One warp brings the step's own token, eight multiply, and two end
+// heads in turn: one adds up half of the columns, with what the other block has of them, takes the
+// norm with the other's moments, and writes what the step leaves. What both blocks read of a record
+// is written once both have said that they are done with the head.
 
 /// What each role does; `unit` counts sequences and heads.
 /// @tparam C  the type of C, float or Bf16
@@ -138,12 +138,6 @@ struct Pair {
     }
   }
 
-  /// What is read of a record and the batch for the gates of a head.
-  struct Lookup {
-    std::byte* slot = nullptr;
-    int t = -1;  // of the token; negative: not one token
-    float gate = 0, m = 0;
-  };
   __device__ __forceinline__ Lookup look_up(int unit) const {
     Lookup found;
     if (unit >= units) return found;
@@ -161,41 +155,37 @@ struct Pair {
     if (step.has_stabiliser) found.m = *record(found.slot, step.offsets.m, head);
   }
 
-  // Loads wait behind the copies that are under way: those of a head are all issued together, and
-  // what they need to know is looked up before.
+  // Loads wait behind the copies that are under way, longer than a head of C in bf16 takes: all
+  // those of a head are issued together while the one before it is made, and what they need to know
+  // is looked up before.
   __device__ void bring() const {
     const int tokens = static_cast<int>(ring.tokens);
+    const DType type = Values::type(step);
     Turn<kBuffers> turn;
     Lookup next = look_up(first), after = look_up(first + stride);
     load_gates(next, first);
     grid_wait();
     grid_trigger();
+    Values next_values;
+    if (next.t >= 0) next_values.load(step, next.t, first % step.heads, lane);
     for (int unit = first; unit < units; unit += stride) {
       const Lookup now = next;
+      const Values values = next_values;
       next = after;
       after = look_up(unit + 2 * stride);
       load_gates(next, unit + stride);
+      if (next.t >= 0) next_values.load(step, next.t, (unit + stride) % step.heads, lane);
       std::byte* const slot = now.slot;
       const int t = now.t, head = unit % step.heads;
       const float gate = now.gate;
       if (t < 0) continue;
-      const float log_f = step.log_f.row(t)[head], log_i = step.i.row(t)[head];
-      const DType type = step.q.is_bf16 ? DType::bf16 : DType::f32;
-      Raw<kMostKeys / kWarp> q, k;
-      Raw<kMostValues / kWarp> v;
-      const auto within = [&](int width) {
-        return [=, lane = lane](int i) { return i * kWarp + lane < width ? i * kWarp + lane : -1; };
-      };
-      q.load(step.q.data, type, t * step.q.stride + head * step.dqk, within(step.dqk));
-      k.load(step.k.data, type, t * step.k.stride + head * step.dqk, within(step.dqk));
-      v.load(step.v.data, type, t * step.v.stride + head * step.dv, within(step.dv));
       const int before = slot != nullptr ? __float_as_int(__shfl_sync(~0U, gate, tokens + 1)) : 0;
       const float old_decay = before > 0 ? __shfl_sync(~0U, gate, tokens) : 1.0F;
       std::uint32_t position = 0;
       if (kRounds) position = __float_as_uint(__shfl_sync(~0U, gate, kPositionLane));
       // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
       // collects no rounding errors.
-      const double old_m = now.m, f = log_f, i = log_i;
+      const double old_m = now.m, f = values.log_f, i = values.log_i;
       const double decayed = (f < -1e4 ? -1e4 : f) + old_m;
       const double new_m = step.has_stabiliser ? larger(decayed, i) : 0.0;
       const double exponent = lane == 0 ? decayed - new_m : lane == 1 ? i - new_m : -new_m;
@@ -206,11 +196,12 @@ struct Pair {
       Token& token = shared.tokens[turn.at];
 #pragma unroll
       for (int j = 0; j < kMostKeys / kWarp; ++j) {
-        token.q[j * kWarp + lane] = q.at(j, type);
-        token.k[j * kWarp + lane] = k.at(j, type);
+        token.q[j * kWarp + lane] = values.q.at(j, type);
+        token.k[j * kWarp + lane] = values.k.at(j, type);
       }
 #pragma unroll
-      for (int j = 0; j < kMostValues / kWarp; ++j) token.v[j * kWarp + lane] = v.at(j, type);
+      for (int j = 0; j < kMostValues / kWarp; ++j)
+        token.v[j * kWarp + lane] = values.v.at(j, type);
       if (lane < kMost)
         token.weights[lane] = lane < before ? forget * gate : lane == before ? input : 0.0F;
       if (lane == 0) {
@@ -229,10 +220,13 @@ struct Pair {
       if (lane == 0) barrier_arrive(cuda::shared_address(&shared.token_full[turn.at]));
       turn.next();
     }
-    barrier_wait(cuda::shared_address(&shared.token_empty[turn.at]), turn.phase ^ 1);
-    if (lane == 0) {
-      shared.tokens[turn.at].t = -1;
-      barrier_arrive(cuda::shared_address(&shared.token_full[turn.at]));
+    // There is nothing more: for each warp that ends heads, because they take tokens in turn.
+    for (int f = 0; f < kFinishers; ++f, turn.next()) {
+      barrier_wait(cuda::shared_address(&shared.token_empty[turn.at]), turn.phase ^ 1);
+      if (lane == 0) {
+        shared.tokens[turn.at].t = -1;
+        barrier_arrive(cuda::shared_address(&shared.token_full[turn.at]));
+      }
     }
   }
 
@@ -386,15 +380,17 @@ struct Pair {
     }
   }
 
-  __device__ void finish() const {
+  /// @param own  this warp among those that end heads, which take them in turn
+  __device__ void finish(int own) const {
     const int dqk = step.dqk, dv = step.dv, half = dv / 2, groups = kWorkers / (dv / 4);
     constexpr int kQuads = kMostValues / 2 / 4 / kWarp;  // of a lane
     const auto other_block = [&](const void* at) {
       return cluster_address(cuda::shared_address(at), rank ^ 1);
     };
     const DType o_type = step.o.is_bf16 ? DType::bf16 : DType::f32;
-    const SharedAddress sums_sent = cuda::shared_address(&shared.sums_sent);
-    const SharedAddress moments_sent = cuda::shared_address(&shared.moments_sent);
+    FromOther& from = shared.from_other[own];
+    const SharedAddress sums_sent = cuda::shared_address(&from.sums_sent);
+    const SharedAddress moments_sent = cuda::shared_address(&from.moments_sent);
     // The columns of half a head that the lane has.
     const auto each_quad = [&](auto&& body) {
 #pragma unroll
@@ -409,7 +405,10 @@ struct Pair {
     };
     Turn<kBuffers> turn;
     unsigned phase = 0;
-    for (;; turn.next(), phase ^= 1) {
+    const auto skip = [&](int heads) {
+      for (int i = 0; i < heads; ++i) turn.next();
+    };
+    for (skip(own);; skip(kFinishers), phase ^= 1) {
       barrier_wait(cuda::shared_address(&shared.token_full[turn.at]), turn.phase);
       const Token& token = shared.tokens[turn.at];
       if (token.t < 0) return;
@@ -438,11 +437,11 @@ struct Pair {
       if (lane == 0) {
         barrier_expect(sums_sent, half * 4 + 4);
         barrier_expect(moments_sent, 8);
-        send(other_block(&shared.other_l), result.l, other_block(&shared.sums_sent));
+        send(other_block(&from.l), result.l, other_block(&from.sums_sent));
       }
       each_quad([&](int, int column) {
-        send(other_block(&shared.other_h[column]), sum_of((rank ^ 1) * half + column),
-             other_block(&shared.sums_sent));
+        send(other_block(&from.h[column]), sum_of((rank ^ 1) * half + column),
+             other_block(&from.sums_sent));
       });
       each_quad([&](int i, int column) {
         const float4 sum = sum_of(rank * half + column);
@@ -452,7 +451,7 @@ struct Pair {
         h[i + 3] = sum.w;
       });
       barrier_wait(sums_sent, phase);
-      const float l = (result.l + shared.other_l) * step.scale;
+      const float l = (result.l + from.l) * step.scale;
       float out = step.scale;
       if (step.normalise) {
         const float magnitude = fabsf(l);  // the comparison keeps a NaN
@@ -460,7 +459,7 @@ struct Pair {
       }
       float mean = 0, second = 0;
       each([&](int i, int column) {
-        h[i] = out * (h[i] + shared.other_h[column]);
+        h[i] = out * (h[i] + from.h[column]);
         mean += h[i];
       });
       const auto count = static_cast<float>(half);
@@ -468,9 +467,9 @@ struct Pair {
       each([&](int i, int) { second = fmaf(h[i] - mean, h[i] - mean, second); });
       second = warp_sum(second);
       if (lane == 0)
-        send(other_block(&shared.other_moments), mean, second, other_block(&shared.moments_sent));
+        send(other_block(&from.moments), mean, second, other_block(&from.moments_sent));
       barrier_wait(moments_sent, phase);
-      const float2 other = shared.other_moments;
+      const float2 other = from.moments;
       __syncwarp();
       if (step.has_norm) {
         const float apart = mean - other.x;
@@ -487,23 +486,23 @@ struct Pair {
       if (token.slot != nullptr) {
         const int before = token.before;
         const bool writes = folds(before);
-        const HeadRing own = head_ring(token.slot, token.head);
+        const HeadRing kept = head_ring(token.slot, token.head);
         float* const n = record(token.slot, step.offsets.n,
                                 static_cast<std::int64_t>(token.head) * dqk + first_row);
         for (int a = lane; a < rows; a += kWarp) {
           n[a] = result.n[a];
-          if (!writes) own.k[before * dqk + first_row + a] = token.k[first_row + a];
+          if (!writes) kept.k[before * dqk + first_row + a] = token.k[first_row + a];
         }
         if (!writes)
           for (int x = rank * half + lane; x < (rank + 1) * half; x += kWarp)
-            own.v[before * dv + x] = token.v[x];
+            kept.v[before * dv + x] = token.v[x];
         if (rank == 0) {
-          if (!writes && lane <= before) own.weights[lane] = token.weights[lane];
+          if (!writes && lane <= before) kept.weights[lane] = token.weights[lane];
           if (lane == 0) {
             *record(token.slot, step.offsets.m, token.head) = token.m;
-            *own.decay = token.decay;
-            *own.waiting = writes ? 0 : before + 1;
-            if (kRounds && writes) *own.position = token.position;
+            *kept.decay = token.decay;
+            *kept.waiting = writes ? 0 : before + 1;
+            if (kRounds && writes) *kept.position = token.position;
           }
         }
       }
@@ -536,8 +535,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       init(shared->result_full[i], kConsumers);
       init(shared->result_empty[i], 1);
     }
-    init(shared->sums_sent, 1);
-    init(shared->moments_sent, 1);
+    for (FromOther& from : shared->from_other) {
+      init(from.sums_sent, 1);
+      init(from.moments_sent, 1);
+    }
     barrier_fence_init();
   }
   __syncthreads();
@@ -566,7 +567,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     grid_wait();
   if (warp < kConsumers) pair.multiply();
   cluster_wait();  // the other block has set up its barriers
-  if (warp == kFinisher) pair.finish();
+  if (warp >= kFinisher) pair.finish(warp - kFinisher);
 }
 
 }  // namespace

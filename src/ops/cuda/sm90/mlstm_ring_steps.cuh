@@ -9,6 +9,7 @@
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/pack.cuh"
 #include "ops/cuda/sm90/device/barrier.cuh"
+#include "ops/cuda/sm90/mlstm_steps.cuh"
 #include "ops/mlstm_ring.hpp"
 #include "ops/random_rounding.hpp"
 #include "xlstm/dtype.hpp"
@@ -18,11 +19,12 @@ namespace xlstm::ops::cuda::sm90::ring_steps {
 // Warps: those that multiply come first.
 constexpr int kConsumers = 8, kProducer = kConsumers, kBringer = kProducer + 1,
               kFinisher = kProducer + 2;
-constexpr int kThreads = (kFinisher + 1) * kWarp, kWorkers = kConsumers * kWarp;
+constexpr int kFinishers = 2;
+constexpr int kThreads = (kFinisher + kFinishers) * kWarp, kWorkers = kConsumers * kWarp;
 constexpr int kMost = MlstmRing::kMostTokens;
 constexpr int kMostKeys = 512;           // of q and k
 constexpr int kMostValues = 512;         // of v
-constexpr int kStages = 4, kFlight = 3;  // of them, at most so many are under way
+constexpr int kStages = 5, kFlight = 3;  // of them, at most so many are under way
 constexpr int kStageFloats = 8192;
 constexpr int kBuffers = 3;
 constexpr int kMostRows = kMostKeys / 2;  // of C, of a block
@@ -43,18 +45,22 @@ struct alignas(16) Token {
 struct alignas(16) Result {
   float parts[kWorkers * 4], n[kMostRows], l, unused[3];
 };
+/// What the other block sends: its sums of this block's columns, its part of n q and its moments.
+struct alignas(16) FromOther {
+  float h[kMostValues / 2];
+  alignas(8) float2 moments;
+  float l;
+  std::uint64_t sums_sent, moments_sent;
+};
 struct Shared {
   float stages[kStages][kStageFloats];
   Token tokens[kBuffers];
   Result results[kBuffers];
   float4 keys[kMostRows][kMost / 4];  // w_j k_j, while C is written
   float scores[2][kMost];
-  // Of the other block: its sums of this block's columns, its part of n q and its moments.
-  float other_h[kMostValues / 2];
-  alignas(8) float2 other_moments;
-  float other_l;
+  FromOther from_other[kFinishers];
   std::uint64_t full[kStages], empty[kStages], token_full[kBuffers], token_empty[kBuffers],
-      result_full[kBuffers], result_empty[kBuffers], sums_sent, moments_sent;
+      result_full[kBuffers], result_empty[kBuffers];
 };
 
 /// A place in a ring of barriers.
@@ -153,6 +159,34 @@ struct Raw {
     if (type == DType::f32) return __uint_as_float(bits[i]);
     if (type == DType::bf16) return __uint_as_float(bits[i] << 16);
     return __half2float(__ushort_as_half(static_cast<unsigned short>(bits[i])));
+  }
+};
+
+/// What is read of a record and the batch for the gates of a head.
+struct Lookup {
+  std::byte* slot = nullptr;
+  int t = -1;  // of the token; negative: not one token
+  float gate = 0, m = 0;
+};
+
+/// The step's own token of a head, as the products left it.
+struct Values {
+  float log_f, log_i;
+  Raw<kMostKeys / kWarp> q, k;
+  Raw<kMostValues / kWarp> v;
+
+  __device__ __forceinline__ static DType type(const MlstmStepsCall& step) {
+    return step.q.is_bf16 ? DType::bf16 : DType::f32;
+  }
+  __device__ __forceinline__ void load(const MlstmStepsCall& step, int t, int head, int lane) {
+    const auto within = [lane](int width) {
+      return [=](int i) { return i * kWarp + lane < width ? i * kWarp + lane : -1; };
+    };
+    log_f = step.log_f.row(t)[head];
+    log_i = step.i.row(t)[head];
+    q.load(step.q.data, type(step), t * step.q.stride + head * step.dqk, within(step.dqk));
+    k.load(step.k.data, type(step), t * step.k.stride + head * step.dqk, within(step.dqk));
+    v.load(step.v.data, type(step), t * step.v.stride + head * step.dv, within(step.dv));
   }
 };
 
