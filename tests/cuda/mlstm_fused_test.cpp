@@ -48,8 +48,13 @@ TEST(MlstmFusedPlan, CutsFewLongSequences) {
   EXPECT_EQ(plan_of(8, 256, 512, {2048, 2048, 2048, 2048}).segments, 1);  // 128 blocks
   const Plan one = plan_of(8, 256, 512, {8192});
   EXPECT_EQ(one.segments, 4);
-  EXPECT_EQ(one.segment_chunks, 32);
+  // Later segments have fewer chunks, since they add up more states.
+  EXPECT_EQ(one.cuts.begin_of(1), 33);
+  EXPECT_EQ(one.cuts.begin_of(2), 66);
+  EXPECT_EQ(one.cuts.begin_of(3), 98);
   EXPECT_EQ(one.blocks(), 128);
+  EXPECT_EQ(plan_of(2, 64, 512, {1100, 300, 65, 1}).cuts.fewer, 1);
+  EXPECT_EQ(plan_of(1, 256, 512, {1100, 300, 65, 1}).cuts.fewer, 0);  // too short for that
   EXPECT_EQ(plan_of(8, 256, 512, {32768, 32768}).segments, 2);
   EXPECT_EQ(plan_of(8, 256, 512, {512}).segments, 1);  // too short
   EXPECT_EQ(plan_of(8, 256, 512, {576}).segments, 3);
@@ -62,8 +67,12 @@ TEST(MlstmFusedPlan, SegmentsCoverTheLongest) {
     for (int heads : {1, 3, 8, 32}) {
       const Plan plan = plan_of(heads, 128, 256, {length, 17});
       const std::int64_t chunks = (plan.longest + Plan::kChunk - 1) / Plan::kChunk;
-      EXPECT_GE(plan.segments * plan.segment_chunks, chunks);
-      EXPECT_LT((plan.segments - 1) * plan.segment_chunks, std::max<std::int64_t>(1, chunks));
+      const auto segments = static_cast<int>(plan.segments);
+      EXPECT_EQ(plan.cuts.begin_of(0), 0);
+      for (int segment = 0; segment < segments; ++segment)
+        EXPECT_LT(plan.cuts.begin_of(segment), plan.cuts.begin_of(segment + 1));
+      EXPECT_GE(plan.cuts.begin_of(segments), chunks);
+      EXPECT_LT(plan.cuts.begin_of(segments - 1), std::max<std::int64_t>(1, chunks));
       EXPECT_EQ(plan.segments == 1, plan.c == 0);
     }
 }
@@ -118,8 +127,8 @@ TEST(MlstmFusedPlan, ServesWhatTheKernelHas) {
 TEST(CudaMlstmFused, SegmentsAndClustersMatchTheOracle) {
   if (test_device().is_cpu() || cuda::level(test_device()) != cuda::Level::sm90)
     GTEST_SKIP() << "no kernel of compute capability 9.0";
-  for (MlstmShape shape :
-       {MlstmShape{1, 256, 512}, MlstmShape{2, 128, 256}, MlstmShape{1, 64, 64}}) {
+  for (MlstmShape shape : {MlstmShape{1, 256, 512}, MlstmShape{2, 128, 256}, MlstmShape{1, 64, 64},
+                           MlstmShape{2, 64, 512}}) {  // the last one's segments differ
     MlstmCall call(shape, {1100, 300, 65, 1}, MlstmGate::exponential, 7, DType::bf16,
                    Regime::typical, true);
     call.has_record[1] = false;

@@ -44,7 +44,7 @@ TEST(CudaMlstmSaved, FusedKernelMatchesTheOracleAndRepeats) {
   for (const MlstmGate gate : {MlstmGate::exponential, MlstmGate::sigmoid})
     for (const MlstmShape shape :
          {MlstmShape{1, 256, 512}, MlstmShape{2, 128, 256}, MlstmShape{3, 64, 64},
-          MlstmShape{1, 200, 384}, MlstmShape{1, 24, 40}}) {
+          MlstmShape{1, 200, 384}, MlstmShape{1, 24, 40}, MlstmShape{2, 64, 384}}) {
       SCOPED_TRACE(std::to_string(shape.dqk) + " x " + std::to_string(shape.dv));
       MlstmCall call(shape, {1100, 300, 65, 1, 128}, gate, 7, DType::bf16, Regime::resets, true);
       call.has_record[1] = false;

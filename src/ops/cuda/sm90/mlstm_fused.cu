@@ -36,8 +36,8 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, const
                    .threads = kGateWarps * 32,
                    .overlap = true};
   if (!plan.own_gates) {
-    launch(context, kName, gates, mlstm_fused_totals_kernel, cell, kDqk);
-    launch(context, kName, gates, mlstm_fused_gates_kernel, cell);
+    launch(context, kName, gates, mlstm_fused_totals_kernel, cell);
+    launch(context, kName, gates, mlstm_fused_gates_kernel, cell, kDqk);
   }
   Grid grid{.x = plan.blocks(),
             .threads = kFusedThreads,
@@ -75,7 +75,7 @@ bool mlstm_fused(Context& context, const MlstmArgs& a, bool early, std::int64_t 
                        .dv = static_cast<int>(plan.dv),
                        .slices = static_cast<int>(plan.slices),
                        .segments = static_cast<int>(plan.segments),
-                       .segment_chunks = static_cast<int>(plan.segment_chunks),
+                       .cuts = plan.cuts,
                        .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk)),
                        .eps = a.eps,
                        .exponential = a.gate == MlstmGate::exponential,
@@ -87,7 +87,6 @@ bool mlstm_fused(Context& context, const MlstmArgs& a, bool early, std::int64_t 
                        .gates = reinterpret_cast<ChunkGates*>(scratch + plan.gates),
                        .totals = reinterpret_cast<double2*>(scratch + plan.totals),
                        .frames = reinterpret_cast<FusedFrame*>(scratch + plan.frames),
-                       .chunks_at = reinterpret_cast<int4*>(scratch + plan.chunks_at),
                        .first_chunks = reinterpret_cast<std::int32_t*>(scratch + plan.first_chunks),
                        .first_n = reinterpret_cast<float*>(scratch + plan.first_n),
                        .c = reinterpret_cast<float*>(scratch + plan.c),

@@ -25,6 +25,7 @@
 #include "ops/cuda/device/batch.cuh"
 #include "ops/cuda/device/overlap.cuh"
 #include "ops/cuda/mlstm_saved.cuh"
+#include "ops/cuda/sm90/mlstm_fused_plan.hpp"
 
 namespace xlstm::ops::cuda::sm90 {
 
@@ -67,7 +68,8 @@ struct FusedCell {
   DeviceBatch batch;
   MlstmStateOffsets offsets;
   int heads, dqk, dv, slices;
-  int segments, segment_chunks;
+  int segments;
+  MlstmSegments cuts;
   float scale, eps;
   bool exponential, normalise;
   std::int64_t all_chunks;
@@ -78,7 +80,6 @@ struct FusedCell {
   ChunkGates* gates;           // [heads, all chunks]
   double2* totals;             // of the same: the sum of log f and the largest beta
   FusedFrame* frames;          // [heads, all chunks + sequences], one more for each sequence
-  int4* chunks_at;             // of all chunks: sequence, first token, tokens, number in it
   std::int32_t* first_chunks;  // of each sequence, in the list of all
   float* first_n;              // [sequences, heads, padded dqk], zeros where there is no record
   float* c;                    // of segments
@@ -145,7 +146,8 @@ struct FusedShared {
   static constexpr int kOutputPlaces = kFactors + 2 * kChunk * 4;
   static constexpr int kN = kOutputPlaces + 3 * 16;
   static constexpr int kOwnGates = kN + kDqk * 4;
-  static constexpr int kBarriers = kOwnGates + sizeof(FusedOwnGates);
+  static constexpr int kSegmentFactors = kOwnGates + sizeof(FusedOwnGates);
+  static constexpr int kBarriers = kSegmentFactors + MlstmFusedPlan::kMaxSegments * 4;
   static constexpr int kBytes = kBarriers + kFusedBarriers * 8;
   static_assert(kBytes <= 227 << 10);
 };
@@ -182,12 +184,12 @@ struct FusedWork {
     s = block % sequences;
     segment = block / sequences;
     const int first = cell.batch.offsets[s], tokens = cell.length(s);
-    const int per_segment = cell.segment_chunks * kChunk;
-    const int skipped = min(tokens, segment * per_segment);
+    const int skipped_chunks = cell.cuts.begin_of(segment);
+    const int skipped = min(tokens, skipped_chunks * kChunk);
     begin = first + skipped;
-    length = min(tokens - skipped, per_segment);
+    length = min(tokens - skipped, cell.cuts.begin_of(segment + 1) * kChunk - skipped);
     chunks = (length + kChunk - 1) / kChunk;
-    first_chunk = cell.own_gates ? 0 : cell.first_chunks[s] + segment * cell.segment_chunks;
+    first_chunk = cell.own_gates ? 0 : cell.first_chunks[s] + skipped_chunks;
     last = skipped + length == tokens;
     whole = last && segment == 0;
   }
@@ -208,7 +210,7 @@ struct FusedBorders {
   int behind;                // that border
 
   __device__ FusedBorders(const FusedCell& cell, const FusedWork& work) {
-    const int number = work.segment * cell.segment_chunks;
+    const int number = cell.cuts.begin_of(work.segment);
     chunks = static_cast<int>(cell.saved.border) / kChunk;
     behind = number % chunks;
     frames = cell.frame(work.s, work.head) + number;
@@ -229,8 +231,8 @@ struct FusedBorders {
 enum class FusedSource { none, record, scratch };
 
 /// Gets the part of that state that a thread has: load(source), which is slot 0 of the scratch
-/// memory or the record, and then for further slots state = factor state + that by add(slot,
-/// factor).
+/// memory or the record, and then add(n), if n > 0 more segments are before this one: state = that
+/// of slot p + factor p of the segments times state, for p from 1 to n.
 template <class Load, class Add>
 __device__ __forceinline__ void begin_state(const FusedCell& cell, const FusedWork& work,
                                             bool adds_only, Load&& load, Add&& add) {
@@ -238,11 +240,15 @@ __device__ __forceinline__ void begin_state(const FusedCell& cell, const FusedWo
   if (work.whole || work.keeps_record(adds_only))
     source = cell.batch.slots[work.s] != nullptr ? FusedSource::record : FusedSource::none;
   load(source);
-  if (source != FusedSource::scratch) return;
+  if (source == FusedSource::scratch && work.segment > 0) add(work.segment);
+}
+
+/// By how much a state fades over the segment before this one.
+__device__ __forceinline__ float segment_factor(const FusedCell& cell, const FusedWork& work,
+                                                int segment) {
   const FusedFrame* frames = cell.frame(work.s, work.head);
-  for (int next = 1; next <= work.segment; ++next)
-    add(next, expf(static_cast<float>(frames[next * cell.segment_chunks].decay -
-                                      frames[(next - 1) * cell.segment_chunks].decay)));
+  return expf(static_cast<float>(frames[cell.cuts.begin_of(segment)].decay -
+                                 frames[cell.cuts.begin_of(segment - 1)].decay));
 }
 
 /// After the last chunk of the sequence.

@@ -13,6 +13,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   constexpr int kSums = kDqk / 2;
   const FusedWork work(cell);
   const int chunks = work.chunks;
+  if (!cell.own_gates) grid_wait();
 
   // C transposed: rows are columns of C.
   float c[kSums];
@@ -58,13 +59,17 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       if (in_record && live) value = *from;
     });
   };
-  const auto add_c = [&](int slot, float factor) {
-    each_four(work, slot, [&](float* own, const float4& four) {
-      own[0] = four.x + factor * own[0];
-      own[1] = four.y + factor * own[1];
-      own[2] = four.z + factor * own[2];
-      own[3] = four.w + factor * own[3];
-    });
+  const auto add_c = [&](int slots) {
+#pragma unroll 1
+    for (int slot = 1; slot <= slots; ++slot) {
+      const float factor = at.segment_factor(slot);
+      each_four(work, slot, [&](float* own, const float4& four) {
+        own[0] = four.x + factor * own[0];
+        own[1] = four.y + factor * own[1];
+        own[2] = four.z + factor * own[2];
+        own[3] = four.w + factor * own[3];
+      });
+    }
   };
   const auto keep_c = [&](const FusedWork& work, int slot) {
     each_four(work, slot, [](const float* own, float4& four) {
@@ -130,15 +135,20 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   };
   const auto wait_for_v = [&](int chunk) {
     at.wait_v(kFullV, chunk);
-    if (kOutputs)
-      at.wait_v(kFullScores, chunk);
-    else if (at.output(0).length < (chunk + 1) * kChunk)  // its end is cleared
+    if (at.output(0).length < (chunk + 1) * kChunk)  // its end is cleared
       barrier_wait(at.barrier(kFullScores), 0);
   };
   const auto release_v = [&](int chunk) {
     if (chunk + Shared::kStagesV >= chunks) return;
     __syncwarp();
     if (thread_index() % 32 == 0) barrier_arrive(at.barrier_v(kEmptyV, chunk));
+  };
+  const auto give_back_v = [&](int chunk) {
+    if (thread_index() % kGroup == 0 && chunk >= 0) {
+      wait_stores_read<0>();
+      if (chunk + Shared::kStagesV < chunks) barrier_arrive(at.barrier_v(kEmptyV, chunk));
+    }
+    __syncwarp();
   };
   const auto release_k = [&](int chunk) {
     release(at.barrier_k(kEmptyK, chunk), chunk, Shared::kStagesK);
@@ -208,6 +218,8 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
           wgmma_wait<1>();
           convert(pair);
         }
+        // The last h has left the place of its v, which the copy after the next takes.
+        if (pair == (kDqk > 64 ? 2 : 1)) give_back_v(chunk - 1);
         wgmma_fence();
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -233,10 +245,13 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
         scale(decay);
       }
 
-      wait_for_v(chunk);
+      // Only where rows of v are cleared the scores come first.
       std::uint32_t v[4][4];
       const std::uint64_t score_tile = wgmma_matrix(at.scores(chunk));
+      at.wait_v(kFullV, chunk);
+      if (at.output(0).length < (chunk + 1) * kChunk) at.wait_v(kFullScores, chunk);
       load_v(v, chunk, !guard);
+      at.wait_v(kFullScores, chunk);
       wgmma_fence();
 #pragma unroll
       for (int step = 0; step < 4; ++step) wgmma<64>(num, v[step], moved(score_tile, step * 32), 1);
@@ -308,12 +323,8 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       }
       wgmma_wait<0>();
       release_k(chunk);
-      if (thread_index() % kGroup == 0) {
-        wait_stores_read<0>();
-        if (chunk + Shared::kStagesV < chunks) barrier_arrive(at.barrier_v(kEmptyV, chunk));
-      }
-      __syncwarp();
     }
+    if (thread_index() % kGroup == 0) wait_stores_read<0>();
 
     const FusedWork done(cell);
     if (done.last && cell.batch.slots[done.s] != nullptr) {

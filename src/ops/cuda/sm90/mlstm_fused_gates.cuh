@@ -24,13 +24,14 @@ __device__ __forceinline__ double larger_or_nan(double a, double b) {
 struct LaneScan {
   double b[2], beta[2], high[2];
 
-  /// `at` as in FusedCell::chunks_at.
-  __device__ LaneScan(const FusedCell& cell, int4 at, int head, int lane) {
+  /// @param first   token of the chunk
+  /// @param tokens  that it has; more than kChunk: all of them
+  __device__ LaneScan(const FusedCell& cell, int first, int tokens, int head, int lane) {
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
       // Beyond the end: nothing forgotten, nothing added.
-      const bool live = 2 * lane + u < at.z;
-      const std::int64_t t = at.y + 2 * lane + u;
+      const bool live = 2 * lane + u < tokens;
+      const std::int64_t t = first + 2 * lane + u;
       beta[u] = live ? __ldcg(cell.i + t * cell.i_stride + head) : -INFINITY;
       // log f is cut where e^log f is 0 in any format: sums of it stay exact and finite.
       const float log_f = live ? __ldcg(cell.log_f + t * cell.log_f_stride + head) : 0.0F;
@@ -61,18 +62,19 @@ struct LaneScan {
   }
 };
 
-/// A block has one chunk of the list of all and the heads of its warps. That of a sequence's first
-/// chunk copies n out of the record.
-__global__ void __launch_bounds__(kGateWarps * 32)
-    mlstm_fused_totals_kernel(const __grid_constant__ FusedCell cell, int padded_dqk) {
-  grid_wait();
-  grid_trigger();
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int head = static_cast<int>(blockIdx.y) * kGateWarps + warp;
+/// A chunk in the list of all.
+struct ChunkPlace {
+  int s = -1;     // its sequence; negative: there are not so many chunks
+  int first = 0;  // token
+  int tokens = 0;
+  int number = 0;  // in the sequence
+};
+/// By a whole warp, from the lengths of sequences alone.
+__device__ __forceinline__ ChunkPlace chunk_place(const FusedCell& cell, int chunk, int lane) {
   const int sequences = static_cast<int>(cell.batch.sequences);
-  // The sequence of this chunk, 32 at a time.
-  int4 at = make_int4(-1, 0, 0, static_cast<int>(blockIdx.x));
-  for (int first = 0; first < sequences && at.x < 0; first += 32) {
+  ChunkPlace at;
+  at.number = chunk;
+  for (int first = 0; first < sequences; first += 32) {
     const int s = first + lane;
     const int begin = s < sequences ? cell.batch.offsets[s] : 0;
     const int tokens = s < sequences ? cell.length(s) : 0;
@@ -84,32 +86,35 @@ __global__ void __launch_bounds__(kGateWarps * 32)
     }
     const int all = __shfl_sync(~0U, before, 31);
     before -= chunks;
-    const unsigned owner = __ballot_sync(~0U, at.w >= before && at.w < before + chunks);
+    const unsigned owner = __ballot_sync(~0U, at.number >= before && at.number < before + chunks);
     if (owner == 0) {
-      at.w -= all;
+      at.number -= all;
       continue;
     }
     const int source = __ffs(static_cast<int>(owner)) - 1;
-    at.x = first + source;
-    at.w -= __shfl_sync(~0U, before, source);
-    at.y = __shfl_sync(~0U, begin, source) + at.w * kChunk;
-    at.z = min(kChunk, __shfl_sync(~0U, tokens, source) - at.w * kChunk);
+    at.s = first + source;
+    at.number -= __shfl_sync(~0U, before, source);
+    at.first = __shfl_sync(~0U, begin, source) + at.number * kChunk;
+    at.tokens = min(kChunk, __shfl_sync(~0U, tokens, source) - at.number * kChunk);
+    break;
   }
-  if (at.x < 0 || head >= cell.heads) return;
-  if (head == 0 && lane == 0) {
-    cell.chunks_at[blockIdx.x] = at;
-    if (at.w == 0) cell.first_chunks[at.x] = static_cast<std::int32_t>(blockIdx.x);
-  }
-  const LaneScan scan(cell, at, head, lane);
+  return at;
+}
+
+/// A block has one chunk of the list of all and the heads of its warps.
+__global__ void __launch_bounds__(kGateWarps * 32)
+    mlstm_fused_totals_kernel(const __grid_constant__ FusedCell cell) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int head = static_cast<int>(blockIdx.y) * kGateWarps + warp;
+  const ChunkPlace at = chunk_place(cell, static_cast<int>(blockIdx.x), lane);
+  grid_wait();
+  grid_trigger();
+  if (at.s < 0 || head >= cell.heads) return;
+  if (head == 0 && lane == 0 && at.number == 0)
+    cell.first_chunks[at.s] = static_cast<std::int32_t>(blockIdx.x);
+  const LaneScan scan(cell, at.first, at.tokens, head, lane);
   if (lane == 31)
     cell.totals[head * cell.all_chunks + blockIdx.x] = make_double2(scan.b[1], scan.high[1]);
-
-  if (at.w > 0) return;
-  const std::int64_t state = std::int64_t{at.x} * cell.heads + head;
-  const bool has_record = cell.batch.slots[at.x] != nullptr;
-  const float* n = cell.record(at.x, cell.offsets.n, std::int64_t{head} * cell.dqk);
-  for (int a = lane; a < padded_dqk; a += 32)
-    cell.first_n[state * padded_dqk + a] = has_record && a < cell.dqk ? n[a] : 0.0F;
 }
 
 /// Where the stabiliser and the frame of a sequence stand, less the sum of all log f so far.
@@ -189,10 +194,9 @@ __device__ __forceinline__ void write_gates(const FusedCell& cell, ChunkGates& t
 }
 
 /// What a backward pass wants of a chunk's gates, and what the products need for l.
-/// @param at  as in FusedCell::chunks_at
 __device__ __forceinline__ void save_gates(const FusedCell& cell, ChunkGates& to,
-                                           const LaneScan& scan, const ChunkTops& tops, int4 at,
-                                           int head, int lane) {
+                                           const LaneScan& scan, const ChunkTops& tops,
+                                           const ChunkPlace& at, int head, int lane) {
   const double m = tops.before.highest + tops.sum_before;
   const double top = tops.after.frame + tops.sum_before;
   const bool guard = !(tops.after.frame - tops.before.highest <= kGuard);
@@ -200,34 +204,46 @@ __device__ __forceinline__ void save_gates(const FusedCell& cell, ChunkGates& to
   for (int u = 0; u < 2; ++u) {
     const int t = 2 * lane + u;
     const double mu = larger_or_nan(m, scan.high[u]);
-    if (t < at.z)
-      cell.saved.m_of(at.y + t, head) =
+    if (t < at.tokens)
+      cell.saved.m_of(at.first + t, head) =
           cell.exponential ? static_cast<float>(scan.b[u] + mu) : 0.0F;
     if (!guard) to.carried[t] = expf(static_cast<float>(top - mu));
   }
-  if (lane > 0 || !cell.saved.has_border(at.w * kChunk)) return;
-  const int begin = at.y - at.w * kChunk;
-  cell.saved.state_m[cell.saved.index(begin, at.x, at.w * kChunk, cell.heads, head)] =
+  if (lane > 0 || !cell.saved.has_border(at.number * kChunk)) return;
+  const int begin = at.first - at.number * kChunk;
+  cell.saved.state_m[cell.saved.index(begin, at.s, at.number * kChunk, cell.heads, head)] =
       cell.exponential ? static_cast<float>(m) : 0.0F;
 }
 
-/// A warp has a chunk and head.
+/// A warp has a chunk and head. That of a sequence's first chunk copies n out of the record. What
+/// is not from the kernel before this one is not waited for: when that one let this one begin, all
+/// before it were done.
 __global__ void __launch_bounds__(kGateWarps * 32)
-    mlstm_fused_gates_kernel(const __grid_constant__ FusedCell cell) {
-  grid_wait();
-  grid_trigger();
+    mlstm_fused_gates_kernel(const __grid_constant__ FusedCell cell, int padded_dqk) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int head = static_cast<int>(blockIdx.y) * kGateWarps + warp;
-  if (head >= cell.heads) return;
-  const int4 at = cell.chunks_at[blockIdx.x];
-  const float* record = cell.record(at.x, cell.offsets.m, head);
+  const ChunkPlace at = chunk_place(cell, static_cast<int>(blockIdx.x), lane);
+  if (at.s < 0 || head >= cell.heads) {
+    grid_wait();
+    return;
+  }
+  const float* record = cell.record(at.s, cell.offsets.m, head);
   const double first_m = record != nullptr && cell.exponential ? double{*record} : 0.0;
+  const LaneScan scan(cell, at.first, at.tokens, head, lane);
+  if (at.number == 0) {
+    const float* n = cell.record(at.s, cell.offsets.n, std::int64_t{head} * cell.dqk);
+    float* const to = cell.first_n + (std::int64_t{at.s} * cell.heads + head) * padded_dqk;
+    for (int a = lane; a < padded_dqk; a += 32)
+      to[a] = record != nullptr && a < cell.dqk ? n[a] : 0.0F;
+  }
+  grid_wait();
+  grid_trigger();
 
   // Sums have one order for each chunk, whoever asks.
-  const double2* totals = cell.totals + head * cell.all_chunks + (blockIdx.x - at.w);
+  const double2* totals = cell.totals + head * cell.all_chunks + (blockIdx.x - at.number);
   double sum_before = 0, highest = first_m;
-  for (int base = 0; base < at.w; base += 32) {
-    const bool counts = base + lane < at.w;
+  for (int base = 0; base < at.number; base += 32) {
+    const bool counts = base + lane < at.number;
     const double2 mine = counts ? totals[base + lane] : make_double2(0, -INFINITY);
     double sum = mine.x;
 #pragma unroll
@@ -243,14 +259,15 @@ __global__ void __launch_bounds__(kGateWarps * 32)
   for (int step = 16; step > 0; step /= 2)
     highest = larger_or_nan(highest, __shfl_xor_sync(~0U, highest, step));
 
-  const LaneScan scan(cell, at, head, lane);
-  const ChunkTops tops(first_m, highest, cell.totals[head * cell.all_chunks + blockIdx.x],
-                       sum_before);
+  // What this chunk's warp of the kernel before has left, to the bit.
+  const double2 total =
+      make_double2(__shfl_sync(~0U, scan.b[1], 31), __shfl_sync(~0U, scan.high[1], 31));
+  const ChunkTops tops(first_m, highest, total, sum_before);
   if (lane == 0) {
-    FusedFrame* frames = cell.frame(at.x, head) + at.w;
+    FusedFrame* frames = cell.frame(at.s, head) + at.number;
     frames[0] = tops.frame_before();
-    const int length = cell.batch.offsets[at.x + 1] - cell.batch.offsets[at.x];
-    if ((at.w + 1) * kChunk >= length) frames[1] = tops.frame_after();
+    const int length = cell.batch.offsets[at.s + 1] - cell.batch.offsets[at.s];
+    if ((at.number + 1) * kChunk >= length) frames[1] = tops.frame_after();
   }
   ChunkGates& gates = cell.gates[head * cell.all_chunks + blockIdx.x];
   write_gates(cell, gates, scan, tops, lane);

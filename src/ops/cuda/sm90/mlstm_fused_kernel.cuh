@@ -25,12 +25,17 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
   // A base that the compiler knows saves registers.
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   const FusedPlaces<kDqk, kOutputs> at{shared_bytes, shared_address(shared_bytes)};
-  if (!cell.early) grid_wait();
+  // Where the gates have kernels of their own, those began when the products were done: q, k and v
+  // are there, and copies of them and all preparations run beside the kernel before this one.
+  if (cell.own_gates && !cell.early) grid_wait();
   {
     const FusedWork work(cell);
     const std::byte* const record = cell.own_gates ? cell.batch.slots[work.s] : nullptr;
     // The blocks of a cluster leave together.
-    if (work.chunks == 0 || (!kOutputs && work.whole)) return;
+    if (work.chunks == 0 || (!kOutputs && work.whole)) {
+      if (!cell.own_gates) grid_wait();
+      return;
+    }
     if (threadIdx.x < 2) {
       const int group = static_cast<int>(threadIdx.x), column = work.slice * kColumns + group * 64;
       FusedOutput& to = at.output(group);
@@ -40,6 +45,8 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
       to.length = work.length;
       if (group == 0) at.tiles() = {work.begin, work.head, work.slice * kColumns, work.first_chunk};
     }
+    if (kOutputs && threadIdx.x > 0 && static_cast<int>(threadIdx.x) <= work.segment)
+      at.segment_factor(threadIdx.x) = segment_factor(cell, work, threadIdx.x);
     if (kSaves && threadIdx.x == 0) at.borders() = FusedBorders(cell, work);
     // Before any block of the head can write its record: they meet below.
     if (cell.own_gates && threadIdx.x < kGroup) {

@@ -70,6 +70,10 @@ struct FusedPlaces {
     static_assert(sizeof(FusedBorders) <= sizeof(FusedOwnGates));
     return *reinterpret_cast<FusedBorders*>(bytes + Shared::kOwnGates);
   }
+  /// segment_factor() of those before the block's.
+  __device__ float& segment_factor(int segment) const {
+    return reinterpret_cast<float*>(bytes + Shared::kSegmentFactors)[segment];
+  }
   __device__ float* n() const { return reinterpret_cast<float*>(bytes + Shared::kN); }
   /// n as the sum of three bf16 in three rows of a tile of wgmma.
   __device__ void set_parts_of_n(int key, float value) const {
@@ -108,22 +112,34 @@ struct FusedCopies {
   const CUtensorMap &q_map, &k_map, &v_map;
   const FusedCell& cell;
 
+  __device__ void copy_box(std::uint32_t tile, const CUtensorMap& map, int chunk, int box,
+                           std::uint32_t barrier) const {
+    const FusedTiles tiles = at.tiles();
+    const int token = tiles.begin + chunk * kChunk;
+    if (cell.cluster == 1)
+      load_head_box(tile + box * Shared::kBox, &map, token, tiles.head, box * 64, barrier);
+    else
+      load_head_box_to((1U << cell.cluster) - 1, tile + box * Shared::kBox, &map, token, tiles.head,
+                       box * 64, barrier);
+  }
   __device__ void share(std::uint32_t tile, const CUtensorMap& map, int chunk,
                         std::uint32_t barrier) const {
     barrier_expect(barrier, Shared::kTile);
-    const FusedTiles tiles = at.tiles();
-    const int token = tiles.begin + chunk * kChunk;
 #pragma unroll 1
-    for (int box = static_cast<int>(cluster_rank()); box < Shared::kBoxes; box += cell.cluster) {
-      if (cell.cluster == 1)
-        load_head_box(tile + box * Shared::kBox, &map, token, tiles.head, box * 64, barrier);
-      else
-        load_head_box_to((1U << cell.cluster) - 1, tile + box * Shared::kBox, &map, token,
-                         tiles.head, box * 64, barrier);
-    }
+    for (int box = static_cast<int>(cluster_rank()); box < Shared::kBoxes; box += cell.cluster)
+      copy_box(tile, map, chunk, box, barrier);
   }
   __device__ void q(int chunk) const {
     share(at.q(chunk), q_map, chunk, at.barrier_q(kFullQ, chunk));
+  }
+  /// Where one block of the cluster copies all of a chunk's q.
+  __device__ void whole_q(int chunk, bool here) const {
+    const std::uint32_t barrier = at.barrier_q(kFullQ, chunk);
+    barrier_expect(barrier, Shared::kTile);
+    if (!here) return;
+#pragma unroll 1
+    for (int box = 0; box < Shared::kBoxes; ++box)
+      copy_box(at.q(chunk), q_map, chunk, box, barrier);
   }
   __device__ void k(int chunk) const {
     share(at.k(chunk), k_map, chunk, at.barrier_k(kFullK, chunk));

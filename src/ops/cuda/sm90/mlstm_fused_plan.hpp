@@ -5,9 +5,22 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/host_device.hpp"
 #include "ops/mlstm.hpp"
 
 namespace xlstm::ops::cuda::sm90 {
+
+/// Which chunks of a sequence are a segment's: `most` of the first two, and of each further one
+/// `fewer` less than of the one before, because it first adds up one state more. The last of a
+/// sequence ends with it.
+struct MlstmSegments {
+  int most = 1, fewer = 0;
+
+  XLSTM_HOST_DEVICE constexpr int begin_of(int segment) const {
+    const int late = segment > 2 ? (segment - 1) * (segment - 2) / 2 : 0;
+    return segment * most - fewer * late;
+  }
+};
 
 /// A block walks over whole chunks of one sequence and head and has kColumns columns of C. Where
 /// there are too few of them for the card, sequences are cut into segments: a first pass makes what
@@ -46,15 +59,22 @@ struct MlstmFusedPlan {
     }
     const std::int64_t chunks = (longest + kChunk - 1) / kChunk;
     const std::int64_t blocks = std::max<std::int64_t>(1, sequences * heads * slices);
-    segment_chunks = std::max<std::int64_t>(1, chunks);
+    cuts.most = static_cast<int>(std::max<std::int64_t>(1, chunks));
+    segments = 1;
     if (wanted_segments > 0 || (blocks < kEnoughBlocks && chunks > kWholeChunks)) {
       const std::int64_t wanted = std::min(
           kMaxSegments, wanted_segments > 0 ? wanted_segments
                                             : std::max<std::int64_t>(1, kMultiprocessors / blocks));
-      segment_chunks = std::max(kLeastChunks, (chunks + wanted - 1) / wanted);
-      segment_chunks = std::max<std::int64_t>(1, std::min(segment_chunks, chunks));
+      // Adding up a state takes about as long as a chunk.
+      const std::int64_t late = (wanted - 1) * (wanted - 2) / 2;
+      const std::int64_t uneven = (chunks + late + wanted - 1) / wanted;
+      if (uneven - (wanted - 2) >= kLeastChunks && wanted > 2)
+        cuts = {static_cast<int>(uneven), 1};
+      else
+        cuts.most = static_cast<int>(std::max<std::int64_t>(
+            1, std::min(chunks, std::max(kLeastChunks, (chunks + wanted - 1) / wanted))));
+      while (cuts.begin_of(static_cast<int>(segments)) < chunks) ++segments;
     }
-    segments = std::max<std::int64_t>(1, (chunks + segment_chunks - 1) / segment_chunks);
     cluster = slices % 2 == 0 ? 2 : 1;
     own_gates = segments == 1 && chunks <= kOwnChunks && blocks <= kMultiprocessors &&
                 slices != 3 && !a.saved;
@@ -67,7 +87,6 @@ struct MlstmFusedPlan {
     gates = place(heads * all_chunks * kGateBytes);
     totals = place(heads * all_chunks * 16);
     frames = place(heads * (all_chunks + sequences) * 24);
-    chunks_at = place(all_chunks * 16);
     first_chunks = place(sequences * 4);
     first_n = place(sequences * heads * padded_dqk * 4);
     if (segments == 1) return;
@@ -97,13 +116,14 @@ struct MlstmFusedPlan {
   /// Blocks that share the copies of q and k. More than two fit the card's groups of
   /// multiprocessors badly.
   std::int64_t cluster = 1;
-  std::int64_t segment_chunks = 1, segments = 1;
+  MlstmSegments cuts;
+  std::int64_t segments = 1;
   /// Whether blocks make the gates of their chunks themselves. Then a cluster has all columns of a
   /// head, so that none writes its state before all have read it.
   bool own_gates = false;
   // Bytes from the beginning of the scratch memory: what the kernels of the gates leave, and n of
   // the records, which a block may write before another has read it.
-  std::size_t gates = 0, totals = 0, frames = 0, chunks_at = 0, first_chunks = 0, first_n = 0;
+  std::size_t gates = 0, totals = 0, frames = 0, first_chunks = 0, first_n = 0;
   // States [sequences, segments, heads], of which the first is that of the record and number p that
   // which segment p - 1 adds.
   std::size_t c = 0, n = 0;

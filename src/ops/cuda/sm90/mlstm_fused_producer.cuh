@@ -135,9 +135,8 @@ __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const Fuse
                                                const FusedPlaces<kDqk, kOutputs>& at) {
   const int lane = thread_index() % 32, chunk = thread_index() / 32;
   FusedOwnGates& own = at.own();
-  const LaneScan scan(
-      cell, make_int4(work.s, work.begin + chunk * kChunk, work.length - chunk * kChunk, chunk),
-      work.head, lane);
+  const LaneScan scan(cell, work.begin + chunk * kChunk, work.length - chunk * kChunk, work.head,
+                      lane);
   if (lane == 31) own.totals[chunk] = make_double2(scan.b[1], scan.high[1]);
   named_barrier(1, kGroup);
   if (chunk >= work.chunks) return;
@@ -166,13 +165,29 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     if (cell.early) grid_wait();
     if (cell.own_gates) grid_trigger();
   }
+  // Copies come in the order in which they are asked for: first what the first chunk needs.
+  const bool has_gates = kOutputs && cell.segments > 1;  // those of the pass before
   if (threadIdx.x == 96 && !work.keeps_record(!kOutputs)) {
-    for (int chunk = 0; chunk < min(Shared::kStagesK, chunks); ++chunk) {
-      if (chunk < Shared::kGatesAhead && !cell.own_gates) copies.gates(chunk);
+    const auto copy_tiles = [&](int chunk) {
       copies.k(chunk);
       if (chunk < Shared::kStagesQ) copies.q(chunk);
       if (chunk < Shared::kStagesV) copies.v(chunk);
+    };
+    const auto copy_gates = [&] {
+      for (int chunk = 0; chunk < min(Shared::kGatesAhead, chunks); ++chunk) copies.gates(chunk);
+    };
+    if (has_gates) copy_gates();
+    copy_tiles(0);
+    if (!cell.own_gates && !has_gates) {
+      grid_wait();
+      copy_gates();
     }
+    for (int chunk = 1; chunk < min(Shared::kStagesK, chunks); ++chunk) copy_tiles(chunk);
+  }
+  if (!cell.own_gates) {
+    __syncwarp();
+    grid_wait();
+    grid_trigger();
   }
 
   // n lies in shared memory.
@@ -185,9 +200,21 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
                             : cell.n + work.state(cell, 0) * kDqk;
     each_key([&](float& n, int key) { n = source != FusedSource::none ? from[key] : 0.0F; });
   };
-  const auto add_n = [&](int slot, float factor) {
-    const float* from = cell.n + work.state(cell, slot) * kDqk;
-    each_key([&](float& n, int key) { n = from[key] + factor * n; });
+  // Behind the loads of C each would wait long: a few are asked for together.
+  const auto add_n = [&](int slots) {
+    constexpr int kTogether = 3;
+    const float* from = cell.n + work.state(cell, 1) * kDqk;
+    const int step = cell.heads * kDqk;
+#pragma unroll 1
+    for (int first = 1; first <= slots; first += kTogether, from += kTogether * step)
+      each_key([&](float& n, int key) {
+        float parts[kTogether];
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) parts[i] = from[min(i, slots - first) * step + key];
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i)
+          if (first + i <= slots) n = parts[i] + at.segment_factor(first + i) * n;
+      });
   };
   if (cell.own_gates) {
     __syncwarp();
@@ -250,13 +277,6 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     }
     const std::uint64_t k_tile = wgmma_matrix(at.k(chunk));
 
-    const auto refill_q = [&] {
-      if (thread_index() == 32 && chunk >= 1 && chunk + 1 < chunks) {
-        at.wait_q(kEmptyQ, chunk - 1);
-        copies.q(chunk + 1);
-      }
-      __syncwarp();
-    };
     const auto release_q = [&] {
       const int lane = thread_index() % 32;
       if (chunk + 2 < chunks && lane < cell.cluster)
@@ -298,10 +318,8 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
         }
         __syncwarp();
       }
-      refill_q();
     } else {
       if (kOutputs) {
-        refill_q();
         release_q();
         const std::uint32_t barrier = at.barrier_v(kFullScores, chunk);
         if (thread_index() == 0)
@@ -347,6 +365,12 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
         add_to_n(at, gates.decay, sums, tile, false);
       }
       release_k();
+    }
+    // Who makes scores of the next chunk does not wait here until all have read this one's q.
+    if (kOutputs && thread_index() == 32 && chunk + 2 < chunks) {
+      const bool here = makes_scores(chunk) && cluster_rank() < 2;
+      if (here) at.wait_q(kEmptyQ, chunk);
+      copies.whole_q(chunk + 2, here);
     }
     // Scores and gates whose place is taken from here on were read when v was given back.
     constexpr int kLag = Shared::kLag;
