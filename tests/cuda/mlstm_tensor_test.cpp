@@ -51,14 +51,14 @@ TEST(CudaMlstmTensor, EveryRegime) {
                      regime, true);
       call.has_record[2] = call.has_record[5] = call.has_record[6] = false;
       // C is one token's k v: where q.k nearly cancels, h is what is left of it over what is left
-      // of l, and C in bf16 does not cancel as l does. In the fused kernel with the exponential
-      // gate a row can then be anything up to v.
+      // of l, and C in bf16 does not cancel as l does. The base kernels then take all of C; a row
+      // of small h is only so good. In the fused kernel with the exponential gate a row can be
+      // anything up to v.
       const bool fused = cuda::level(test_device()) == cuda::Level::sm90;
       Bounds bounds;
       if (fused) bounds.row = 3e-2;
       if (regime == Regime::one_huge) {
-        bounds = {.h = 4e-2, .row = 1};
-        if (gate == MlstmGate::sigmoid) bounds = {.h = 4e-3, .row = 0.3};
+        bounds = {.h = 4e-3, .row = 0.5};
         if (fused && gate == MlstmGate::exponential) bounds = {.h = 8e-2, .row = INFINITY};
       }
       expect_near_the_oracle(call, bounds);
@@ -103,7 +103,7 @@ TEST(CudaMlstmTensor, WindowsAndOtherSequencesChangeNoBit) {
   call.run(cuda::MlstmPlan::kStateBytes);  // not a kernel of the card's level
   const std::vector<std::byte> h = call.h_out.bytes();
   const auto records = call.records;
-  const std::size_t state = 4 * 2 * 3 * 5 * 128;
+  const std::size_t state = 4 * 2 * 3 * 5 * 256;
   for (std::size_t chunks : {1, 2, 3, 5, 13}) {
     SCOPED_TRACE(chunks);
     call.run(chunks * state);

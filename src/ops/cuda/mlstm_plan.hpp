@@ -21,7 +21,7 @@ struct MlstmPlan {
   static constexpr std::int64_t kChunk = 64;         ///< tokens of a chunk in float32
   static constexpr std::int64_t kTensorChunk = 128;  ///< and on tensor cores
   static constexpr std::size_t kStateBytes = std::size_t{256} << 20;  ///< of a window
-  static constexpr std::int64_t kGateRows = 9;  ///< numbers per token and head
+  static constexpr std::int64_t kGateRows = 10;  ///< numbers per token and head
 
   explicit MlstmPlan(const MlstmArgs& a, std::size_t state_bytes = kStateBytes)
       : sequences(a.batch.sequences()),
@@ -59,9 +59,9 @@ struct MlstmPlan {
   }
 
   /// Numbers of 4 bytes in C of all heads before one chunk: floats in rows of c_pitch, or pairs of
-  /// bf16 in whole fragments of 16 x 16.
+  /// bf16 in whole fragments of 16 x 16, and again what those leave out.
   std::int64_t c_numbers() const {
-    return tensor ? heads * ((dqk + 15) / 16) * ((dv + 15) / 16) * 128 : heads * dqk * c_pitch;
+    return tensor ? heads * ((dqk + 15) / 16) * ((dv + 15) / 16) * 256 : heads * dqk * c_pitch;
   }
   std::size_t bytes() const { return bytes_; }
 

@@ -5,7 +5,8 @@
 // The state is kept transposed, C^T [dv, dqk], in the accumulators of the products that update it:
 // what a lane has of a tile of 16 x 16 is then, rounded to bf16, what the same lane needs of C as
 // the right factor of q C. States go through memory in this form, 16 bytes a lane:
-//   [a / 16, x / 16, lane, 4 words] of C[a][x], for each state and head.
+//   [a / 16, x / 16, lane, 4 words] of C[a][x], for each state and head,
+// and again behind that, where one token is most of C, what rounding to bf16 has left out.
 //
 // The products see bf16 numbers: e^(beta_j - mu_L) v_j, C before the chunk and the weighed scores.
 // Scores, what is added to l, n and q.n are float32.
@@ -29,11 +30,12 @@ struct Fragments {
   unsigned* words;
   std::int64_t columns;  // tiles of dv
 
-  __device__ Fragments(const Cell& cell, std::int64_t state, std::int64_t head)
+  /// @param rest  1: what rounding has left out
+  __device__ Fragments(const Cell& cell, std::int64_t state, std::int64_t head, int rest = 0)
       : columns((cell.dv + 15) / 16) {
     const std::int64_t rows = (cell.dqk + 15) / 16;
     words = static_cast<unsigned*>(cell.c) +
-            (state * cell.heads + head) * rows * columns * kFragmentWords;
+            ((state * cell.heads + head) * 2 + rest) * rows * columns * kFragmentWords;
   }
   __device__ unsigned* at(std::int64_t row, std::int64_t column) const {
     return words + (row * columns + column) * kFragmentWords;

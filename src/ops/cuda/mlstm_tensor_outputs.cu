@@ -38,7 +38,8 @@ constexpr int kQueriesAt = kTokensAt + static_cast<int>(MlstmOutputTile::kFloats
 
 /// Outputs of one chunk and head by a block: rows are its tokens, kWidth columns at a time. The
 /// tiles of all factors come through a ring in shared memory, in this order: q and k of the scores,
-/// depth by depth; then, for each kWidth columns, C depth by depth and v.
+/// depth by depth; then, for each kWidth columns, C depth by depth, once more where it is the sum
+/// of two, and v.
 template <int kWidth>
 struct Outputs {
   // Warps are in kRowWarps rows.
@@ -55,6 +56,7 @@ struct Outputs {
   const bool resident;  // q stays in shared memory, or comes with each tile again
   const int dqk, dv;
   const int depths, values;         // tiles of dqk, and of the tokens
+  const int states;                 // depths, or twice as many
   const int first_pass, last_pass;  // of kWidth columns
   const int stages, slot_bytes, ring, ring_end;
   // Where the next tiles go and come from, and where the next ones are taken.
@@ -72,6 +74,7 @@ struct Outputs {
         dv(static_cast<int>(cell_.dv)),
         depths((dqk + kDepth - 1) / kDepth),
         values((chunk.length + kDepth - 1) / kDepth),
+        states(cell_.gate(kSplit, head())[chunk.begin] != 0 ? 2 * depths : depths),
         first_pass(tile.splits == 1 ? 0 : split),
         last_pass(tile.splits == 1 ? (dv + kWidth - 1) / kWidth : split + 1),
         stages(tile.stages),
@@ -109,15 +112,18 @@ struct Outputs {
     constexpr int kPacks = kWidth / 16 * kWarp;  // of a row of fragments
     constexpr int kTurns = kPacks < kThreads ? 1 : kPacks / kThreads;
     const int columns = (dv + 15) / 16;
-    if (part_to == 0)
-      c_from = Fragments(cell, state(), head()).at(0, pass_to * (kWidth / 16)) + thread() * 4;
+    const int depth = depth_of(part_to);
+    if (depth == 0)
+      c_from =
+          Fragments(cell, state(), head(), part_to == 0 ? 0 : 1).at(0, pass_to * (kWidth / 16)) +
+          thread() * 4;
 #pragma unroll
     for (int row = 0; row < 2; ++row, c_from += columns * kFragmentWords)
 #pragma unroll
       for (int turn = 0; turn < kTurns; ++turn) {
         const int at = turn * kThreads + thread();
         const bool exists =
-            (part_to * 2 + row) * 16 < dqk && pass_to * (kWidth / 16) + at / kWarp < columns;
+            (depth * 2 + row) * 16 < dqk && pass_to * (kWidth / 16) + at / kWarp < columns;
         if (kPacks >= kThreads || at < kPacks)
           copy_async_16(shared_at<unsigned char>(to) + (row * kPacks + at) * 16,
                         c_from + turn * kThreads * 4, exists);
@@ -128,7 +134,7 @@ struct Outputs {
     constexpr int kPacks = kWidth / 8, kTogether = kThreads / kPacks;  // rows at a time
     constexpr int kTurns = kTogether < kDepth ? kDepth / kTogether : 1;
     const int row = thread() / kPacks, x = thread() % kPacks * 8;
-    const int part = part_to - depths;
+    const int part = part_to - states;
     if (part == 0)
       v_from = cell.v.row<Bf16>(chunk.begin + row) + head() * cell.dv + pass_to * kWidth + x;
     auto* tile = shared_at<std::uint16_t>(to) + row * kValuePitch + x;
@@ -143,8 +149,10 @@ struct Outputs {
   /// Fetches the next tiles, if there are more.
   __device__ void load() {
     if (pass_to < last_pass) {
-      if (scores_to || (!resident && part_to < depths))
-        load_rows(resident ? kQueriesAt + part_to * kQueries : to + kFactor, cell.q, part_to);
+      if (scores_to || (!resident && part_to < states)) {
+        const int depth = depth_of(part_to);
+        load_rows(resident ? kQueriesAt + depth * kQueries : to + kFactor, cell.q, depth);
+      }
       if (scores_to) {
         load_rows(to, cell.k, part_to);
         if (++part_to == depths) {
@@ -152,11 +160,11 @@ struct Outputs {
           part_to = 0;
         }
       } else {
-        if (part_to < depths)
+        if (part_to < states)
           load_c();
         else
           load_v();
-        if (++part_to == depths + values) {
+        if (++part_to == states + values) {
           part_to = 0;
           ++pass_to;
         }
@@ -184,6 +192,7 @@ struct Outputs {
     if (taken == ring_end) taken = ring;
     return at;
   }
+  __device__ int depth_of(int part) const { return part < depths ? part : part - depths; }
   __device__ int query_tile(int at, int depth) const {
     return resident ? kQueriesAt + depth * kQueries : at + kFactor;
   }
@@ -303,10 +312,10 @@ struct Outputs {
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) mma_bf16(sum[i][2 * j + 1], a[i], second);
     };
-    for (int depth = 0; depth < depths; ++depth) {
+    for (int part = 0; part < states; ++part) {
       const int at = next();
       if (!any) continue;
-      const auto* q = shared_at<std::uint16_t>(query_tile(at, depth));
+      const auto* q = shared_at<std::uint16_t>(query_tile(at, depth_of(part)));
       const auto* fragments = shared_at<Pack<unsigned>>(at);
 #pragma unroll
       for (int from = 0; from < kDepth; from += 16) {

@@ -121,23 +121,15 @@ struct StateSum {
           if (a < tile.cell.dqk && x < tile.cell.dv) body(a * tile.cell.dv + x, at[i][j][r]);
         }
   }
-  /// As the right factor of a product.
-  __device__ void store(const StateTile& tile, std::int64_t state) {
-    const Fragments to(tile.cell, state, tile.head);
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const std::int64_t column = (tile.x0 + StateTile::x_of()) / 16;
-    const std::int64_t row = (tile.a0 + StateTile::a_of()) / 16;
-#pragma unroll
-    for (int j = 0; j < 2; ++j)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (column + i >= to.columns || (row + j) * 16 >= tile.cell.dqk) continue;
-        const unsigned words[4] = {pack_bf16(at[i][2 * j][0], at[i][2 * j][1]),
-                                   pack_bf16(at[i][2 * j + 1][0], at[i][2 * j + 1][1]),
-                                   pack_bf16(at[i][2 * j][2], at[i][2 * j][3]),
-                                   pack_bf16(at[i][2 * j + 1][2], at[i][2 * j + 1][3])};
-        store_pack(to.at(row + j, column + i) + lane * 4, words);
-      }
+  /// As the right factor of a product; with `split` as the sum of two.
+  __device__ void store(const StateTile& tile, std::int64_t state, bool split) {
+    store_part(tile, Fragments(tile.cell, state, tile.head),
+               [](float a, float b) { return pack_bf16(a, b); });
+    if (split)
+      store_part(tile, Fragments(tile.cell, state, tile.head, 1), [](float a, float b) {
+        const unsigned rounded = pack_bf16(a, b);
+        return pack_bf16(a - first_of(rounded), b - second_of(rounded));
+      });
   }
   /// Adds the tokens of a stage, and calls beside(quarter) in between.
   template <class Body>
@@ -182,6 +174,24 @@ struct StateSum {
       beside(step);
     }
   }
+
+ private:
+  template <class Pair>
+  __device__ void store_part(const StateTile& tile, const Fragments& to, Pair pair) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const std::int64_t column = (tile.x0 + StateTile::x_of()) / 16;
+    const std::int64_t row = (tile.a0 + StateTile::a_of()) / 16;
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (column + i >= to.columns || (row + j) * 16 >= tile.cell.dqk) continue;
+        const unsigned words[4] = {
+            pair(at[i][2 * j][0], at[i][2 * j][1]), pair(at[i][2 * j + 1][0], at[i][2 * j + 1][1]),
+            pair(at[i][2 * j][2], at[i][2 * j][3]), pair(at[i][2 * j + 1][2], at[i][2 * j + 1][3])};
+        store_pack(to.at(row + j, column + i) + lane * 4, words);
+      }
+  }
 };
 
 /// C before every chunk of a window and after the sequences.
@@ -209,13 +219,14 @@ __device__ void advance_c(const StateTile& tile, const Stretch& part, const Wind
   }
   constexpr int kPerChunk = kSpan / kStateDepth;
   const float* decays = cell.gate(kDecay, tile.head) + t_begin;
-  float decay = decays[0];
+  const float* splits = cell.gate(kSplit, tile.head) + t_begin;
+  float decay = decays[0], split = splits[0];
   std::int64_t state = part.first + part.chunk_begin - window.begin;
   for (int stage = 0; stage * kStateDepth < tokens; ++stage) {
     wait_copies<kStages - 2>();
     __syncthreads();
     if (stage % kPerChunk == 0) {
-      sum.store(tile, state++);
+      sum.store(tile, state++, split != 0);
       const std::int64_t token = part.chunk_begin * kSpan + stage * kStateDepth;
       if (kSaves && cell.saved.has_border(token)) {
         const std::int64_t at = cell.saved.index(part.begin, s, token, cell.heads, tile.head);
@@ -224,7 +235,10 @@ __device__ void advance_c(const StateTile& tile, const Stretch& part, const Wind
       }
       sum.scale(decay);
       const int next = (stage + kPerChunk) * kStateDepth;
-      if (next < tokens) decay = decays[next];
+      if (next < tokens) {
+        decay = decays[next];
+        split = splits[next];
+      }
     }
     sum.add(stages[stage % kStages], [&](int quarter) { load(stage + kStages - 1, quarter); });
     end_copy_group();
