@@ -28,7 +28,8 @@ enum GateRow {
   kKept,        // e^(beta_j - mu_L): k_j v_j in the state after the chunk
   kFloor,       // e^-m_t
   kDecay,       // e^(m - mu_L): the state before the chunk in that after it; first token only
-  kSplit,       // whether one token is most of that state (AloneToken); first token only
+  kSplit,       // on tensor cores: whether one token is most of that state (AloneToken); first
+                // token only
   kReciprocal,  // 1 / N_t; not used on tensor cores
   // Of the token of a sequence of one.
   kForget = 0,

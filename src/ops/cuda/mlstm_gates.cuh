@@ -86,6 +86,7 @@ template <int kOwn>
 __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::int64_t begin,
                      std::int64_t length) {
   constexpr int kTokens = kOwn * kWarp;  // of a chunk
+  constexpr bool kSplits = kTokens == MlstmPlan::kTensorChunk;
   struct alignas(kOwn * sizeof(float)) Own {
     float at[kOwn];
   };
@@ -151,12 +152,14 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
       if (lane >= step) high = larger(high, other);
     }
     const double high_before = __shfl_up_sync(~0U, high, 1);
-    const double highest = __shfl_sync(~0U, high, kWarp - 1);
     float square = 0;
+    if constexpr (kSplits) {
+      const double highest = __shfl_sync(~0U, high, kWarp - 1);
 #pragma unroll
-    for (int u = 0; u < kOwn; ++u)
-      if (beta[u] > -INFINITY) square += expf(static_cast<float>(2 * (beta[u] - highest)));
-    square = warp_sum(square);
+      for (int u = 0; u < kOwn; ++u)
+        if (beta[u] > -INFINITY) square += expf(static_cast<float>(2 * (beta[u] - highest)));
+      square = warp_sum(square);
+    }
     if (lane == kWarp - 1) {
       sums[warp] = b[kOwn - 1];
       highs[warp] = high;
@@ -172,7 +175,7 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
         mu_last = mu;
         split = cell.has_stabiliser && alone.most(m);
       }
-      alone.add(m, mu, highs[w], squares[w]);
+      if constexpr (kSplits) alone.add(m, mu, highs[w], squares[w]);
       m = sums[w] + mu;
     }
     __syncthreads();
@@ -198,7 +201,7 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
     }
     if (lane == 0 && chunk < length) {
       cell.gate(kDecay, head)[begin + chunk] = expf(static_cast<float>(m_chunk - mu_last));
-      cell.gate(kSplit, head)[begin + chunk] = split ? 1.0F : 0.0F;
+      if constexpr (kSplits) cell.gate(kSplit, head)[begin + chunk] = split ? 1.0F : 0.0F;
     }
     if (lane == 0 && chunk < length && cell.saved.has_border(chunk))
       cell.saved.state_m[cell.saved.index(begin, s, chunk, cell.heads, head)] =

@@ -30,12 +30,12 @@ struct Fragments {
   unsigned* words;
   std::int64_t columns;  // tiles of dv
 
-  /// @param rest  1: what rounding has left out
-  __device__ Fragments(const Cell& cell, std::int64_t state, std::int64_t head, int rest = 0)
+  /// @param part  0: C rounded; 1: what that leaves out, rounded
+  __device__ Fragments(const Cell& cell, std::int64_t state, std::int64_t head, int part)
       : columns((cell.dv + 15) / 16) {
     const std::int64_t rows = (cell.dqk + 15) / 16;
     words = static_cast<unsigned*>(cell.c) +
-            ((state * cell.heads + head) * 2 + rest) * rows * columns * kFragmentWords;
+            ((state * cell.heads + head) * 2 + part) * rows * columns * kFragmentWords;
   }
   __device__ unsigned* at(std::int64_t row, std::int64_t column) const {
     return words + (row * columns + column) * kFragmentWords;

@@ -56,7 +56,7 @@ struct Outputs {
   const bool resident;  // q stays in shared memory, or comes with each tile again
   const int dqk, dv;
   const int depths, values;         // tiles of dqk, and of the tokens
-  const int states;                 // depths, or twice as many
+  const int c_tiles;                // of C: depths, or twice as many
   const int first_pass, last_pass;  // of kWidth columns
   const int stages, slot_bytes, ring, ring_end;
   // Where the next tiles go and come from, and where the next ones are taken.
@@ -74,7 +74,7 @@ struct Outputs {
         dv(static_cast<int>(cell_.dv)),
         depths((dqk + kDepth - 1) / kDepth),
         values((chunk.length + kDepth - 1) / kDepth),
-        states(cell_.gate(kSplit, head())[chunk.begin] != 0 ? 2 * depths : depths),
+        c_tiles(cell_.gate(kSplit, head())[chunk.begin] != 0 ? 2 * depths : depths),
         first_pass(tile.splits == 1 ? 0 : split),
         last_pass(tile.splits == 1 ? (dv + kWidth - 1) / kWidth : split + 1),
         stages(tile.stages),
@@ -134,7 +134,7 @@ struct Outputs {
     constexpr int kPacks = kWidth / 8, kTogether = kThreads / kPacks;  // rows at a time
     constexpr int kTurns = kTogether < kDepth ? kDepth / kTogether : 1;
     const int row = thread() / kPacks, x = thread() % kPacks * 8;
-    const int part = part_to - states;
+    const int part = part_to - c_tiles;
     if (part == 0)
       v_from = cell.v.row<Bf16>(chunk.begin + row) + head() * cell.dv + pass_to * kWidth + x;
     auto* tile = shared_at<std::uint16_t>(to) + row * kValuePitch + x;
@@ -149,7 +149,7 @@ struct Outputs {
   /// Fetches the next tiles, if there are more.
   __device__ void load() {
     if (pass_to < last_pass) {
-      if (scores_to || (!resident && part_to < states)) {
+      if (scores_to || (!resident && part_to < c_tiles)) {
         const int depth = depth_of(part_to);
         load_rows(resident ? kQueriesAt + depth * kQueries : to + kFactor, cell.q, depth);
       }
@@ -160,11 +160,11 @@ struct Outputs {
           part_to = 0;
         }
       } else {
-        if (part_to < states)
+        if (part_to < c_tiles)
           load_c();
         else
           load_v();
-        if (++part_to == states + values) {
+        if (++part_to == c_tiles + values) {
           part_to = 0;
           ++pass_to;
         }
@@ -192,6 +192,7 @@ struct Outputs {
     if (taken == ring_end) taken = ring;
     return at;
   }
+  /// Of a tile of C.
   __device__ int depth_of(int part) const { return part < depths ? part : part - depths; }
   __device__ int query_tile(int at, int depth) const {
     return resident ? kQueriesAt + depth * kQueries : at + kFactor;
@@ -312,7 +313,7 @@ struct Outputs {
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) mma_bf16(sum[i][2 * j + 1], a[i], second);
     };
-    for (int part = 0; part < states; ++part) {
+    for (int part = 0; part < c_tiles; ++part) {
       const int at = next();
       if (!any) continue;
       const auto* q = shared_at<std::uint16_t>(query_tile(at, depth_of(part)));

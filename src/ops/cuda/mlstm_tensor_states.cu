@@ -123,13 +123,8 @@ struct StateSum {
   }
   /// As the right factor of a product; with `split` as the sum of two.
   __device__ void store(const StateTile& tile, std::int64_t state, bool split) {
-    store_part(tile, Fragments(tile.cell, state, tile.head),
-               [](float a, float b) { return pack_bf16(a, b); });
-    if (split)
-      store_part(tile, Fragments(tile.cell, state, tile.head, 1), [](float a, float b) {
-        const unsigned rounded = pack_bf16(a, b);
-        return pack_bf16(a - first_of(rounded), b - second_of(rounded));
-      });
+    store_part<0>(tile, state);
+    if (split) store_part<1>(tile, state);
   }
   /// Adds the tokens of a stage, and calls beside(quarter) in between.
   template <class Body>
@@ -176,8 +171,10 @@ struct StateSum {
   }
 
  private:
-  template <class Pair>
-  __device__ void store_part(const StateTile& tile, const Fragments& to, Pair pair) {
+  template <int kPart>
+  __device__ void store_part(const StateTile& tile, std::int64_t state) {
+    const Fragments to(tile.cell, state, tile.head, kPart);
+    const auto pair = [](float a, float b) { return ThreeParts(a, b).pairs[kPart]; };
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const std::int64_t column = (tile.x0 + StateTile::x_of()) / 16;
     const std::int64_t row = (tile.a0 + StateTile::a_of()) / 16;

@@ -133,23 +133,6 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       }
     }
   };
-  const auto wait_for_v = [&](int chunk) {
-    at.wait_v(kFullV, chunk);
-    if (at.output(0).length < (chunk + 1) * kChunk)  // its end is cleared
-      barrier_wait(at.barrier(kFullScores), 0);
-  };
-  const auto release_v = [&](int chunk) {
-    if (chunk + Shared::kStagesV >= chunks) return;
-    __syncwarp();
-    if (thread_index() % 32 == 0) barrier_arrive(at.barrier_v(kEmptyV, chunk));
-  };
-  const auto give_back_v = [&](int chunk) {
-    if (thread_index() % kGroup == 0 && chunk >= 0) {
-      wait_stores_read<0>();
-      if (chunk + Shared::kStagesV < chunks) barrier_arrive(at.barrier_v(kEmptyV, chunk));
-    }
-    __syncwarp();
-  };
   const auto release_k = [&](int chunk) {
     release(at.barrier_k(kEmptyK, chunk), chunk, Shared::kStagesK);
   };
@@ -163,6 +146,16 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   };
 
   if constexpr (!kOutputs) {
+    const auto wait_for_v = [&](int chunk) {
+      at.wait_v(kFullV, chunk);
+      if (at.output(0).length < (chunk + 1) * kChunk)  // its end is cleared
+        barrier_wait(at.barrier(kFullScores), 0);
+    };
+    const auto release_v = [&](int chunk) {
+      if (chunk + Shared::kStagesV >= chunks) return;
+      __syncwarp();
+      if (thread_index() % 32 == 0) barrier_arrive(at.barrier_v(kEmptyV, chunk));
+    };
     // The next v is loaded beside the product with this one.
     const auto step = [&](const std::uint32_t(&v)[4][4], std::uint32_t(&next)[4][4], int chunk) {
       const float decay = at.gates(chunk).decay;
@@ -190,6 +183,14 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     const FusedWork done(cell);
     keep_c(done, done.segment + 1);
   } else {
+    // The place of v, once h has left it.
+    const auto release_v = [&](int chunk) {
+      if (thread_index() % kGroup == 0 && chunk >= 0) {
+        wait_stores_read<0>();
+        if (chunk + Shared::kStagesV < chunks) barrier_arrive(at.barrier_v(kEmptyV, chunk));
+      }
+      __syncwarp();
+    };
     for (int chunk = 0; chunk < chunks; ++chunk) {
       if constexpr (kSaves)
         at.borders().at(chunk, [&](int border, const FusedFrame& frame) { save_c(border, frame); });
@@ -218,8 +219,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
           wgmma_wait<1>();
           convert(pair);
         }
-        // The last h has left the place of its v, which the copy after the next takes.
-        if (pair == (kDqk > 64 ? 2 : 1)) give_back_v(chunk - 1);
+        if (pair == (kDqk > 64 ? 2 : 1)) release_v(chunk - 1);
         wgmma_fence();
 #pragma unroll
         for (int half = 0; half < 2; ++half) {

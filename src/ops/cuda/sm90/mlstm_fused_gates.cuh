@@ -8,16 +8,13 @@
 // the first m on.
 
 #include "ops/cuda/device/mma.cuh"
+#include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/sm90/mlstm_fused.cuh"
 
 namespace xlstm::ops::cuda::sm90 {
 namespace {
 
 constexpr int kGateWarps = 8;
-
-__device__ __forceinline__ double larger_or_nan(double a, double b) {
-  return a != a || a > b ? a : b;
-}
 
 /// Of two tokens of a lane, whose warp has a chunk: the sum of log f from the chunk's first token
 /// on, i minus that, and the largest such number so far.
@@ -50,15 +47,15 @@ struct LaneScan {
       if (lane > 0) b[u] += before;
       beta[u] -= b[u];
     }
-    double top = larger_or_nan(beta[0], beta[1]);
+    double top = larger(beta[0], beta[1]);
 #pragma unroll 1
     for (int step = 1; step < 32; step *= 2) {
       const double other = __shfl_up_sync(~0U, top, step);
-      if (lane >= step) top = larger_or_nan(top, other);
+      if (lane >= step) top = larger(top, other);
     }
     top = __shfl_up_sync(~0U, top, 1);
-    high[0] = lane > 0 ? larger_or_nan(top, beta[0]) : beta[0];
-    high[1] = larger_or_nan(high[0], beta[1]);
+    high[0] = lane > 0 ? larger(top, beta[0]) : beta[0];
+    high[1] = larger(high[0], beta[1]);
   }
 };
 
@@ -124,7 +121,7 @@ struct FusedTop {
 
   __device__ FusedTop(double first_m, double highest_so_far) : highest(highest_so_far) {
     const double steps = floor((highest - kAbove - first_m) / kKeep);
-    frame = first_m + kKeep * larger_or_nan(steps, 0.0);
+    frame = first_m + kKeep * larger(steps, 0.0);
   }
 };
 
@@ -140,7 +137,7 @@ struct ChunkTops {
         sum_before(so_far),
         sum(so_far + total.x),
         before(first, highest),
-        after(first, larger_or_nan(highest, total.y - so_far)) {}
+        after(first, larger(highest, total.y - so_far)) {}
   __device__ FusedFrame frame_before() const {
     return {before.highest + sum_before, before.frame + sum_before, first_m - before.frame};
   }
@@ -158,7 +155,7 @@ __device__ __forceinline__ void write_gates(const FusedCell& cell, ChunkGates& t
   float weight[2], floor[2], eps[2];
 #pragma unroll
   for (int u = 0; u < 2; ++u) {
-    const double mu = larger_or_nan(m, scan.high[u]);
+    const double mu = larger(m, scan.high[u]);
     weight[u] = expf(static_cast<float>(scan.beta[u] - top));
     floor[u] = expf(static_cast<float>(-(scan.b[u] + (guard ? mu : top))));
     eps[u] = cell.eps * (!cell.exponential ? floor[u]
@@ -203,7 +200,7 @@ __device__ __forceinline__ void save_gates(const FusedCell& cell, ChunkGates& to
 #pragma unroll
   for (int u = 0; u < 2; ++u) {
     const int t = 2 * lane + u;
-    const double mu = larger_or_nan(m, scan.high[u]);
+    const double mu = larger(m, scan.high[u]);
     if (t < at.tokens)
       cell.saved.m_of(at.first + t, head) =
           cell.exponential ? static_cast<float>(scan.b[u] + mu) : 0.0F;
@@ -252,12 +249,12 @@ __global__ void __launch_bounds__(kGateWarps * 32)
       if (lane >= step) sum += other;
     }
     const double before = __shfl_up_sync(~0U, sum, 1);
-    highest = larger_or_nan(highest, mine.y - (lane > 0 ? sum_before + before : sum_before));
+    highest = larger(highest, mine.y - (lane > 0 ? sum_before + before : sum_before));
     sum_before += __shfl_sync(~0U, sum, 31);
   }
 #pragma unroll
   for (int step = 16; step > 0; step /= 2)
-    highest = larger_or_nan(highest, __shfl_xor_sync(~0U, highest, step));
+    highest = larger(highest, __shfl_xor_sync(~0U, highest, step));
 
   // What this chunk's warp of the kernel before has left, to the bit.
   const double2 total =

@@ -60,7 +60,6 @@ struct MlstmFusedPlan {
     const std::int64_t chunks = (longest + kChunk - 1) / kChunk;
     const std::int64_t blocks = std::max<std::int64_t>(1, sequences * heads * slices);
     cuts.most = static_cast<int>(std::max<std::int64_t>(1, chunks));
-    segments = 1;
     if (wanted_segments > 0 || (blocks < kEnoughBlocks && chunks > kWholeChunks)) {
       const std::int64_t wanted = std::min(
           kMaxSegments, wanted_segments > 0 ? wanted_segments

@@ -142,7 +142,7 @@ __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const Fuse
   if (chunk >= work.chunks) return;
   double sum_before = 0, highest = own.first_m;
   for (int i = 0; i < chunk; ++i) {
-    highest = larger_or_nan(highest, own.totals[i].y - sum_before);
+    highest = larger(highest, own.totals[i].y - sum_before);
     sum_before += own.totals[i].x;
   }
   const ChunkTops tops(own.first_m, highest, own.totals[chunk], sum_before);
