@@ -139,7 +139,7 @@ void mlstms(Bench& bench) {
                 const Tensor all = memory.numbers(type, {tokens, 2 * qk + 2 * v});
                 const Tensor h = memory.numbers(type, {tokens, v});
                 const Tensor i = memory.numbers(DType::f32, {tokens, s.heads});
-                const Tensor log_f = memory.numbers(DType::f32, {tokens, s.heads}, 1e-3F);
+                const Tensor log_f = memory.log_gates({tokens, s.heads});
                 const auto c = static_cast<std::size_t>(s.heads * s.dqk * s.dv) * 4;
                 const auto n = static_cast<std::size_t>(s.heads * s.dqk) * 4;
                 const Sequences sequences(memory, s.sequences, s.length, c + n + 256);
@@ -321,7 +321,7 @@ void steps(Bench& bench) {
     const Tensor h = memory.numbers(DType::bf16, {count, kV});
     const Tensor w = memory.numbers(DType::bf16, {kV});
     const Tensor i = memory.numbers(DType::f32, {count, kHeads});
-    const Tensor log_f = memory.numbers(DType::f32, {count, kHeads}, 1e-3F);
+    const Tensor log_f = memory.log_gates({count, kHeads});
     std::vector<Sequences> states;  // in turn: a call may begin while the one before it ends
     for (int r = 0; r < std::min(repeats, 2); ++r)
       states.emplace_back(memory, count, 1, kC + kN + 256 + ring.bytes());

@@ -216,7 +216,7 @@ void sweep_segments(std::int64_t sequences, std::int64_t length) {
                v = memory.numbers(DType::bf16, {tokens, kHeads * kDv}),
                h = memory.numbers(DType::bf16, {tokens, kHeads * kDv}),
                i = memory.numbers(DType::f32, {tokens, kHeads}),
-               log_f = memory.numbers(DType::f32, {tokens, kHeads}, 1e-3F);
+               log_f = memory.log_gates({tokens, kHeads});
   constexpr auto kC = static_cast<std::size_t>(kHeads * kDqk * kDv) * 4;
   constexpr auto kN = static_cast<std::size_t>(kHeads * kDqk) * 4;
   const Sequences all(memory, sequences, length, kC + kN + 256);

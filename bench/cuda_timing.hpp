@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -32,13 +33,32 @@ inline constexpr std::size_t kCache = 120U << 20;  // twice the second-level cac
 class Memory {
  public:
   Tensor numbers(DType dtype, std::initializer_list<std::int64_t> shape, float scale = 1) {
+    return filled(dtype, shape, [scale](float normal) { return scale * normal; });
+  }
+  /// Logarithms of forget gates that forget little.
+  Tensor log_gates(std::initializer_list<std::int64_t> shape) {
+    return filled(DType::f32, shape, [](float normal) { return -1e-3F * std::abs(normal); });
+  }
+  std::byte* bytes(std::size_t count) { return buffers_.emplace_back(count, kCard, true).data(); }
+  template <class T>
+  const T* copy(const std::vector<T>& values) {
+    Buffer& buffer = buffers_.emplace_back(values.size() * sizeof(T), kCard);
+    copy_memory(buffer.data(), kCard, values.data(), {}, buffer.size());
+    return reinterpret_cast<const T*>(buffer.data());
+  }
+  void clear() { buffers_.clear(); }
+
+ private:
+  /// @param of  a number, of a normal one
+  template <class Of>
+  Tensor filled(DType dtype, std::initializer_list<std::int64_t> shape, Of of) {
     Tensor t = Tensor::dense(nullptr, dtype, shape, kCard);
     Buffer& buffer = buffers_.emplace_back(t.bytes(), kCard);
     std::vector<std::byte> pattern(std::size_t{1} << 20);
     std::minstd_rand random(static_cast<unsigned>(buffers_.size()));
-    std::normal_distribution<float> normal(0, scale);
+    std::normal_distribution<float> normal;
     for (std::size_t i = 0; i < pattern.size(); i += size_of(dtype)) {
-      const float value = normal(random);
+      const float value = of(normal(random));
       const std::uint16_t half = f32_to_bf16(value);
       if (dtype == DType::bf16)
         std::memcpy(pattern.data() + i, &half, sizeof(half));
@@ -51,16 +71,7 @@ class Memory {
     t.data = buffer.data();
     return t;
   }
-  std::byte* bytes(std::size_t count) { return buffers_.emplace_back(count, kCard, true).data(); }
-  template <class T>
-  const T* copy(const std::vector<T>& values) {
-    Buffer& buffer = buffers_.emplace_back(values.size() * sizeof(T), kCard);
-    copy_memory(buffer.data(), kCard, values.data(), {}, buffer.size());
-    return reinterpret_cast<const T*>(buffer.data());
-  }
-  void clear() { buffers_.clear(); }
 
- private:
   std::deque<Buffer> buffers_;
 };
 

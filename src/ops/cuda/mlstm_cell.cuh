@@ -38,31 +38,6 @@ enum GateRow {
 };
 static_assert(kReciprocal + 1 == MlstmPlan::kGateRows);
 
-/// Whether one token may be most of C, from the weights of all. Then C is its k v, and where q k is
-/// nearly 0, so are q C and n q, and h is what is left of both: C in bf16 would not do. While e^-m
-/// is not small it keeps the denominator away from 0.
-struct AloneToken {
-  static constexpr double kSmall = 1.0;
-  static constexpr float kAlone = 1.04F;
-  // The squares of all weights, in those of the largest, e^(2 m). What a record holds is not known:
-  // a large m may be one token's.
-  static constexpr double kLarge = 6.0;
-  float squares;
-
-  __device__ AloneToken(bool has_state, double m)
-      : squares(!has_state   ? 0.0F
-                : m > kLarge ? 1.0F
-                             : 2.0F) {}
-  /// @param before, after  the stabiliser before a chunk and after it, less the chunk's decay
-  /// @param high           the largest beta of the chunk
-  /// @param added          the squares of the chunk's e^beta, in e^(2 high)
-  __device__ void add(double before, double after, double high, float added) {
-    squares = (squares > 0 ? squares * expf(static_cast<float>(2 * (before - after))) : 0.0F) +
-              (added > 0 ? added * expf(static_cast<float>(2 * (high - after))) : 0.0F);
-  }
-  __device__ bool most(double m) const { return squares > 0 && squares < kAlone && m > kSmall; }
-};
-
 /// Rows [tokens, heads x width] of one of several types.
 struct Rows {
   void* data;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "ops/cuda/device/alone_token.cuh"
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/mlstm_cell.cuh"
 
@@ -99,7 +100,8 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
   Own(&own)[kWarp] = rows[0][warp];
   Own(&own_f)[kWarp] = rows[1][warp];
   double m = cell.first_m(s, head);
-  AloneToken alone(cell.batch.slots[s] != nullptr, m);
+  AloneToken alone;  // exponents as those of m
+  if (cell.batch.slots[s] != nullptr) alone.add_record(m);
 
   // Beyond the end: log f = 0, i = -inf, which change nothing.
   float i_next[kOwn], f_next[kOwn];
@@ -156,8 +158,7 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
     if constexpr (kSplits) {
       const double highest = __shfl_sync(~0U, high, kWarp - 1);
 #pragma unroll
-      for (int u = 0; u < kOwn; ++u)
-        if (beta[u] > -INFINITY) square += expf(static_cast<float>(2 * (beta[u] - highest)));
+      for (int u = 0; u < kOwn; ++u) square += AloneToken::square(beta[u], highest);
       square = warp_sum(square);
     }
     if (lane == kWarp - 1) {
@@ -173,9 +174,12 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
       if (w == warp) {
         m_chunk = m;
         mu_last = mu;
-        split = cell.has_stabiliser && alone.most(m);
+        split = cell.has_stabiliser && AloneToken::is_most(alone.squares, m);
       }
-      if constexpr (kSplits) alone.add(m, mu, highs[w], squares[w]);
+      if constexpr (kSplits) {
+        alone.add(highs[w], squares[w]);
+        alone.top += sums[w];
+      }
       m = sums[w] + mu;
     }
     __syncthreads();

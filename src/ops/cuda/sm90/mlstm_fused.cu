@@ -17,6 +17,7 @@ static_assert(MlstmFusedPlan::kOwnChunks <= kGateSlots &&
               MlstmFusedPlan::kOwnChunks * 32 <= kGroup);
 static_assert(MlstmSaved::kUnit % kChunk == 0);
 static_assert(sizeof(ChunkGates) == MlstmFusedPlan::kGateBytes && sizeof(FusedFrame) == 24);
+static_assert(sizeof(FusedTotals) == MlstmFusedPlan::kTotalsBytes);
 
 /// Whether 16 bytes of a row can be copied at a time.
 bool has_units(const Tensor& matrix) {
@@ -85,7 +86,7 @@ bool mlstm_fused(Context& context, const MlstmArgs& a, bool early, std::int64_t 
                        .own_gates = plan.own_gates,
                        .early = plan.own_gates && early,
                        .gates = reinterpret_cast<ChunkGates*>(scratch + plan.gates),
-                       .totals = reinterpret_cast<double2*>(scratch + plan.totals),
+                       .totals = reinterpret_cast<FusedTotals*>(scratch + plan.totals),
                        .frames = reinterpret_cast<FusedFrame*>(scratch + plan.frames),
                        .first_chunks = reinterpret_cast<std::int32_t*>(scratch + plan.first_chunks),
                        .first_n = reinterpret_cast<float*>(scratch + plan.first_n),

@@ -18,7 +18,8 @@
 // the last mu_t. That would lose tokens of small mu_t where M is very far above m: there (`guard`)
 // the scores get e^(beta_j - mu_t) one by one, and num starts at e^(frame - mu_t) C q_t.
 // C, n, l and the stabiliser are float or better; C, scores and weighted v are rounded to bf16 for
-// the products that make num.
+// the products that make num. Where one token may be most of C (AloneToken; `split`) what rounding
+// leaves out of C goes through the product, too.
 
 #include <cstdint>
 
@@ -50,7 +51,15 @@ struct __align__(16) ChunkGates {
   float carried[kChunk], beta_high[kChunk], beta_low[kChunk], mu_high[kChunk], mu_low[kChunk];
   float decay;  // e^(frame - M)
   int guard;
-  int padding[2];
+  int split;  // whether C goes into its product with q as the sum of two bf16
+  int padding;
+};
+
+/// Sums over a chunk.
+struct FusedTotals {
+  double log_f, top;  // of log f, and the largest beta
+  float squares;      // of e^(beta - top)
+  float padding;
 };
 
 /// Before a chunk.
@@ -78,7 +87,7 @@ struct FusedCell {
   bool early;      // and read the state and the gates before grid_wait()
   // Scratch memory (MlstmFusedPlan).
   ChunkGates* gates;           // [heads, all chunks]
-  double2* totals;             // of the same: the sum of log f and the largest beta
+  FusedTotals* totals;         // of the same
   FusedFrame* frames;          // [heads, all chunks + sequences], one more for each sequence
   std::int32_t* first_chunks;  // of each sequence, in the list of all
   float* first_n;              // [sequences, heads, padded dqk], zeros where there is no record
@@ -102,8 +111,8 @@ struct FusedCell {
 
 /// Where blocks make their gates: what they need of other chunks.
 struct __align__(16) FusedOwnGates {
-  double2 totals[kGateSlots];  // of chunks: the sum of log f and the largest beta
-  FusedFrame last;             // after the last chunk
+  FusedTotals totals[kGateSlots];  // of chunks
+  FusedFrame last;                 // after the last chunk
   double first_m;
 };
 

@@ -204,31 +204,46 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       at.wait_q(kFullQ, chunk);
       const std::uint64_t q_tile = wgmma_matrix(at.q(chunk));
       std::uint32_t fragments[2][2][4];
-      const auto convert = [&](int pair) {
+      // First what C is in bf16, and then, if it is wanted, what that leaves out.
+#pragma unroll 1
+      for (int turn = 0; turn == 0 || turn <= at.gates(chunk).split; ++turn) {
+        const auto convert = [&](int pair) {
+          const auto each = [&](auto&& two_of) {
 #pragma unroll
-        for (int x = 0; x < 8; ++x)
-          fragments[pair % 2][x / 4][x % 4] =
-              pack_bf16(c[16 * pair + 2 * x], c[16 * pair + 2 * x + 1]);
-      };
-      convert(0);
-      convert(1);
+            for (int x = 0; x < 8; ++x)
+              fragments[pair % 2][x / 4][x % 4] =
+                  two_of(c[16 * pair + 2 * x], c[16 * pair + 2 * x + 1]);
+          };
+          if (turn == 0)
+            each([](float a, float b) { return pack_bf16(a, b); });
+          else
+            each([](float a, float b) {
+              const std::uint32_t rounded = pack_bf16(a, b);
+              return pack_bf16(a - first_of(rounded), b - second_of(rounded));
+            });
+        };
+        convert(0);
+        convert(1);
 #pragma unroll
-      for (int pair = 0; pair < kDqk / 32; ++pair) {
-        const std::uint32_t(&a)[2][4] = fragments[pair % 2];
-        if (pair >= 2) {
-          wgmma_wait<1>();
-          convert(pair);
+        for (int pair = 0; pair < kDqk / 32; ++pair) {
+          const std::uint32_t(&a)[2][4] = fragments[pair % 2];
+          if (pair >= 2) {
+            wgmma_wait<1>();
+            convert(pair);
+          }
+          // The last h has left the place of its v, which the copy after the next takes.
+          if (pair == (kDqk > 64 ? 2 : 1) && turn == 0) release_v(chunk - 1);
+          wgmma_fence();
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int step = 2 * pair + half;
+            wgmma<64>(num, a[half], moved(q_tile, step / 4 * Shared::kBox + step % 4 * 32),
+                      step > 0 || turn > 0);
+          }
+          wgmma_commit();
         }
-        if (pair == (kDqk > 64 ? 2 : 1)) release_v(chunk - 1);
-        wgmma_fence();
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int step = 2 * pair + half;
-          wgmma<64>(num, a[half], moved(q_tile, step / 4 * Shared::kBox + step % 4 * 32), step > 0);
-        }
-        wgmma_commit();
+        wgmma_wait<0>();
       }
-      wgmma_wait<0>();
       release(at.barrier_q(kEmptyQ, chunk), chunk, 2);
       if (guard) {
         const int lane = thread_index() % 32;

@@ -7,6 +7,7 @@
 // So is the frame - A, which is that number less kAbove to kAbove + kKeep, in steps of kKeep from
 // the first m on.
 
+#include "ops/cuda/device/alone_token.cuh"
 #include "ops/cuda/device/mma.cuh"
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/sm90/mlstm_fused.cuh"
@@ -56,6 +57,18 @@ struct LaneScan {
     top = __shfl_up_sync(~0U, top, 1);
     high[0] = lane > 0 ? larger(top, beta[0]) : beta[0];
     high[1] = larger(high[0], beta[1]);
+  }
+
+  /// Of the chunk, to every lane.
+  __device__ FusedTotals totals() const {
+    const double log_f = __shfl_sync(~0U, b[1], 31), top = __shfl_sync(~0U, high[1], 31);
+    constexpr float kOne = 1 << 20;  // in integers the warp's sum is one instruction
+    unsigned squares = 0;
+#pragma unroll
+    for (int u = 0; u < 2; ++u)
+      squares += static_cast<unsigned>(kOne * AloneToken::square(beta[u], top));
+    squares = __reduce_add_sync(~0U, squares);
+    return {log_f, top, static_cast<float>(squares) / kOne, 0};
   }
 };
 
@@ -109,9 +122,8 @@ __global__ void __launch_bounds__(kGateWarps * 32)
   if (at.s < 0 || head >= cell.heads) return;
   if (head == 0 && lane == 0 && at.number == 0)
     cell.first_chunks[at.s] = static_cast<std::int32_t>(blockIdx.x);
-  const LaneScan scan(cell, at.first, at.tokens, head, lane);
-  if (lane == 31)
-    cell.totals[head * cell.all_chunks + blockIdx.x] = make_double2(scan.b[1], scan.high[1]);
+  const FusedTotals totals = LaneScan(cell, at.first, at.tokens, head, lane).totals();
+  if (lane == 0) cell.totals[head * cell.all_chunks + blockIdx.x] = totals;
 }
 
 /// Where the stabiliser and the frame of a sequence stand, less the sum of all log f so far.
@@ -130,14 +142,18 @@ struct ChunkTops {
   double first_m, sum_before, sum;  // of log f before the chunk, and up to its end
   FusedTop before, after;
 
+  bool alone;  // one token is most of C before the chunk
+
   /// @param highest  as FusedTop's, before the chunk
-  /// @param total    as in FusedCell::totals
-  __device__ ChunkTops(double first, double highest, double2 total, double so_far)
+  /// @param squares  of all weights before the chunk, in those of the largest
+  __device__ ChunkTops(double first, double highest, float squares, const FusedTotals& total,
+                       double so_far)
       : first_m(first),
         sum_before(so_far),
-        sum(so_far + total.x),
+        sum(so_far + total.log_f),
         before(first, highest),
-        after(first, larger(highest, total.y - so_far)) {}
+        after(first, larger(highest, total.top - so_far)),
+        alone(AloneToken::is_most(squares, highest + so_far)) {}
   __device__ FusedFrame frame_before() const {
     return {before.highest + sum_before, before.frame + sum_before, first_m - before.frame};
   }
@@ -187,6 +203,7 @@ __device__ __forceinline__ void write_gates(const FusedCell& cell, ChunkGates& t
   if (lane == 0) {
     to.decay = expf(static_cast<float>(tops.before.frame - tops.after.frame));
     to.guard = guard ? 1 : 0;
+    to.split = tops.alone ? 1 : 0;
   }
 }
 
@@ -237,29 +254,31 @@ __global__ void __launch_bounds__(kGateWarps * 32)
   grid_trigger();
 
   // Sums have one order for each chunk, whoever asks.
-  const double2* totals = cell.totals + head * cell.all_chunks + (blockIdx.x - at.number);
-  double sum_before = 0, highest = first_m;
+  const FusedTotals* totals = cell.totals + head * cell.all_chunks + (blockIdx.x - at.number);
+  double sum_before = 0;
+  AloneToken own;  // of the lane's chunks
+  if (record != nullptr && lane == 0) own.add_record(first_m);
   for (int base = 0; base < at.number; base += 32) {
     const bool counts = base + lane < at.number;
-    const double2 mine = counts ? totals[base + lane] : make_double2(0, -INFINITY);
-    double sum = mine.x;
+    const FusedTotals mine = counts ? totals[base + lane] : FusedTotals{.top = -INFINITY};
+    double sum = mine.log_f;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
       const double other = __shfl_up_sync(~0U, sum, step);
       if (lane >= step) sum += other;
     }
     const double before = __shfl_up_sync(~0U, sum, 1);
-    highest = larger(highest, mine.y - (lane > 0 ? sum_before + before : sum_before));
+    own.add(mine.top - (lane > 0 ? sum_before + before : sum_before), mine.squares);
     sum_before += __shfl_sync(~0U, sum, 31);
   }
+  double highest = larger(first_m, own.top);
 #pragma unroll
   for (int step = 16; step > 0; step /= 2)
     highest = larger(highest, __shfl_xor_sync(~0U, highest, step));
+  const float squares = warp_sum(own.of(highest));
 
-  // What this chunk's warp of the kernel before has left, to the bit.
-  const double2 total =
-      make_double2(__shfl_sync(~0U, scan.b[1], 31), __shfl_sync(~0U, scan.high[1], 31));
-  const ChunkTops tops(first_m, highest, total, sum_before);
+  // The chunk's own are what its warp of the kernel before has left, to the bit.
+  const ChunkTops tops(first_m, highest, squares, scan.totals(), sum_before);
   if (lane == 0) {
     FusedFrame* frames = cell.frame(at.s, head) + at.number;
     frames[0] = tops.frame_before();

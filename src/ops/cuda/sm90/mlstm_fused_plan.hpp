@@ -28,7 +28,7 @@ struct MlstmSegments {
 struct MlstmFusedPlan {
   static constexpr std::int64_t kChunk = 64;
   static constexpr std::int64_t kColumns = 128;
-  static constexpr std::int64_t kGateBytes = 2448;  ///< of a chunk and head
+  static constexpr std::int64_t kGateBytes = 2448, kTotalsBytes = 24;  ///< of a chunk and head
   static constexpr std::int64_t kMaxSegments = 16;
   /// Whole sequences suffice for about this many blocks; each has a multiprocessor for itself.
   static constexpr std::int64_t kEnoughBlocks = 112;
@@ -84,7 +84,7 @@ struct MlstmFusedPlan {
       return at;
     };
     gates = place(heads * all_chunks * kGateBytes);
-    totals = place(heads * all_chunks * 16);
+    totals = place(heads * all_chunks * kTotalsBytes);
     frames = place(heads * (all_chunks + sequences) * 24);
     first_chunks = place(sequences * 4);
     first_n = place(sequences * heads * padded_dqk * 4);

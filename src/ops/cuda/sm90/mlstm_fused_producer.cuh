@@ -137,15 +137,19 @@ __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const Fuse
   FusedOwnGates& own = at.own();
   const LaneScan scan(cell, work.begin + chunk * kChunk, work.length - chunk * kChunk, work.head,
                       lane);
-  if (lane == 31) own.totals[chunk] = make_double2(scan.b[1], scan.high[1]);
+  const FusedTotals totals = scan.totals();
+  if (lane == 0) own.totals[chunk] = totals;
   named_barrier(1, kGroup);
   if (chunk >= work.chunks) return;
-  double sum_before = 0, highest = own.first_m;
+  double sum_before = 0;
+  AloneToken before;
+  if (cell.batch.slots[work.s] != nullptr) before.add_record(own.first_m);
   for (int i = 0; i < chunk; ++i) {
-    highest = larger(highest, own.totals[i].y - sum_before);
-    sum_before += own.totals[i].x;
+    before.add(own.totals[i].top - sum_before, own.totals[i].squares);
+    sum_before += own.totals[i].log_f;
   }
-  const ChunkTops tops(own.first_m, highest, own.totals[chunk], sum_before);
+  const double highest = larger(own.first_m, before.top);
+  const ChunkTops tops(own.first_m, highest, before.of(highest), totals, sum_before);
   if (chunk + 1 == work.chunks && lane == 0) own.last = tops.frame_after();
   write_gates(cell, at.own_gates(chunk), scan, tops, lane);
   fence_async();  // wgmma reads some of it

@@ -1,0 +1,50 @@
+#pragma once
+// Where C of an mLSTM cell is hardly more than one token's k v.
+
+#include <cuda_runtime.h>
+
+#include "ops/cuda/device/numbers.cuh"
+
+namespace xlstm::ops::cuda {
+
+/// Whether one token may be most of C, from the weights of all. Then q C nearly cancels where n q
+/// does, and h is what is left of both: C rounded to bf16 would not do. While e^-m is not small it
+/// keeps the denominator away from 0.
+struct AloneToken {
+  double top = -INFINITY;  ///< of the exponents of weights so far
+  float squares = 0;       ///< of all weights, in those of the largest
+
+  /// @param exponent  the largest of some weights
+  /// @param count     the squares of all of these, in its own
+  __device__ void add(double exponent, float count) {
+    if (exponent == -INFINITY) return;
+    const double now = larger(top, exponent);
+    squares = of(now) + count * square_of(exponent - now);
+    top = now;
+  }
+  /// What a record holds is not known; where its m is large it may be one token.
+  __device__ void add_record(double m) { add(m, m > kLarge ? 1.0F : 2.0F); }
+  /// `squares` in those of a larger weight.
+  __device__ float of(double exponent) const {
+    return squares > 0 ? squares * square_of(top - exponent) : 0;
+  }
+  /// @param squares  of all weights, in those of the largest
+  /// @param m        the stabiliser
+  __device__ static bool is_most(float squares, double m) {
+    return squares > 0 && squares < kAlone && m > kSmall;
+  }
+  /// e^(beta - top), squared, of a token; without one, 0.
+  __device__ static float square(double beta, double top) {
+    return beta == -INFINITY ? 0 : square_of(beta - top);
+  }
+
+ private:
+  static constexpr float kAlone = 1.04F;
+  static constexpr double kSmall = 1.0, kLarge = 6.0;
+
+  __device__ static float square_of(double exponent) {
+    return __expf(static_cast<float>(2 * exponent));
+  }
+};
+
+}  // namespace xlstm::ops::cuda
