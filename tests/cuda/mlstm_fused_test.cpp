@@ -47,15 +47,17 @@ Plan plan_of(int heads, int dqk, int dv, std::vector<std::int32_t> lengths) {
 TEST(MlstmFusedPlan, CutsFewLongSequences) {
   EXPECT_EQ(plan_of(8, 256, 512, {2048, 2048, 2048, 2048}).segments, 1);  // 128 blocks
   const Plan one = plan_of(8, 256, 512, {8192});
-  EXPECT_EQ(one.segments, 4);
-  // Later segments have fewer chunks, since they add up more states.
-  EXPECT_EQ(one.cuts.begin_of(1), 33);
-  EXPECT_EQ(one.cuts.begin_of(2), 66);
-  EXPECT_EQ(one.cuts.begin_of(3), 98);
-  EXPECT_EQ(one.blocks(), 128);
-  EXPECT_EQ(plan_of(2, 64, 512, {1100, 300, 65, 1}).cuts.fewer, 1);
-  EXPECT_EQ(plan_of(1, 256, 512, {1100, 300, 65, 1}).cuts.fewer, 0);  // too short for that
-  EXPECT_EQ(plan_of(8, 256, 512, {32768, 32768}).segments, 2);
+  EXPECT_EQ(one.segments, 5);
+  // The first takes as long as the states of another one. Of the others, later ones have fewer
+  // chunks, since they add up more states.
+  EXPECT_EQ(one.cuts.begin_of(1), 11);
+  EXPECT_EQ(one.cuts.begin_of(2), 11 + 30);
+  EXPECT_EQ(one.cuts.begin_of(3), 11 + 30 + 30);
+  EXPECT_EQ(one.cuts.begin_of(4), 11 + 30 + 30 + 29);
+  EXPECT_EQ(one.blocks(4), 128);
+  EXPECT_EQ(plan_of(2, 64, 512, {1600, 300, 65, 1}).cuts.fewer, 1);
+  EXPECT_EQ(plan_of(2, 64, 512, {1100, 300, 65, 1}).cuts.fewer, 0);  // too short for that
+  EXPECT_EQ(plan_of(8, 256, 512, {32768, 32768}).segments, 3);
   EXPECT_EQ(plan_of(8, 256, 512, {512}).segments, 1);  // too short
   EXPECT_EQ(plan_of(8, 256, 512, {576}).segments, 3);
   EXPECT_EQ(plan_of(1, 64, 64, {100000}).segments, Plan::kMaxSegments);
@@ -129,7 +131,7 @@ TEST(CudaMlstmFused, SegmentsAndClustersMatchTheOracle) {
     GTEST_SKIP() << "no kernel of compute capability 9.0";
   for (MlstmShape shape : {MlstmShape{1, 256, 512}, MlstmShape{2, 128, 256}, MlstmShape{1, 64, 64},
                            MlstmShape{2, 64, 512}}) {  // the last one's segments differ
-    MlstmCall call(shape, {1100, 300, 65, 1}, MlstmGate::exponential, 7, DType::bf16,
+    MlstmCall call(shape, {1600, 300, 65, 1}, MlstmGate::exponential, 7, DType::bf16,
                    Regime::typical, true);
     call.has_record[1] = false;
     call.run();

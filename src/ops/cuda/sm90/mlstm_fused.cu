@@ -26,7 +26,7 @@ bool has_units(const Tensor& matrix) {
 }
 
 template <int kDqk>
-void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, const FusedCell& cell) {
+void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, FusedCell cell) {
   constexpr const char* kName = "mlstm";
   const CUtensorMap q = head_box_map(a.q, plan.heads, kChunk),
                     k = head_box_map(a.k, plan.heads, kChunk),
@@ -40,18 +40,25 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, const
     launch(context, kName, gates, mlstm_fused_totals_kernel, cell);
     launch(context, kName, gates, mlstm_fused_gates_kernel, cell, kDqk);
   }
-  Grid grid{.x = plan.blocks(),
-            .threads = kFusedThreads,
-            .shared = FusedShared<kDqk, false>::kBytes,
-            .cluster = cell.cluster,
-            .overlap = true};
+  const auto launch_segments = [&](auto* kernel, std::size_t shared, std::int64_t first,
+                                   std::int64_t count) {
+    cell.first_segment = static_cast<int>(first);
+    const Grid grid{.x = plan.blocks(count),
+                    .threads = kFusedThreads,
+                    .shared = shared,
+                    .cluster = cell.cluster,
+                    .overlap = true};
+    launch(context, kName, grid, kernel, q, k, v, h, cell);
+  };
+  const auto outputs = [&](std::int64_t first, std::int64_t count) {
+    launch_segments(a.saved ? mlstm_fused_kernel<kDqk, true, true> : mlstm_fused_kernel<kDqk, true>,
+                    FusedShared<kDqk, true>::kBytes, first, count);
+  };
   if (plan.segments > 1)
-    launch(context, kName, grid, mlstm_fused_kernel<kDqk, false>, q, k, v, h, cell);
-  grid.shared = FusedShared<kDqk, true>::kBytes;
-  if (a.saved)
-    launch(context, kName, grid, mlstm_fused_kernel<kDqk, true, true>, q, k, v, h, cell);
-  else
-    launch(context, kName, grid, mlstm_fused_kernel<kDqk, true>, q, k, v, h, cell);
+    launch_segments(mlstm_fused_kernel<kDqk, false>, FusedShared<kDqk, false>::kBytes, 1,
+                    plan.segments - 2);
+  outputs(0, 1);
+  if (plan.segments > 1) outputs(1, plan.segments - 1);
 }
 
 }  // namespace
@@ -76,6 +83,7 @@ bool mlstm_fused(Context& context, const MlstmArgs& a, bool early, std::int64_t 
                        .dv = static_cast<int>(plan.dv),
                        .slices = static_cast<int>(plan.slices),
                        .segments = static_cast<int>(plan.segments),
+                       .first_segment = 0,
                        .cuts = plan.cuts,
                        .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk)),
                        .eps = a.eps,

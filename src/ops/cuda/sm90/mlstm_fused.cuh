@@ -77,7 +77,8 @@ struct FusedCell {
   DeviceBatch batch;
   MlstmStateOffsets offsets;
   int heads, dqk, dv, slices;
-  int segments;
+  int segments;       // of the longest sequence
+  int first_segment;  // of the launch
   MlstmSegments cuts;
   float scale, eps;
   bool exponential, normalise;
@@ -95,6 +96,9 @@ struct FusedCell {
   float* n;
   SavedCell saved;  // by blocks that do not make their gates
 
+  /// Whether this is the first segment's launch. It begins when that of the states has begun, which
+  /// had waited for the gates, and ends after that: so the next one has to wait for this one alone.
+  __device__ bool beside_states() const { return segments > 1 && first_segment == 0; }
   /// Of sequence s, if it has more than one token: others are not for these kernels.
   __device__ int length(int s) const {
     const int tokens = batch.offsets[s + 1] - batch.offsets[s];
@@ -179,8 +183,7 @@ struct FusedWork {
   int s, segment, head, slice;
   int begin, length, chunks;
   int first_chunk;  // in the list of all
-  bool whole;       // the only segment of its sequence
-  bool last;
+  bool last;        // of its sequence
 
   __device__ explicit FusedWork(const FusedCell& cell) {
     int block;
@@ -191,7 +194,7 @@ struct FusedWork {
     block /= cell.heads;
     const int sequences = static_cast<int>(cell.batch.sequences);
     s = block % sequences;
-    segment = block / sequences;
+    segment = cell.first_segment + block / sequences;
     const int first = cell.batch.offsets[s], tokens = cell.length(s);
     const int skipped_chunks = cell.cuts.begin_of(segment);
     const int skipped = min(tokens, skipped_chunks * kChunk);
@@ -200,14 +203,10 @@ struct FusedWork {
     chunks = (length + kChunk - 1) / kChunk;
     first_chunk = cell.own_gates ? 0 : cell.first_chunks[s] + skipped_chunks;
     last = skipped + length == tokens;
-    whole = last && segment == 0;
   }
-  /// Whether the block does nothing in the pass that makes states but keep that of the record,
-  /// which the last segment adds nothing to and the next pass overwrites.
-  __device__ bool keeps_record(bool adds_only) const { return adds_only && last && segment > 0; }
   /// In scratch memory, with `slot` as MlstmFusedPlan numbers them.
   __device__ std::int64_t state(const FusedCell& cell, int slot) const {
-    return (static_cast<std::int64_t>(s) * cell.segments + slot) * cell.heads + head;
+    return (static_cast<std::int64_t>(s) * (cell.segments - 1) + slot) * cell.heads + head;
   }
 };
 
@@ -246,18 +245,18 @@ template <class Load, class Add>
 __device__ __forceinline__ void begin_state(const FusedCell& cell, const FusedWork& work,
                                             bool adds_only, Load&& load, Add&& add) {
   FusedSource source = adds_only ? FusedSource::none : FusedSource::scratch;
-  if (work.whole || work.keeps_record(adds_only))
+  if (cell.first_segment == 0)
     source = cell.batch.slots[work.s] != nullptr ? FusedSource::record : FusedSource::none;
   load(source);
-  if (source == FusedSource::scratch && work.segment > 0) add(work.segment);
+  if (!adds_only && work.segment > 1) add(work.segment - 1);
 }
 
-/// By how much a state fades over the segment before this one.
+/// By how much a state fades over a segment.
 __device__ __forceinline__ float segment_factor(const FusedCell& cell, const FusedWork& work,
                                                 int segment) {
   const FusedFrame* frames = cell.frame(work.s, work.head);
-  return expf(static_cast<float>(frames[cell.cuts.begin_of(segment)].decay -
-                                 frames[cell.cuts.begin_of(segment - 1)].decay));
+  return expf(static_cast<float>(frames[cell.cuts.begin_of(segment + 1)].decay -
+                                 frames[cell.cuts.begin_of(segment)].decay));
 }
 
 /// After the last chunk of the sequence.

@@ -13,7 +13,6 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   constexpr int kSums = kDqk / 2;
   const FusedWork work(cell);
   const int chunks = work.chunks;
-  if (!cell.own_gates) grid_wait();
 
   // C transposed: rows are columns of C.
   float c[kSums];
@@ -96,8 +95,9 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       asm volatile("" : "+l"(to));
     }
   };
+  // The state is made by the kernel before, but records are not.
+  if (kOutputs && cell.first_segment > 0) grid_wait();
   begin_state(cell, work, !kOutputs, load_c, add_c);
-  if (work.keeps_record(!kOutputs)) return keep_c(work, 0);
 
   const auto release = [&](std::uint32_t barrier, int chunk, int stages) {
     __syncwarp();
@@ -181,7 +181,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       if (chunk + 1 < chunks) step(odd, even, chunk + 1);
     }
     const FusedWork done(cell);
-    keep_c(done, done.segment + 1);
+    keep_c(done, done.segment);
   } else {
     // The place of v, once h has left it.
     const auto release_v = [&](int chunk) {
@@ -342,6 +342,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     if (thread_index() % kGroup == 0) wait_stores_read<0>();
 
     const FusedWork done(cell);
+    if (!done.last && cell.first_segment == 0) keep_c(done, 0);
     if (done.last && cell.batch.slots[done.s] != nullptr) {
       const float factor = record_factor(cell, last_frame(cell, done, at.own()));
 #pragma unroll

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     const FusedWork work(cell);
     const std::byte* const record = cell.own_gates ? cell.batch.slots[work.s] : nullptr;
     // The blocks of a cluster leave together.
-    if (work.chunks == 0 || (!kOutputs && work.whole)) {
+    if (work.chunks == 0 || (!kOutputs && work.last)) {
       if (!cell.own_gates) grid_wait();
       return;
     }
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
       to.length = work.length;
       if (group == 0) at.tiles() = {work.begin, work.head, work.slice * kColumns, work.first_chunk};
     }
-    if (kOutputs && threadIdx.x > 0 && static_cast<int>(threadIdx.x) <= work.segment)
+    if (kOutputs && threadIdx.x > 0 && static_cast<int>(threadIdx.x) < work.segment)
       at.segment_factor(threadIdx.x) = segment_factor(cell, work, threadIdx.x);
     if (kSaves && threadIdx.x == 0) at.borders() = FusedBorders(cell, work);
     // Before any block of the head can write its record: they meet below.
@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
   if (kOutputs) {  // what the other block still reads
     __syncwarp();
     cluster_sync();
+    if (cell.beside_states()) grid_wait();
   }
 }
 

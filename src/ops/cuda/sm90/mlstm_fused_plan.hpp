@@ -10,21 +10,23 @@
 
 namespace xlstm::ops::cuda::sm90 {
 
-/// Which chunks of a sequence are a segment's: `most` of the first two, and of each further one
-/// `fewer` less than of the one before, because it first adds up one state more. The last of a
-/// sequence ends with it.
+/// Which chunks of a sequence are a segment's: `first` of the first, `most` of the next two, and of
+/// each further one `fewer` less than of the one before, because it first adds up one state more.
+/// The last of a sequence ends with it.
 struct MlstmSegments {
-  int most = 1, fewer = 0;
+  int first = 1, most = 1, fewer = 0;
 
   XLSTM_HOST_DEVICE constexpr int begin_of(int segment) const {
-    const int late = segment > 2 ? (segment - 1) * (segment - 2) / 2 : 0;
-    return segment * most - fewer * late;
+    if (segment == 0) return 0;
+    const int late = segment > 3 ? (segment - 2) * (segment - 3) / 2 : 0;
+    return first + (segment - 1) * most - fewer * late;
   }
 };
 
 /// A block walks over whole chunks of one sequence and head and has kColumns columns of C. Where
-/// there are too few of them for the card, sequences are cut into segments: a first pass makes what
-/// each but the last adds to the state, and the second begins each with the sum of those before it.
+/// there are too few of them for the card, sequences are cut into segments: beside the first, which
+/// is short, a pass makes what each further one but the last adds to the state, and then each
+/// begins with the sum of those before it.
 struct MlstmFusedPlan {
   static constexpr std::int64_t kChunk = 64;
   static constexpr std::int64_t kColumns = 128;
@@ -38,6 +40,8 @@ struct MlstmFusedPlan {
   /// Up to so many chunks in a row take no longer than a pass that makes states (8: 42 us against
   /// 47).
   static constexpr std::int64_t kWholeChunks = 8;
+  /// Of a chunk, in tenths of a microsecond: with its outputs, and of the state alone.
+  static constexpr std::int64_t kOutputsTime = 27, kStatesTime = 10;
   static constexpr std::int64_t kOwnChunks = 4;  ///< of which a block can make the gates itself
 
   /// @param wanted_segments  of the longest sequence; 0: as many as are thought best
@@ -59,21 +63,13 @@ struct MlstmFusedPlan {
     }
     const std::int64_t chunks = (longest + kChunk - 1) / kChunk;
     const std::int64_t blocks = std::max<std::int64_t>(1, sequences * heads * slices);
-    cuts.most = static_cast<int>(std::max<std::int64_t>(1, chunks));
-    if (wanted_segments > 0 || (blocks < kEnoughBlocks && chunks > kWholeChunks)) {
-      const std::int64_t wanted = std::min(
-          kMaxSegments, wanted_segments > 0 ? wanted_segments
-                                            : std::max<std::int64_t>(1, kMultiprocessors / blocks));
-      // Adding up a state takes about as long as a chunk.
-      const std::int64_t late = (wanted - 1) * (wanted - 2) / 2;
-      const std::int64_t uneven = (chunks + late + wanted - 1) / wanted;
-      if (uneven - (wanted - 2) >= kLeastChunks && wanted > 2)
-        cuts = {static_cast<int>(uneven), 1};
-      else
-        cuts.most = static_cast<int>(std::max<std::int64_t>(
-            1, std::min(chunks, std::max(kLeastChunks, (chunks + wanted - 1) / wanted))));
-      while (cuts.begin_of(static_cast<int>(segments)) < chunks) ++segments;
-    }
+    cuts.first = static_cast<int>(std::max<std::int64_t>(1, chunks));
+    // Behind the first segment so many run at once.
+    std::int64_t wanted = kMultiprocessors / blocks;
+    if (blocks >= kEnoughBlocks || chunks <= kWholeChunks) wanted = 1;
+    if (wanted_segments > 0) wanted = wanted_segments - 1;
+    wanted = std::min(wanted, kMaxSegments - 1);
+    if (wanted > 1) cut(chunks, wanted);
     cluster = slices % 2 == 0 ? 2 : 1;
     own_gates = segments == 1 && chunks <= kOwnChunks && blocks <= kMultiprocessors &&
                 slices != 3 && !a.saved;
@@ -89,7 +85,7 @@ struct MlstmFusedPlan {
     first_chunks = place(sequences * 4);
     first_n = place(sequences * heads * padded_dqk * 4);
     if (segments == 1) return;
-    const std::int64_t states = sequences * segments * heads;
+    const std::int64_t states = sequences * (segments - 1) * heads;
     c = place(states * slices * kColumns * padded_dqk * 4);
     n = place(states * padded_dqk * 4);
   }
@@ -103,8 +99,10 @@ struct MlstmFusedPlan {
     return plan.dqk <= 256 && plan.dqk % 8 == 0 && plan.dv <= 4 * kColumns && plan.dv % 8 == 0 &&
            plan.longest > 1;
   }
-  /// Blocks of the pass that makes h.
-  std::int64_t blocks() const { return sequences * segments * heads * slices; }
+  /// Of so many segments of each sequence.
+  std::int64_t blocks(std::int64_t of_segments) const {
+    return sequences * of_segments * heads * slices;
+  }
   std::size_t bytes() const { return bytes_; }
 
   std::int64_t sequences, heads, dqk, dv;
@@ -123,11 +121,30 @@ struct MlstmFusedPlan {
   // Bytes from the beginning of the scratch memory: what the kernels of the gates leave, and n of
   // the records, which a block may write before another has read it.
   std::size_t gates = 0, totals = 0, frames = 0, first_chunks = 0, first_n = 0;
-  // States [sequences, segments, heads], of which the first is that of the record and number p that
-  // which segment p - 1 adds.
+  // States [sequences, segments - 1, heads], of which the first is that after the first segment and
+  // number p that which segment p adds.
   std::size_t c = 0, n = 0;
 
  private:
+  /// Into at least three segments or none. The first takes as long as the states of another one,
+  /// and all others take as long as each other: to add up a state takes about as long as a chunk.
+  void cut(std::int64_t chunks, std::int64_t others) {
+    const auto set = [&](int fewer) {
+      const std::int64_t late = fewer * (others - 1) * (others - 2) / 2;
+      const std::int64_t part = kOutputsTime * others + kStatesTime;
+      const std::int64_t most =
+          std::max(kLeastChunks, ((chunks + late) * kOutputsTime + part - 1) / part);
+      const std::int64_t first = std::max<std::int64_t>(1, chunks + late - others * most);
+      cuts = {static_cast<int>(first), static_cast<int>(most), fewer};
+    };
+    set(1);
+    if (others < 3 || cuts.most - (others - 2) < kLeastChunks) set(0);
+    while (cuts.begin_of(static_cast<int>(segments)) < chunks) ++segments;
+    if (segments > 2) return;
+    cuts = {.first = static_cast<int>(chunks)};
+    segments = 1;
+  }
+
   std::size_t bytes_ = 0;
 };
 

@@ -170,8 +170,8 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     if (cell.own_gates) grid_trigger();
   }
   // Copies come in the order in which they are asked for: first what the first chunk needs.
-  const bool has_gates = kOutputs && cell.segments > 1;  // those of the pass before
-  if (threadIdx.x == 96 && !work.keeps_record(!kOutputs)) {
+  const bool has_gates = kOutputs && cell.segments > 1;  // those of the pass of states
+  if (threadIdx.x == 96) {
     const auto copy_tiles = [&](int chunk) {
       copies.k(chunk);
       if (chunk < Shared::kStagesQ) copies.q(chunk);
@@ -190,7 +190,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   }
   if (!cell.own_gates) {
     __syncwarp();
-    grid_wait();
+    if (!kOutputs || !cell.beside_states()) grid_wait();
     grid_trigger();
   }
 
@@ -232,7 +232,6 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       if (key / 64 % cell.slices == work.slice) to[key] = n;
     });
   };
-  if (work.keeps_record(!kOutputs)) return keep(work, 0);
   if (kOutputs) {
     each_key([&](float n, int key) { at.set_parts_of_n(key, n); });
     fence_async();
@@ -396,8 +395,8 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
 
   named_barrier(1, kGroup);
   const FusedWork done(cell);
-  if (!kOutputs) {
-    keep(done, done.segment + 1);
+  if (!kOutputs || (!done.last && cell.first_segment == 0)) {
+    keep(done, done.segment);
   } else if (done.last && done.slice == 0 && cell.batch.slots[done.s] != nullptr) {
     float* record = cell.record(done.s, cell.offsets.n, std::int64_t{done.head} * cell.dqk);
     const FusedFrame last = last_frame(cell, done, at.own());
