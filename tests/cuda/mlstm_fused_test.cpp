@@ -83,14 +83,39 @@ TEST(MlstmFusedPlan, ScratchMemoryIsBounded) {
   EXPECT_LT(plan_of(8, 256, 512, {16384}).bytes() >> 20, 28U);  // four segments
   EXPECT_LT(plan_of(8, 256, 512, {8192, 8192}).bytes() >> 20, 28U);
   EXPECT_LT(plan_of(8, 256, 512, std::vector<std::int32_t>(64, 256)).bytes() >> 20, 8U);
-  // Sequences of one token have no chunks, and no segments are made for them.
+  // Sequences of one token have a place for a chunk, and no segments are made for them.
   std::vector<std::int32_t> lengths(200, 1);
-  EXPECT_EQ(plan_of(8, 256, 512, lengths).all_chunks, 0);
   lengths.push_back(100);
   const Plan mixed = plan_of(8, 256, 512, lengths);
-  EXPECT_EQ(mixed.all_chunks, 2);
+  EXPECT_EQ(mixed.longest, 100);
   EXPECT_TRUE(mixed.has_steps);
-  EXPECT_LT(mixed.bytes() >> 20, 4U);
+  EXPECT_EQ(mixed.segments, 1);
+  EXPECT_LT(mixed.bytes() >> 20, 6U);
+}
+
+// A place for each chunk of each sequence, which none shares.
+TEST(MlstmFusedPlan, ChunksHavePlacesOfTheirOwn) {
+  const std::vector<std::int32_t> lengths{1, 64, 65, 1, 1, 127, 63, 200, 2};
+  const Plan plan = plan_of(1, 64, 64, lengths);
+  std::int64_t token = 0, free = 0;
+  for (std::size_t s = 0; s < lengths.size(); token += lengths[s], ++s) {
+    const std::int64_t first = token / Plan::kChunk + static_cast<std::int64_t>(s);
+    EXPECT_GE(first, free);
+    free = first + (lengths[s] + Plan::kChunk - 1) / Plan::kChunk;
+  }
+  EXPECT_LE(free, plan.all_chunks);
+}
+
+TEST(MlstmFusedPlan, GatesOfAChunkHaveAWarp) {
+  for (std::int32_t length : {2, 257, 2048, 8192, 100000}) {
+    const Plan plan = plan_of(8, 256, 512, {length, 3});
+    const std::int64_t chunks = (length + Plan::kChunk - 1) / Plan::kChunk;
+    const std::int64_t warps = plan.gate_cluster * plan.gate_warps;
+    EXPECT_GE(warps, std::min(chunks, Plan::kMostGateCluster * Plan::kMostGateWarps));
+    EXPECT_LE(plan.gate_warps, Plan::kMostGateWarps);
+    EXPECT_LE(warps, 2 * chunks + Plan::kMostGateCluster);
+  }
+  EXPECT_EQ(plan_of(8, 256, 512, {2048}).gate_cluster, 4);
 }
 
 // Whose clusters have all columns of a head; a block for each multiprocessor at most.

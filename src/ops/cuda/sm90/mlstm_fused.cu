@@ -17,7 +17,6 @@ static_assert(MlstmFusedPlan::kOwnChunks <= kGateSlots &&
               MlstmFusedPlan::kOwnChunks * 32 <= kGroup);
 static_assert(MlstmSaved::kUnit % kChunk == 0);
 static_assert(sizeof(ChunkGates) == MlstmFusedPlan::kGateBytes && sizeof(FusedFrame) == 24);
-static_assert(sizeof(FusedTotals) == MlstmFusedPlan::kTotalsBytes);
 
 /// Whether 16 bytes of a row can be copied at a time.
 bool has_units(const Tensor& matrix) {
@@ -32,14 +31,13 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, Fused
                     k = head_box_map(a.k, plan.heads, kChunk),
                     v = head_box_map(a.v, plan.heads, kChunk),
                     h = head_box_map(a.h, plan.heads, kChunk);
-  const Grid gates{.x = plan.all_chunks,
-                   .y = blocks_for(plan.heads, kGateWarps),
-                   .threads = kGateWarps * 32,
+  const auto gate_cluster = static_cast<int>(plan.gate_cluster);
+  const Grid gates{.x = plan.sequences * plan.heads * plan.gate_cluster,
+                   .threads = static_cast<int>(plan.gate_warps) * 32,
+                   .cluster = gate_cluster,
                    .overlap = true};
-  if (!plan.own_gates) {
-    launch(context, kName, gates, mlstm_fused_totals_kernel, cell);
-    launch(context, kName, gates, mlstm_fused_gates_kernel, cell, kDqk);
-  }
+  if (!plan.own_gates)
+    launch(context, kName, gates, mlstm_fused_gates_kernel, cell, gate_cluster, kDqk);
   const auto launch_segments = [&](auto* kernel, std::size_t shared, std::int64_t first,
                                    std::int64_t count) {
     cell.first_segment = static_cast<int>(first);
@@ -94,9 +92,7 @@ bool mlstm_fused(Context& context, const MlstmArgs& a, bool early, std::int64_t 
                        .own_gates = plan.own_gates,
                        .early = plan.own_gates && early,
                        .gates = reinterpret_cast<ChunkGates*>(scratch + plan.gates),
-                       .totals = reinterpret_cast<FusedTotals*>(scratch + plan.totals),
                        .frames = reinterpret_cast<FusedFrame*>(scratch + plan.frames),
-                       .first_chunks = reinterpret_cast<std::int32_t*>(scratch + plan.first_chunks),
                        .first_n = reinterpret_cast<float*>(scratch + plan.first_n),
                        .c = reinterpret_cast<float*>(scratch + plan.c),
                        .n = reinterpret_cast<float*>(scratch + plan.n),

@@ -56,10 +56,9 @@ struct __align__(16) ChunkGates {
 };
 
 /// Sums over a chunk.
-struct FusedTotals {
+struct __align__(16) FusedTotals {
   double log_f, top;  // of log f, and the largest beta
   float squares;      // of e^(beta - top)
-  float padding;
 };
 
 /// Before a chunk.
@@ -87,12 +86,10 @@ struct FusedCell {
   bool own_gates;  // blocks make them themselves: sequences are short, a cluster has all of a head
   bool early;      // and read the state and the gates before grid_wait()
   // Scratch memory (MlstmFusedPlan).
-  ChunkGates* gates;           // [heads, all chunks]
-  FusedTotals* totals;         // of the same
-  FusedFrame* frames;          // [heads, all chunks + sequences], one more for each sequence
-  std::int32_t* first_chunks;  // of each sequence, in the list of all
-  float* first_n;              // [sequences, heads, padded dqk], zeros where there is no record
-  float* c;                    // of segments
+  ChunkGates* gates;   // [heads, all chunks]
+  FusedFrame* frames;  // [heads, all chunks + sequences], one more for each sequence
+  float* first_n;      // [sequences, heads, padded dqk], zeros where there is no record
+  float* c;            // of segments
   float* n;
   SavedCell saved;  // by blocks that do not make their gates
 
@@ -104,8 +101,11 @@ struct FusedCell {
     const int tokens = batch.offsets[s + 1] - batch.offsets[s];
     return tokens > 1 ? tokens : 0;
   }
+  /// Where the chunks of sequence s begin among all, known without counting those before: some
+  /// places stay empty.
+  __device__ int first_chunk(int s) const { return batch.offsets[s] / kChunk + s; }
   __device__ FusedFrame* frame(int s, int head) const {
-    return frames + head * (all_chunks + batch.sequences) + first_chunks[s] + s;
+    return frames + head * (all_chunks + batch.sequences) + first_chunk(s) + s;
   }
   __device__ float* record(std::int64_t s, std::size_t offset, std::int64_t floats) const {
     std::byte* slot = batch.slots[s];
@@ -182,7 +182,7 @@ static_assert(sizeof(FusedOutput) == 16 && sizeof(FusedTiles) == 16);
 struct FusedWork {
   int s, segment, head, slice;
   int begin, length, chunks;
-  int first_chunk;  // in the list of all
+  int first_chunk;  // among all
   bool last;        // of its sequence
 
   __device__ explicit FusedWork(const FusedCell& cell) {
@@ -201,7 +201,7 @@ struct FusedWork {
     begin = first + skipped;
     length = min(tokens - skipped, cell.cuts.begin_of(segment + 1) * kChunk - skipped);
     chunks = (length + kChunk - 1) / kChunk;
-    first_chunk = cell.own_gates ? 0 : cell.first_chunks[s] + skipped_chunks;
+    first_chunk = cell.first_chunk(s) + skipped_chunks;
     last = skipped + length == tokens;
   }
   /// In scratch memory, with `slot` as MlstmFusedPlan numbers them.

@@ -1,6 +1,6 @@
 #pragma once
-// What the fused mLSTM kernel needs of the gates, in two small kernels: sums over each chunk, then
-// the stabiliser and the frame before it, and the exponentials. Include it once.
+// What the fused mLSTM kernel needs of the gates, by a small kernel: sums over each chunk, then the
+// stabiliser and the frame before it, and the exponentials. Include it once.
 //
 // With A the sum of log f over all chunks before this one, m - A is the largest of the first m and
 // all beta_j - A so far: it never falls, and every chunk finds it in the sums of those before it.
@@ -10,12 +10,11 @@
 #include "ops/cuda/device/alone_token.cuh"
 #include "ops/cuda/device/mma.cuh"
 #include "ops/cuda/device/numbers.cuh"
+#include "ops/cuda/sm90/device/cluster.cuh"
 #include "ops/cuda/sm90/mlstm_fused.cuh"
 
 namespace xlstm::ops::cuda::sm90 {
 namespace {
-
-constexpr int kGateWarps = 8;
 
 /// Of two tokens of a lane, whose warp has a chunk: the sum of log f from the chunk's first token
 /// on, i minus that, and the largest such number so far.
@@ -68,63 +67,15 @@ struct LaneScan {
     for (int u = 0; u < 2; ++u)
       squares += static_cast<unsigned>(kOne * AloneToken::square(beta[u], top));
     squares = __reduce_add_sync(~0U, squares);
-    return {log_f, top, static_cast<float>(squares) / kOne, 0};
+    return {log_f, top, static_cast<float>(squares) / kOne};
   }
 };
 
-/// A chunk in the list of all.
+/// A chunk of a sequence.
 struct ChunkPlace {
-  int s = -1;     // its sequence; negative: there are not so many chunks
-  int first = 0;  // token
-  int tokens = 0;
-  int number = 0;  // in the sequence
+  int s, number;
+  int first, tokens;  // the first token, and those from there to the end of the sequence
 };
-/// By a whole warp, from the lengths of sequences alone.
-__device__ __forceinline__ ChunkPlace chunk_place(const FusedCell& cell, int chunk, int lane) {
-  const int sequences = static_cast<int>(cell.batch.sequences);
-  ChunkPlace at;
-  at.number = chunk;
-  for (int first = 0; first < sequences; first += 32) {
-    const int s = first + lane;
-    const int begin = s < sequences ? cell.batch.offsets[s] : 0;
-    const int tokens = s < sequences ? cell.length(s) : 0;
-    const int chunks = (tokens + kChunk - 1) / kChunk;
-    int before = chunks;
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(~0U, before, step);
-      if (lane >= step) before += other;
-    }
-    const int all = __shfl_sync(~0U, before, 31);
-    before -= chunks;
-    const unsigned owner = __ballot_sync(~0U, at.number >= before && at.number < before + chunks);
-    if (owner == 0) {
-      at.number -= all;
-      continue;
-    }
-    const int source = __ffs(static_cast<int>(owner)) - 1;
-    at.s = first + source;
-    at.number -= __shfl_sync(~0U, before, source);
-    at.first = __shfl_sync(~0U, begin, source) + at.number * kChunk;
-    at.tokens = min(kChunk, __shfl_sync(~0U, tokens, source) - at.number * kChunk);
-    break;
-  }
-  return at;
-}
-
-/// A block has one chunk of the list of all and the heads of its warps.
-__global__ void __launch_bounds__(kGateWarps * 32)
-    mlstm_fused_totals_kernel(const __grid_constant__ FusedCell cell) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int head = static_cast<int>(blockIdx.y) * kGateWarps + warp;
-  const ChunkPlace at = chunk_place(cell, static_cast<int>(blockIdx.x), lane);
-  grid_wait();
-  grid_trigger();
-  if (at.s < 0 || head >= cell.heads) return;
-  if (head == 0 && lane == 0 && at.number == 0)
-    cell.first_chunks[at.s] = static_cast<std::int32_t>(blockIdx.x);
-  const FusedTotals totals = LaneScan(cell, at.first, at.tokens, head, lane).totals();
-  if (lane == 0) cell.totals[head * cell.all_chunks + blockIdx.x] = totals;
-}
 
 /// Where the stabiliser and the frame of a sequence stand, less the sum of all log f so far.
 struct FusedTop {
@@ -229,65 +180,78 @@ __device__ __forceinline__ void save_gates(const FusedCell& cell, ChunkGates& to
       cell.exponential ? static_cast<float>(m) : 0.0F;
 }
 
-/// A warp has a chunk and head. That of a sequence's first chunk copies n out of the record. What
-/// is not from the kernel before this one is not waited for: when that one let this one begin, all
-/// before it were done.
-__global__ void __launch_bounds__(kGateWarps * 32)
-    mlstm_fused_gates_kernel(const __grid_constant__ FusedCell cell, int padded_dqk) {
+/// A cluster has a sequence and head, a warp of it one of its chunks at a time. It also copies n
+/// out of the record, which blocks may write before others have read it.
+__global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
+    mlstm_fused_gates_kernel(const __grid_constant__ FusedCell cell, int cluster, int padded_dqk) {
+  constexpr int kMost = MlstmFusedPlan::kMostGateWarps * MlstmFusedPlan::kMostGateCluster;
+  __shared__ FusedTotals all_totals[2][kMost];  // of chunks that the cluster has at a time
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int head = static_cast<int>(blockIdx.y) * kGateWarps + warp;
-  const ChunkPlace at = chunk_place(cell, static_cast<int>(blockIdx.x), lane);
-  if (at.s < 0 || head >= cell.heads) {
-    grid_wait();
-    return;
-  }
-  const float* record = cell.record(at.s, cell.offsets.m, head);
-  const double first_m = record != nullptr && cell.exponential ? double{*record} : 0.0;
-  const LaneScan scan(cell, at.first, at.tokens, head, lane);
-  if (at.number == 0) {
-    const float* n = cell.record(at.s, cell.offsets.n, std::int64_t{head} * cell.dqk);
-    float* const to = cell.first_n + (std::int64_t{at.s} * cell.heads + head) * padded_dqk;
-    for (int a = lane; a < padded_dqk; a += 32)
-      to[a] = record != nullptr && a < cell.dqk ? n[a] : 0.0F;
-  }
+  const int threads = static_cast<int>(blockDim.x), rank = static_cast<int>(cluster_rank());
+  const int at_once = threads / 32 * cluster, place = rank * (threads / 32) + warp;
+  const int pair = static_cast<int>(blockIdx.x) / cluster;
+  const int s = pair / cell.heads, head = pair % cell.heads;
+  const int begin = cell.batch.offsets[s], length = cell.length(s);
+  cluster_sync();  // all have begun
   grid_wait();
   grid_trigger();
+  if (length == 0) return;  // the whole cluster does
 
-  // Sums have one order for each chunk, whoever asks.
-  const FusedTotals* totals = cell.totals + head * cell.all_chunks + (blockIdx.x - at.number);
+  const float* record = cell.record(s, cell.offsets.m, head);
+  const double first_m = record != nullptr && cell.exponential ? double{*record} : 0.0;
+  const float* n = cell.record(s, cell.offsets.n, std::int64_t{head} * cell.dqk);
+  for (int a = rank * threads + static_cast<int>(threadIdx.x); a < padded_dqk;
+       a += cluster * threads)
+    cell.first_n[(std::int64_t{s} * cell.heads + head) * padded_dqk + a] =
+        record != nullptr && a < cell.dqk ? n[a] : 0.0F;
+
+  const int chunks = (length + kChunk - 1) / kChunk;
   double sum_before = 0;
-  AloneToken own;  // of the lane's chunks
-  if (record != nullptr && lane == 0) own.add_record(first_m);
-  for (int base = 0; base < at.number; base += 32) {
-    const bool counts = base + lane < at.number;
-    const FusedTotals mine = counts ? totals[base + lane] : FusedTotals{.top = -INFINITY};
-    double sum = mine.log_f;
+  AloneToken before;  // of chunks that the lane has added
+  if (record != nullptr && lane == 0) before.add_record(first_m);
+  for (int round = 0; round * at_once < chunks; ++round) {
+    const int number = round * at_once + place;
+    const ChunkPlace at{s, number, begin + number * kChunk, length - number * kChunk};
+    const LaneScan scan(cell, at.first, at.tokens, head, lane);
+    FusedTotals(&totals)[kMost] = all_totals[round % 2];
+    const FusedTotals own = scan.totals();
+    if (lane < cluster) store_cluster(cluster_address(shared_address(&totals[place]), lane), own);
+    cluster_sync();
+    // Adds the chunks from place `from` on to those before.
+    const auto add = [&](int from, int to) {
+      for (int first = from; first < to; first += 32) {
+        const bool counts = first + lane < to;
+        const FusedTotals mine = counts ? totals[first + lane] : FusedTotals{.top = -INFINITY};
+        double sum = mine.log_f;
 #pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const double other = __shfl_up_sync(~0U, sum, step);
-      if (lane >= step) sum += other;
+        for (int step = 1; step < 32; step *= 2) {
+          const double other = __shfl_up_sync(~0U, sum, step);
+          if (lane >= step) sum += other;
+        }
+        const double sum_here = __shfl_up_sync(~0U, sum, 1);
+        before.add(mine.top - (lane > 0 ? sum_before + sum_here : sum_before), mine.squares);
+        sum_before += __shfl_sync(~0U, sum, 31);
+      }
+    };
+    add(0, place);
+    if (at.tokens > 0) {
+      double highest = larger(first_m, before.top);
+#pragma unroll
+      for (int step = 16; step > 0; step /= 2)
+        highest = larger(highest, __shfl_xor_sync(~0U, highest, step));
+      const float squares = warp_sum(before.of(highest));
+      const ChunkTops tops(first_m, highest, squares, own, sum_before);
+      if (lane == 0) {
+        FusedFrame* frames = cell.frame(s, head) + number;
+        frames[0] = tops.frame_before();
+        if (number + 1 == chunks) frames[1] = tops.frame_after();
+      }
+      ChunkGates& gates = cell.gates[head * cell.all_chunks + cell.first_chunk(s) + number];
+      write_gates(cell, gates, scan, tops, lane);
+      if (cell.saved.any()) save_gates(cell, gates, scan, tops, at, head, lane);
     }
-    const double before = __shfl_up_sync(~0U, sum, 1);
-    own.add(mine.top - (lane > 0 ? sum_before + before : sum_before), mine.squares);
-    sum_before += __shfl_sync(~0U, sum, 31);
+    if ((round + 1) * at_once < chunks) add(place, at_once);
   }
-  double highest = larger(first_m, own.top);
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2)
-    highest = larger(highest, __shfl_xor_sync(~0U, highest, step));
-  const float squares = warp_sum(own.of(highest));
-
-  // The chunk's own are what its warp of the kernel before has left, to the bit.
-  const ChunkTops tops(first_m, highest, squares, scan.totals(), sum_before);
-  if (lane == 0) {
-    FusedFrame* frames = cell.frame(at.s, head) + at.number;
-    frames[0] = tops.frame_before();
-    const int length = cell.batch.offsets[at.s + 1] - cell.batch.offsets[at.s];
-    if ((at.number + 1) * kChunk >= length) frames[1] = tops.frame_after();
-  }
-  ChunkGates& gates = cell.gates[head * cell.all_chunks + blockIdx.x];
-  write_gates(cell, gates, scan, tops, lane);
-  if (cell.saved.any()) save_gates(cell, gates, scan, tops, at, head, lane);
 }
 
 }  // namespace

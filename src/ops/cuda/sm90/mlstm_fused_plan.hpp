@@ -30,7 +30,7 @@ struct MlstmSegments {
 struct MlstmFusedPlan {
   static constexpr std::int64_t kChunk = 64;
   static constexpr std::int64_t kColumns = 128;
-  static constexpr std::int64_t kGateBytes = 2448, kTotalsBytes = 24;  ///< of a chunk and head
+  static constexpr std::int64_t kGateBytes = 2448;  ///< of a chunk and head
   static constexpr std::int64_t kMaxSegments = 16;
   /// Whole sequences suffice for about this many blocks; each has a multiprocessor for itself.
   static constexpr std::int64_t kEnoughBlocks = 112;
@@ -42,6 +42,9 @@ struct MlstmFusedPlan {
   static constexpr std::int64_t kWholeChunks = 8;
   /// Of a chunk, in tenths of a microsecond: with its outputs, and of the state alone.
   static constexpr std::int64_t kOutputsTime = 27, kStatesTime = 10;
+  static constexpr std::int64_t kMostGateWarps = 16, kMostGateCluster = 8;
+  /// With more warps in a block they wait for each other.
+  static constexpr std::int64_t kFewGateWarps = 8;
   static constexpr std::int64_t kOwnChunks = 4;  ///< of which a block can make the gates itself
 
   /// @param wanted_segments  of the longest sequence; 0: as many as are thought best
@@ -59,8 +62,8 @@ struct MlstmFusedPlan {
         continue;
       }
       longest = std::max(longest, length);
-      all_chunks += (length + kChunk - 1) / kChunk;
     }
+    all_chunks = a.batch.tokens() / kChunk + sequences;
     const std::int64_t chunks = (longest + kChunk - 1) / kChunk;
     const std::int64_t blocks = std::max<std::int64_t>(1, sequences * heads * slices);
     cuts.first = static_cast<int>(std::max<std::int64_t>(1, chunks));
@@ -79,10 +82,13 @@ struct MlstmFusedPlan {
       bytes_ += (static_cast<std::size_t>(bytes) + 255) / 256 * 256;
       return at;
     };
+    gate_cluster = 1;
+    while (gate_cluster < kMostGateCluster && gate_cluster * kFewGateWarps < chunks)
+      gate_cluster *= 2;
+    gate_warps =
+        std::clamp<std::int64_t>((chunks + gate_cluster - 1) / gate_cluster, 1, kMostGateWarps);
     gates = place(heads * all_chunks * kGateBytes);
-    totals = place(heads * all_chunks * kTotalsBytes);
     frames = place(heads * (all_chunks + sequences) * 24);
-    first_chunks = place(sequences * 4);
     first_n = place(sequences * heads * padded_dqk * 4);
     if (segments == 1) return;
     const std::int64_t states = sequences * (segments - 1) * heads;
@@ -108,7 +114,7 @@ struct MlstmFusedPlan {
   std::int64_t sequences, heads, dqk, dv;
   std::int64_t padded_dqk, slices;
   std::int64_t longest = 0;
-  std::int64_t all_chunks = 0;  ///< of all sequences of more than one token
+  std::int64_t all_chunks = 0;  ///< places of them
   bool has_steps = false;       ///< whether there are others
   /// Blocks that share the copies of q and k. More than two fit the card's groups of
   /// multiprocessors badly.
@@ -118,9 +124,11 @@ struct MlstmFusedPlan {
   /// Whether blocks make the gates of their chunks themselves. Then a cluster has all columns of a
   /// head, so that none writes its state before all have read it.
   bool own_gates = false;
-  // Bytes from the beginning of the scratch memory: what the kernels of the gates leave, and n of
+  /// A sequence and head have a cluster of so many blocks, a chunk a warp of these.
+  std::int64_t gate_cluster = 1, gate_warps = 1;
+  // Bytes from the beginning of the scratch memory: what the kernel of the gates leaves, and n of
   // the records, which a block may write before another has read it.
-  std::size_t gates = 0, totals = 0, frames = 0, first_chunks = 0, first_n = 0;
+  std::size_t gates = 0, frames = 0, first_n = 0;
   // States [sequences, segments - 1, heads], of which the first is that after the first segment and
   // number p that which segment p adds.
   std::size_t c = 0, n = 0;

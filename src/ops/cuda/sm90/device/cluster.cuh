@@ -44,4 +44,17 @@ __device__ __forceinline__ float4 load_cluster(SharedAddress remote) {
   return v;
 }
 
+/// A type of a multiple of 16 bytes. The others read it after cluster_sync().
+template <class T>
+__device__ __forceinline__ void store_cluster(SharedAddress remote, const T& value) {
+  static_assert(sizeof(T) % 16 == 0 && alignof(T) % 16 == 0);
+  float4 parts[sizeof(T) / 16];
+  __builtin_memcpy(parts, &value, sizeof(T));
+#pragma unroll
+  for (int x = 0; x < static_cast<int>(sizeof(T) / 16); ++x)
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote + 16 * x),
+                 "f"(parts[x].x), "f"(parts[x].y), "f"(parts[x].z), "f"(parts[x].w)
+                 : "memory");
+}
+
 }  // namespace xlstm::ops::cuda
