@@ -270,8 +270,17 @@ int run(const std::string& list, bool packed) {
       (packed ? compare_products : sweep_products)(layer, rows, multiprocessors);
   }
   if (packed) return 0;
-  for (const auto& [sequences, length] :
-       {std::pair{1, 128}, {1, 512}, {1, 2048}, {1, 8192}, {2, 8192}, {8, 2048}, {2, 32768}})
+  for (const auto& [sequences, length] : {std::pair{1, 128},
+                                          {1, 512},
+                                          {1, 640},
+                                          {1, 768},
+                                          {1, 1024},
+                                          {1, 2048},
+                                          {1, 4096},
+                                          {1, 8192},
+                                          {2, 8192},
+                                          {8, 2048},
+                                          {2, 32768}})
     sweep_segments(sequences, length);
   return 0;
 }

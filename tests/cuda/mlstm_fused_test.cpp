@@ -50,16 +50,16 @@ TEST(MlstmFusedPlan, CutsFewLongSequences) {
   EXPECT_EQ(one.segments, 5);
   // The first takes as long as the states of another one. Of the others, later ones have fewer
   // chunks, since they add up more states.
-  EXPECT_EQ(one.cuts.begin_of(1), 11);
-  EXPECT_EQ(one.cuts.begin_of(2), 11 + 30);
-  EXPECT_EQ(one.cuts.begin_of(3), 11 + 30 + 30);
-  EXPECT_EQ(one.cuts.begin_of(4), 11 + 30 + 30 + 29);
+  EXPECT_EQ(one.cuts.begin_of(1), 7);
+  EXPECT_EQ(one.cuts.begin_of(2), 7 + 31);
+  EXPECT_EQ(one.cuts.begin_of(3), 7 + 31 + 31);
+  EXPECT_EQ(one.cuts.begin_of(4), 7 + 31 + 31 + 30);
   EXPECT_EQ(one.blocks(4), 128);
   EXPECT_EQ(plan_of(2, 64, 512, {1600, 300, 65, 1}).cuts.fewer, 1);
-  EXPECT_EQ(plan_of(2, 64, 512, {1100, 300, 65, 1}).cuts.fewer, 0);  // too short for that
+  EXPECT_EQ(plan_of(2, 64, 512, {900, 300, 65, 1}).cuts.fewer, 0);  // too short for that
   EXPECT_EQ(plan_of(8, 256, 512, {32768, 32768}).segments, 3);
-  EXPECT_EQ(plan_of(8, 256, 512, {512}).segments, 1);  // too short
-  EXPECT_EQ(plan_of(8, 256, 512, {576}).segments, 3);
+  EXPECT_EQ(plan_of(8, 256, 512, {640}).segments, 1);  // too short
+  EXPECT_EQ(plan_of(8, 256, 512, {704}).segments, 4);
   EXPECT_EQ(plan_of(1, 64, 64, {100000}).segments, Plan::kMaxSegments);
 }
 
@@ -111,11 +111,15 @@ TEST(MlstmFusedPlan, GatesOfAChunkHaveAWarp) {
     const Plan plan = plan_of(8, 256, 512, {length, 3});
     const std::int64_t chunks = (length + Plan::kChunk - 1) / Plan::kChunk;
     const std::int64_t warps = plan.gate_cluster * plan.gate_warps;
-    EXPECT_GE(warps, std::min(chunks, Plan::kMostGateCluster * Plan::kMostGateWarps));
+    EXPECT_GE(warps, std::min(chunks, Plan::kMostGateWarps));
     EXPECT_LE(plan.gate_warps, Plan::kMostGateWarps);
     EXPECT_LE(warps, 2 * chunks + Plan::kMostGateCluster);
+    // Beside them others of the card's multiprocessors begin with the first chunks.
+    EXPECT_LE(2 * 8 * plan.gate_cluster, Plan::kMultiprocessors);
   }
   EXPECT_EQ(plan_of(8, 256, 512, {2048}).gate_cluster, 4);
+  EXPECT_EQ(plan_of(8, 256, 512, {8192}).gate_cluster, 8);
+  EXPECT_EQ(plan_of(8, 256, 512, {32768, 32768}).gate_cluster, 4);
 }
 
 // Whose clusters have all columns of a head; a block for each multiprocessor at most.
@@ -207,6 +211,31 @@ TEST(CudaMlstmFused, ShortSequencesMatchTheOracle) {
         EXPECT_EQ(call.records, records);
       }
     }
+}
+
+// More chunks than the kernel of the gates has warps for: of a cluster of eight blocks, and, where
+// there are many heads, of one block.
+TEST(CudaMlstmFused, LongSequencesMatchTheOracle) {
+  if (test_device().is_cpu() || cuda::level(test_device()) != cuda::Level::sm90)
+    GTEST_SKIP() << "no kernel of compute capability 9.0";
+  const auto matches = [](const MlstmShape& shape, const std::vector<std::int32_t>& lengths) {
+    const Plan plan = plan_of(shape.heads, shape.dqk, shape.dv, lengths);
+    EXPECT_LT(plan.gate_cluster * plan.gate_warps * Plan::kChunk, plan.longest);
+    MlstmCall call(shape, lengths, MlstmGate::exponential, 10, DType::bf16, Regime::typical, true);
+    call.run();
+    for (std::size_t s = 0; s < call.initial.size(); ++s) {
+      auto state = call.state<double>(s);
+      const auto want = oracle::mlstm_recurrent(call.inputs<double>(s), state);
+      EXPECT_LE(distance(call.h(s), want), 4e-3) << s;
+      const std::vector<float>& record = call.records[s];
+      const auto at = [&](std::size_t place) { return record.begin() + std::ptrdiff_t(place); };
+      EXPECT_LE(distance(std::vector<double>(at(0), at(call.n_at)), state.c), 3e-3) << s;
+      EXPECT_LE(distance(std::vector<double>(at(call.n_at), at(call.m_at)), state.n), 1e-5) << s;
+      EXPECT_LE(distance(std::vector<double>(at(call.m_at), record.end()), state.m), 1e-6) << s;
+    }
+  };
+  matches({1, 64, 64}, {9000});
+  matches({80, 8, 16}, {1200, 70});
 }
 
 TEST(CudaMlstmFused, NanStaysInItsSequenceAndHead) {

@@ -131,7 +131,8 @@ enum FusedBarrier {
   kFullScores = kEmptyV + 4,  // stages as of V
   kEmptyScores = kFullScores + 4,
   kFullGates = kEmptyScores + 2,
-  kFusedBarriers = kFullGates + kGateSlots
+  kFullN = kFullGates + kGateSlots,
+  kFusedBarriers
 };
 
 /// @tparam kOutputs  false: of the pass that has no q, scores and h
@@ -154,10 +155,12 @@ struct FusedShared {
   static constexpr int kScores = kV + kStagesV * kTileV;
   static constexpr int kGates = kScores + kStagesQ * kBox;
   static constexpr int kGateSlot = 3072;  // whole 1024 bytes for the tile of weights
+  /// So many n of segments fit into the gates' places that the first chunks leave free.
+  static constexpr int kStagesN = (kGateSlots - kGatesAhead) * kGateSlot / (kDqk * 4);
   static constexpr int kTileN = kGates + kGateSlots * kGateSlot;
   static constexpr int kFactors = kTileN + (kOutputs ? kBoxes * 1024 : 0);
   static constexpr int kOutputPlaces = kFactors + 2 * kChunk * 4;
-  static constexpr int kN = kOutputPlaces + 3 * 16;
+  static constexpr int kN = kOutputPlaces + 4 * 16;
   static constexpr int kOwnGates = kN + kDqk * 4;
   static constexpr int kSegmentFactors = kOwnGates + sizeof(FusedOwnGates);
   static constexpr int kBarriers = kSegmentFactors + MlstmFusedPlan::kMaxSegments * 4;
@@ -175,7 +178,12 @@ struct FusedOutput {
 struct __align__(16) FusedTiles {
   int begin, head, column, first_chunk;
 };
-static_assert(sizeof(FusedOutput) == 16 && sizeof(FusedTiles) == 16);
+/// Where n before its first chunk comes from.
+struct __align__(16) FusedFirstN {
+  const float* n;  // that of the record, or of the first state
+  int states;      // so many, one for each head further on
+};
+static_assert(sizeof(FusedOutput) == 16 && sizeof(FusedTiles) == 16 && sizeof(FusedFirstN) == 16);
 
 /// A block's work: chunks [0, chunks) from token `begin` on. It is worked out again where it is
 /// needed: no register holds it meanwhile.

@@ -244,7 +244,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
         }
         wgmma_wait<0>();
       }
-      release(at.barrier_q(kEmptyQ, chunk), chunk, 2);
+      at.release_q(cell, chunk, chunks);
       if (guard) {
         const int lane = thread_index() % 32;
 #pragma unroll

@@ -11,28 +11,41 @@
 #include "ops/cuda/device/mma.cuh"
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/sm90/device/cluster.cuh"
+#include "ops/cuda/sm90/device/tile_copy.cuh"
 #include "ops/cuda/sm90/mlstm_fused.cuh"
 
 namespace xlstm::ops::cuda::sm90 {
 namespace {
 
-/// Of two tokens of a lane, whose warp has a chunk: the sum of log f from the chunk's first token
-/// on, i minus that, and the largest such number so far.
-struct LaneScan {
-  double b[2], beta[2], high[2];
+/// The gates of two tokens of a lane, whose warp has a chunk.
+struct LaneGates {
+  float i[2], log_f[2];
 
   /// @param first   token of the chunk
   /// @param tokens  that it has; more than kChunk: all of them
-  __device__ LaneScan(const FusedCell& cell, int first, int tokens, int head, int lane) {
+  __device__ LaneGates(const FusedCell& cell, int first, int tokens, int head, int lane) {
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
       // Beyond the end: nothing forgotten, nothing added.
       const bool live = 2 * lane + u < tokens;
       const std::int64_t t = first + 2 * lane + u;
-      beta[u] = live ? __ldcg(cell.i + t * cell.i_stride + head) : -INFINITY;
+      i[u] = live ? __ldcg(cell.i + t * cell.i_stride + head) : -INFINITY;
+      log_f[u] = live ? __ldcg(cell.log_f + t * cell.log_f_stride + head) : 0.0F;
+    }
+  }
+};
+
+/// Of the same tokens: the sum of log f from the chunk's first token on, i minus that, and the
+/// largest such number so far.
+struct LaneScan {
+  double b[2], beta[2], high[2];
+
+  __device__ LaneScan(const LaneGates& gates, int lane) {
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      beta[u] = gates.i[u];
       // log f is cut where e^log f is 0 in any format: sums of it stay exact and finite.
-      const float log_f = live ? __ldcg(cell.log_f + t * cell.log_f_stride + head) : 0.0F;
-      b[u] = log_f < -1e4F ? -1e4 : double{log_f};
+      b[u] = gates.log_f[u] < -1e4F ? -1e4 : double{gates.log_f[u]};
     }
     b[1] += b[0];
     double sum = b[1];
@@ -83,7 +96,7 @@ struct FusedTop {
   double frame;
 
   __device__ FusedTop(double first_m, double highest_so_far) : highest(highest_so_far) {
-    const double steps = floor((highest - kAbove - first_m) / kKeep);
+    const double steps = floor((highest - kAbove - first_m) * (1 / kKeep));
     frame = first_m + kKeep * larger(steps, 0.0);
   }
 };
@@ -180,77 +193,122 @@ __device__ __forceinline__ void save_gates(const FusedCell& cell, ChunkGates& to
       cell.exponential ? static_cast<float>(m) : 0.0F;
 }
 
-/// A cluster has a sequence and head, a warp of it one of its chunks at a time. It also copies n
-/// out of the record, which blocks may write before others have read it.
+/// By one of the blocks of a cluster: copies its part of n out of the record, which blocks of the
+/// next kernels may write before others have read it.
+__device__ __forceinline__ void copy_first_n(const FusedCell& cell, int s, int head, int rank,
+                                             int cluster, int padded_dqk) {
+  const float* n = cell.record(s, cell.offsets.n, std::int64_t{head} * cell.dqk);
+  float* const to = cell.first_n + (std::int64_t{s} * cell.heads + head) * padded_dqk;
+  const int threads = static_cast<int>(blockDim.x);
+  for (int a = rank * threads + static_cast<int>(threadIdx.x); a < padded_dqk;
+       a += cluster * threads)
+    to[a] = n != nullptr && a < cell.dqk ? n[a] : 0.0F;
+}
+
+/// Asks for its part of C in the record: blocks of the first segment load it while others stream
+/// keys and values.
+__device__ __forceinline__ void prefetch_c(const FusedCell& cell, int s, int head, int rank,
+                                           int cluster) {
+  const int part = cell.dqk * cell.dv / cluster;
+  const float* c = cell.record(s, cell.offsets.c, std::int64_t{head} * cell.dqk * cell.dv);
+  if (c != nullptr && reinterpret_cast<std::uintptr_t>(c) % 16 == 0)
+    prefetch_bytes(c + rank * part, part * static_cast<unsigned>(sizeof(float)));
+}
+
+/// A cluster has a sequence and head, a warp of it one of its chunks at a time.
 __global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
     mlstm_fused_gates_kernel(const __grid_constant__ FusedCell cell, int cluster, int padded_dqk) {
   constexpr int kMost = MlstmFusedPlan::kMostGateWarps * MlstmFusedPlan::kMostGateCluster;
-  __shared__ FusedTotals all_totals[2][kMost];  // of chunks that the cluster has at a time
+  // Of the chunks that the cluster has at a time, and of all before them; of two turns.
+  __shared__ FusedTotals turn_totals[2][kMost], totals_before[2];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int threads = static_cast<int>(blockDim.x), rank = static_cast<int>(cluster_rank());
-  const int at_once = threads / 32 * cluster, place = rank * (threads / 32) + warp;
+  const int warps = static_cast<int>(blockDim.x) / 32, rank = static_cast<int>(cluster_rank());
+  const int at_once = warps * cluster, place = rank * warps + warp;
   const int pair = static_cast<int>(blockIdx.x) / cluster;
   const int s = pair / cell.heads, head = pair % cell.heads;
   const int begin = cell.batch.offsets[s], length = cell.length(s);
+  const int chunks = (length + kChunk - 1) / kChunk;
+  const float* record_m = cell.record(s, cell.offsets.m, head);
+  const auto give = [&](FusedTotals& to, const FusedTotals& totals) {  // to all blocks
+    if (lane < cluster) store_cluster(cluster_address(shared_address(&to), lane), totals);
+  };
   cluster_sync();  // all have begun
   grid_wait();
   grid_trigger();
-  if (length == 0) return;  // the whole cluster does
 
-  const float* record = cell.record(s, cell.offsets.m, head);
-  const double first_m = record != nullptr && cell.exponential ? double{*record} : 0.0;
-  const float* n = cell.record(s, cell.offsets.n, std::int64_t{head} * cell.dqk);
-  for (int a = rank * threads + static_cast<int>(threadIdx.x); a < padded_dqk;
-       a += cluster * threads)
-    cell.first_n[(std::int64_t{s} * cell.heads + head) * padded_dqk + a] =
-        record != nullptr && a < cell.dqk ? n[a] : 0.0F;
-
-  const int chunks = (length + kChunk - 1) / kChunk;
-  double sum_before = 0;
-  AloneToken before;  // of chunks that the lane has added
-  if (record != nullptr && lane == 0) before.add_record(first_m);
-  for (int round = 0; round * at_once < chunks; ++round) {
-    const int number = round * at_once + place;
+  double first_m = 0;
+  for (int turn = 0; turn * at_once < chunks; ++turn) {
+    const int number = turn * at_once + place;
     const ChunkPlace at{s, number, begin + number * kChunk, length - number * kChunk};
-    const LaneScan scan(cell, at.first, at.tokens, head, lane);
-    FusedTotals(&totals)[kMost] = all_totals[round % 2];
-    const FusedTotals own = scan.totals();
-    if (lane < cluster) store_cluster(cluster_address(shared_address(&totals[place]), lane), own);
-    cluster_sync();
-    // Adds the chunks from place `from` on to those before.
-    const auto add = [&](int from, int to) {
-      for (int first = from; first < to; first += 32) {
-        const bool counts = first + lane < to;
-        const FusedTotals mine = counts ? totals[first + lane] : FusedTotals{.top = -INFINITY};
-        double sum = mine.log_f;
-#pragma unroll
-        for (int step = 1; step < 32; step *= 2) {
-          const double other = __shfl_up_sync(~0U, sum, step);
-          if (lane >= step) sum += other;
-        }
-        const double sum_here = __shfl_up_sync(~0U, sum, 1);
-        before.add(mine.top - (lane > 0 ? sum_before + sum_here : sum_before), mine.squares);
-        sum_before += __shfl_sync(~0U, sum, 31);
-      }
-    };
-    add(0, place);
-    if (at.tokens > 0) {
-      double highest = larger(first_m, before.top);
-#pragma unroll
-      for (int step = 16; step > 0; step /= 2)
-        highest = larger(highest, __shfl_xor_sync(~0U, highest, step));
-      const float squares = warp_sum(before.of(highest));
-      const ChunkTops tops(first_m, highest, squares, own, sum_before);
-      if (lane == 0) {
-        FusedFrame* frames = cell.frame(s, head) + number;
-        frames[0] = tops.frame_before();
-        if (number + 1 == chunks) frames[1] = tops.frame_after();
-      }
-      ChunkGates& gates = cell.gates[head * cell.all_chunks + cell.first_chunk(s) + number];
-      write_gates(cell, gates, scan, tops, lane);
-      if (cell.saved.any()) save_gates(cell, gates, scan, tops, at, head, lane);
+    const LaneGates own_gates(cell, at.first, at.tokens, head, lane);
+    if (turn == 0) {  // all loads together
+      const float m = record_m != nullptr && cell.exponential ? *record_m : 0.0F;
+      copy_first_n(cell, s, head, rank, cluster, padded_dqk);
+      if (cell.segments > 1 && threadIdx.x == 0) prefetch_c(cell, s, head, rank, cluster);
+      first_m = m;
     }
-    if ((round + 1) * at_once < chunks) add(place, at_once);
+    const LaneScan scan(own_gates, lane);
+    const FusedTotals own = scan.totals();
+    FusedTotals(&totals)[kMost] = turn_totals[turn % 2];
+    give(totals[place], own);
+    cluster_sync();
+
+    AloneToken before_turn;
+    double sum_before = 0;
+    if (turn > 0) {
+      const FusedTotals& all = totals_before[turn % 2];
+      sum_before = all.log_f;
+      before_turn = {all.top, all.squares};
+    } else if (record_m != nullptr) {
+      before_turn.add_record(first_m);
+    }
+    // Of those before in this turn, neighbouring chunks are a lane's.
+    constexpr int kEach = kMost / 32;
+    const int each = (at_once + 31) / 32;
+    AloneToken chunks_before[kEach];
+    double sum = 0;
+#pragma unroll
+    for (int u = 0; u < kEach; ++u) {
+      const int chunk = lane * each + u;
+      if (u >= each || chunk >= place) continue;
+      chunks_before[u] = {totals[chunk].top - sum, totals[chunk].squares};
+      sum += totals[chunk].log_f;
+    }
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const double other = __shfl_up_sync(~0U, sum, step);
+      if (lane >= step) sum += other;
+    }
+    double sum_here = __shfl_up_sync(~0U, sum, 1);
+    sum_here = lane > 0 ? sum_before + sum_here : sum_before;
+    sum_before += __shfl_sync(~0U, sum, 31);
+    double highest = larger(first_m, before_turn.top);
+#pragma unroll
+    for (int u = 0; u < kEach; ++u) {
+      chunks_before[u].top -= sum_here;
+      highest = larger(highest, chunks_before[u].top);
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2)
+      highest = larger(highest, __shfl_xor_sync(~0U, highest, step));
+    float squares = 0;
+#pragma unroll
+    for (int u = 0; u < kEach; ++u) squares += chunks_before[u].of(highest);
+    AloneToken all{highest, warp_sum(squares) + before_turn.of(highest)};
+    const ChunkTops tops(first_m, highest, all.squares, own, sum_before);
+    if (place + 1 == at_once && number + 1 < chunks) {
+      all.add(own.top - sum_before, own.squares);
+      give(totals_before[(turn + 1) % 2], {sum_before + own.log_f, all.top, all.squares});
+    }
+    if (at.tokens <= 0) continue;
+    if (lane == 0) {
+      FusedFrame* frames = cell.frame(s, head) + number;
+      frames[0] = tops.frame_before();
+      if (number + 1 == chunks) frames[1] = tops.frame_after();
+    }
+    ChunkGates& gates = cell.gates[head * cell.all_chunks + cell.first_chunk(s) + number];
+    write_gates(cell, gates, scan, tops, lane);
+    if (cell.saved.any()) save_gates(cell, gates, scan, tops, at, head, lane);
   }
 }
 

@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
   // A base that the compiler knows saves registers.
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
   const FusedPlaces<kDqk, kOutputs> at{shared_bytes, shared_address(shared_bytes)};
-  // Where the gates have kernels of their own, those began when the products were done: q, k and v
-  // are there, and copies of them and all preparations run beside the kernel before this one.
+  // The kernel of the gates lets others begin when the products are done: q, k, v and records are
+  // there, and copies of them and all preparations run beside the kernel before this one.
   if (cell.own_gates && !cell.early) grid_wait();
   {
     const FusedWork work(cell);
@@ -43,7 +43,13 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
              column;
       to.columns = cell.dv - column;
       to.length = work.length;
-      if (group == 0) at.tiles() = {work.begin, work.head, work.slice * kColumns, work.first_chunk};
+      if (group == 0)
+        at.tiles() = {work.begin, work.head, work.slice * kColumns, work.first_chunk};
+      else
+        at.first_n() = {cell.first_segment == 0
+                            ? cell.first_n + (std::int64_t{work.s} * cell.heads + work.head) * kDqk
+                            : cell.n + work.state(cell, 0) * kDqk,
+                        max(1, work.segment)};
     }
     if (kOutputs && threadIdx.x > 0 && static_cast<int>(threadIdx.x) < work.segment)
       at.segment_factor(threadIdx.x) = segment_factor(cell, work, threadIdx.x);
@@ -85,6 +91,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     // Warps of two warpgroups and two blocks.
     for (int stage = 0; stage < 2; ++stage) barrier_init(at.barrier(kEmptyScores + stage), 16);
     for (int slot = 0; slot < kGateSlots; ++slot) barrier_init(at.barrier(kFullGates + slot), 1);
+    barrier_init(at.barrier(kFullN), 1);
     barrier_fence_init();
   }
   __syncwarp();

@@ -11,6 +11,13 @@
 namespace xlstm::ops::cuda::sm90 {
 namespace {
 
+/// threadIdx.x, asked for anew: what comes from it is not kept in registers over a loop.
+__device__ __forceinline__ int thread_index() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 /// Where a block's shared memory lies.
 template <int kDqk, bool kOutputs>
 struct FusedPlaces {
@@ -46,6 +53,17 @@ struct FusedPlaces {
   __device__ void wait_q(int kind, int chunk) const {
     barrier_wait(barrier_q(kind, chunk), chunk / 2 % 2);
   }
+  /// Of two blocks the one that makes a chunk's scores. In a cluster of four two do, and the first
+  /// of them copies q for all.
+  __device__ unsigned maker(const FusedCell& cell, int chunk) const {
+    return cell.cluster == 1 ? 0 : chunk % 2;
+  }
+  /// By warps that have read q, to the block that copies the next one to its place.
+  __device__ void release_q(const FusedCell& cell, int chunk, int chunks) const {
+    __syncwarp();
+    if (chunk + 2 < chunks && thread_index() % 32 == 0)
+      barrier_arrive_at(barrier_q(kEmptyQ, chunk), maker(cell, chunk));
+  }
   __device__ void wait_k(int kind, int chunk) const {
     barrier_wait(barrier_k(kind, chunk), chunk / Shared::kStagesK % 2);
   }
@@ -75,6 +93,16 @@ struct FusedPlaces {
     return reinterpret_cast<float*>(bytes + Shared::kSegmentFactors)[segment];
   }
   __device__ float* n() const { return reinterpret_cast<float*>(bytes + Shared::kN); }
+  __device__ FusedFirstN& first_n() const {
+    return *reinterpret_cast<FusedFirstN*>(bytes + Shared::kOutputPlaces + 3 * 16);
+  }
+  /// Where they come from memory.
+  __device__ std::uint32_t staged_n(int stage) const {
+    return base + Shared::kGates + Shared::kGatesAhead * Shared::kGateSlot + stage * (kDqk * 4);
+  }
+  __device__ float staged_n(int stage, int key) const {
+    return reinterpret_cast<const float*>(bytes + (staged_n(stage) - base))[key];
+  }
   /// n as the sum of three bf16 in three rows of a tile of wgmma.
   __device__ void set_parts_of_n(int key, float value) const {
     unsigned char* to = bytes + Shared::kTileN + key / 64 * 1024;
@@ -96,13 +124,6 @@ struct FusedPlaces {
     return reinterpret_cast<float*>(bytes + Shared::kFactors) + chunk % 2 * kChunk;
   }
 };
-
-/// threadIdx.x, asked for anew: what comes from it is not kept in registers over a loop.
-__device__ __forceinline__ int thread_index() {
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-}
 
 /// Orders the copies of tiles. The blocks of a cluster copy a part of q and k each, to all.
 template <int kDqk, bool kOutputs>
@@ -152,6 +173,15 @@ struct FusedCopies {
     for (int box = 0; box < 2; ++box)
       load_head_box(at.v(chunk) + box * Shared::kBox, &v_map, tiles.begin + chunk * kChunk,
                     tiles.head, tiles.column + box * 64, barrier);
+  }
+  /// Some of those that FusedFirstN names.
+  __device__ void n(int first, int count) const {
+    const std::uint32_t barrier = at.barrier(kFullN);
+    barrier_expect(barrier, count * kDqk * 4);
+    const float* from = at.first_n().n + first * (cell.heads * kDqk);
+#pragma unroll 1
+    for (int stage = 0; stage < count; ++stage, from += cell.heads * kDqk)
+      load_bytes(at.staged_n(stage), from, kDqk * 4, barrier);
   }
   __device__ void gates(int chunk) const {
     const int slot = chunk % kGateSlots;

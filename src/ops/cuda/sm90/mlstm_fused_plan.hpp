@@ -37,13 +37,14 @@ struct MlstmFusedPlan {
   static constexpr std::int64_t kMultiprocessors = 132;
   /// Below this a segment is not worth the loads and stores of its state.
   static constexpr std::int64_t kLeastChunks = 4;
-  /// Up to so many chunks in a row take no longer than a pass that makes states (8: 42 us against
-  /// 47).
-  static constexpr std::int64_t kWholeChunks = 8;
-  /// Of a chunk, in tenths of a microsecond: with its outputs, and of the state alone.
-  static constexpr std::int64_t kOutputsTime = 27, kStatesTime = 10;
+  /// So many chunks in a row take less than a pass that makes states and one behind it (10: 41 us
+  /// against 43).
+  static constexpr std::int64_t kWholeChunks = 10;
+  /// In tenths of a microsecond: of a chunk with its outputs, of a chunk's state alone, and how
+  /// much longer than the states the first segment takes to begin.
+  static constexpr std::int64_t kOutputsTime = 27, kStatesTime = 12, kLate = 150;
   static constexpr std::int64_t kMostGateWarps = 16, kMostGateCluster = 8;
-  /// With more warps in a block they wait for each other.
+  /// With more warps a block takes longer, but so it does where it has no multiprocessor to itself.
   static constexpr std::int64_t kFewGateWarps = 8;
   static constexpr std::int64_t kOwnChunks = 4;  ///< of which a block can make the gates itself
 
@@ -82,8 +83,10 @@ struct MlstmFusedPlan {
       bytes_ += (static_cast<std::size_t>(bytes) + 255) / 256 * 256;
       return at;
     };
-    gate_cluster = 1;
-    while (gate_cluster < kMostGateCluster && gate_cluster * kFewGateWarps < chunks)
+    // Blocks that make states begin on the other multiprocessors.
+    const std::int64_t gate_blocks = segments > 1 ? kMultiprocessors / 2 : kMultiprocessors;
+    while (gate_cluster < kMostGateCluster && gate_cluster * kFewGateWarps < chunks &&
+           2 * gate_cluster * sequences * heads <= gate_blocks)
       gate_cluster *= 2;
     gate_warps =
         std::clamp<std::int64_t>((chunks + gate_cluster - 1) / gate_cluster, 1, kMostGateWarps);
@@ -141,7 +144,7 @@ struct MlstmFusedPlan {
       const std::int64_t late = fewer * (others - 1) * (others - 2) / 2;
       const std::int64_t part = kOutputsTime * others + kStatesTime;
       const std::int64_t most =
-          std::max(kLeastChunks, ((chunks + late) * kOutputsTime + part - 1) / part);
+          std::max(kLeastChunks, ((chunks + late) * kOutputsTime + kLate + part / 2) / part);
       const std::int64_t first = std::max<std::int64_t>(1, chunks + late - others * most);
       cuts = {static_cast<int>(first), static_cast<int>(most), fewer};
     };

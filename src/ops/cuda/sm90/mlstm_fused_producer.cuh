@@ -135,8 +135,9 @@ __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const Fuse
                                                const FusedPlaces<kDqk, kOutputs>& at) {
   const int lane = thread_index() % 32, chunk = thread_index() / 32;
   FusedOwnGates& own = at.own();
-  const LaneScan scan(cell, work.begin + chunk * kChunk, work.length - chunk * kChunk, work.head,
-                      lane);
+  const LaneScan scan(
+      LaneGates(cell, work.begin + chunk * kChunk, work.length - chunk * kChunk, work.head, lane),
+      lane);
   const FusedTotals totals = scan.totals();
   if (lane == 0) own.totals[chunk] = totals;
   named_barrier(1, kGroup);
@@ -198,33 +199,29 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   const auto each_key = [&](auto&& body) {
     for (int key = thread_index(); key < kDqk; key += kGroup) body(at.n()[key], key);
   };
-  const auto load_n = [&](FusedSource source) {
-    const float* from = source == FusedSource::record
-                            ? cell.first_n + (std::int64_t{work.s} * cell.heads + work.head) * kDqk
-                            : cell.n + work.state(cell, 0) * kDqk;
-    each_key([&](float& n, int key) { n = source != FusedSource::none ? from[key] : 0.0F; });
-  };
-  // Behind the loads of C each would wait long: a few are asked for together.
-  const auto add_n = [&](int slots) {
-    constexpr int kTogether = 3;
-    const float* from = cell.n + work.state(cell, 1) * kDqk;
-    const int step = cell.heads * kDqk;
-#pragma unroll 1
-    for (int first = 1; first <= slots; first += kTogether, from += kTogether * step)
-      each_key([&](float& n, int key) {
-        float parts[kTogether];
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i) parts[i] = from[min(i, slots - first) * step + key];
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i)
-          if (first + i <= slots) n = parts[i] + at.segment_factor(first + i) * n;
-      });
-  };
   if (cell.own_gates) {
     __syncwarp();
     if constexpr (kOutputs) make_own_gates(cell, work, at);
+  } else if (!kOutputs) {
+    each_key([](float& n, int) { n = 0; });
   } else {
-    begin_state(cell, work, !kOutputs, load_n, add_n);
+    // By copies: what threads load themselves would wait for all loads of C. state = that of slot p
+    // + factor p of the segments times state, for p from 1 on.
+    int slot = 0;
+#pragma unroll 1
+    for (int turn = 0; slot < at.first_n().states; ++turn) {
+      const int count = min(at.first_n().states - slot, Shared::kStagesN);
+      if (thread_index() == 64) copies.n(slot, count);
+      __syncwarp();
+      barrier_wait(at.barrier(kFullN), turn % 2);
+#pragma unroll 1
+      for (int stage = 0; stage < count; ++stage, ++slot)
+        each_key([&](float& n, int key) {
+          const float here = at.staged_n(stage, key);
+          n = slot == 0 ? here : here + at.segment_factor(slot) * n;
+        });
+      named_barrier(1, kGroup);
+    }
   }
   const auto keep = [&](const FusedWork& work, int slot) {  // this slice's, in scratch memory
     float* to = cell.n + work.state(cell, slot) * kDqk;
@@ -239,7 +236,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   constexpr int kTiles = kDqk / 64;  // of keys
   // Whether this block makes the scores of a chunk.
   const auto makes_scores = [&](int chunk) {
-    return kOutputs && (cell.cluster == 1 || chunk % 2 == static_cast<int>(cluster_rank() % 2));
+    return kOutputs && (cluster_rank() % 2 == at.maker(cell, chunk));
   };
   // For a backward pass: n before a chunk at a border, and l of a chunk's token. All columns have
   // the same.
@@ -280,11 +277,6 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     }
     const std::uint64_t k_tile = wgmma_matrix(at.k(chunk));
 
-    const auto release_q = [&] {
-      const int lane = thread_index() % 32;
-      if (chunk + 2 < chunks && lane < cell.cluster)
-        barrier_arrive_at(at.barrier_q(kEmptyQ, chunk), lane);
-    };
     if (makes_scores(chunk)) {
       at.wait_gates(chunk);
       if (cell.cluster > 1 && chunk >= 2)
@@ -303,7 +295,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
                  moved(n_tile, step / 4 * 1024 + step % 4 * 32), step > 0);
       wgmma_commit();
       wgmma_wait<0>();
-      release_q();
+      at.release_q(cell, chunk, chunks);
       finish_scores(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk), [&](int t, float l) {
         if constexpr (kSaves) save_l(chunk, t, l);
       });
@@ -323,7 +315,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       }
     } else {
       if (kOutputs) {
-        release_q();
+        at.release_q(cell, chunk, chunks);
         const std::uint32_t barrier = at.barrier_v(kFullScores, chunk);
         if (thread_index() == 0)
           barrier_expect(barrier, Shared::kBox + kChunk * 4);
@@ -371,7 +363,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     }
     // Who makes scores of the next chunk does not wait here until all have read this one's q.
     if (kOutputs && thread_index() == 32 && chunk + 2 < chunks) {
-      const bool here = makes_scores(chunk) && cluster_rank() < 2;
+      const bool here = cluster_rank() == at.maker(cell, chunk);
       if (here) at.wait_q(kEmptyQ, chunk);
       copies.whole_q(chunk + 2, here);
     }

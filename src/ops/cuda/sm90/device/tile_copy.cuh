@@ -83,6 +83,11 @@ __device__ __forceinline__ void load_bytes(SharedAddress to, const void* from, u
       : "memory");
 }
 
+/// Asks the second-level cache for bytes that lie together, as load_bytes() takes them.
+__device__ __forceinline__ void prefetch_bytes(const void* from, unsigned bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 /// Copies `bytes` of this block's shared memory to another block's; both addresses there are
 /// cluster_address()es. The barrier counts the bytes.
 __device__ __forceinline__ void send_bytes(SharedAddress to, SharedAddress from, unsigned bytes,
