@@ -50,13 +50,13 @@ TEST(MlstmFusedPlan, CutsFewLongSequences) {
   EXPECT_EQ(one.segments, 5);
   // The first takes as long as the states of another one. Of the others, later ones have fewer
   // chunks, since they add up more states.
-  EXPECT_EQ(one.cuts.begin_of(1), 7);
-  EXPECT_EQ(one.cuts.begin_of(2), 7 + 31);
-  EXPECT_EQ(one.cuts.begin_of(3), 7 + 31 + 31);
-  EXPECT_EQ(one.cuts.begin_of(4), 7 + 31 + 31 + 30);
+  EXPECT_EQ(one.cuts.begin_of(1), 8);
+  EXPECT_EQ(one.cuts.begin_of(2), 8 + 31);
+  EXPECT_EQ(one.cuts.begin_of(3), 8 + 31 + 31);
+  EXPECT_EQ(one.cuts.begin_of(4), 8 + 31 + 31 + 30);
   EXPECT_EQ(one.blocks(4), 128);
   EXPECT_EQ(plan_of(2, 64, 512, {1600, 300, 65, 1}).cuts.fewer, 1);
-  EXPECT_EQ(plan_of(2, 64, 512, {900, 300, 65, 1}).cuts.fewer, 0);  // too short for that
+  EXPECT_EQ(plan_of(2, 64, 512, {800, 300, 65, 1}).cuts.fewer, 0);  // too short for that
   EXPECT_EQ(plan_of(8, 256, 512, {32768, 32768}).segments, 3);
   EXPECT_EQ(plan_of(8, 256, 512, {640}).segments, 1);  // too short
   EXPECT_EQ(plan_of(8, 256, 512, {704}).segments, 4);

@@ -27,9 +27,8 @@ enum GateRow {
   kCarried,     // s e^(m - mu_t): the state before the chunk, in the outputs of t
   kKept,        // e^(beta_j - mu_L): k_j v_j in the state after the chunk
   kFloor,       // e^-m_t
-  kDecay,       // e^(m - mu_L): the state before the chunk in that after it; first token only
-  kSplit,       // on tensor cores: whether one token is most of that state (AloneToken); first
-                // token only
+  kDecay,       // e^(m - mu_L): the state before the chunk in that after it; first token only. With
+                // a minus on tensor cores where one token is most of that state (AloneToken)
   kReciprocal,  // 1 / N_t; not used on tensor cores
   // Of the token of a sequence of one.
   kForget = 0,

@@ -167,20 +167,25 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
       squares[warp] = square;
     }
     __syncthreads();
-    double m_chunk = m, mu_last = 0;
-    bool split = false;
+    double m_chunk = m, mu_last = 0, sum_before = 0;
+    AloneToken chunk_of_lane[1];  // of those before the warp's, and then of all
     for (int w = 0; w < warps; ++w) {
       const double mu = cell.has_stabiliser ? larger(m, highs[w]) : -sums[w];
       if (w == warp) {
         m_chunk = m;
         mu_last = mu;
-        split = cell.has_stabiliser && AloneToken::is_most(alone.squares, m);
       }
-      if constexpr (kSplits) {
-        alone.add(highs[w], squares[w]);
-        alone.top += sums[w];
-      }
+      if (kSplits && w == lane) chunk_of_lane[0] = {highs[w] - sum_before, squares[w]};
+      sum_before += sums[w];
       m = sums[w] + mu;
+    }
+    bool split = false;
+    if constexpr (kSplits) {
+      const AloneToken before[1] = {lane < warp ? chunk_of_lane[0] : AloneToken()};
+      split =
+          cell.has_stabiliser && AloneToken::is_most(warp_total(before, alone).squares, m_chunk);
+      alone = warp_total(chunk_of_lane, alone);
+      alone.top += sum_before;
     }
     __syncthreads();
 
@@ -204,8 +209,8 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
         cell.saved.m_of(begin + at, head) = static_cast<float>(b[u] + mu);
     }
     if (lane == 0 && chunk < length) {
-      cell.gate(kDecay, head)[begin + chunk] = expf(static_cast<float>(m_chunk - mu_last));
-      if constexpr (kSplits) cell.gate(kSplit, head)[begin + chunk] = split ? 1.0F : 0.0F;
+      const float decay = expf(static_cast<float>(m_chunk - mu_last));
+      cell.gate(kDecay, head)[begin + chunk] = split ? -decay : decay;
     }
     if (lane == 0 && chunk < length && cell.saved.has_border(chunk))
       cell.saved.state_m[cell.saved.index(begin, s, chunk, cell.heads, head)] =

@@ -21,7 +21,7 @@ struct MlstmPlan {
   static constexpr std::int64_t kChunk = 64;         ///< tokens of a chunk in float32
   static constexpr std::int64_t kTensorChunk = 128;  ///< and on tensor cores
   static constexpr std::size_t kStateBytes = std::size_t{256} << 20;  ///< of a window
-  static constexpr std::int64_t kGateRows = 10;  ///< numbers per token and head
+  static constexpr std::int64_t kGateRows = 9;  ///< numbers per token and head
 
   explicit MlstmPlan(const MlstmArgs& a, std::size_t state_bytes = kStateBytes)
       : sequences(a.batch.sequences()),

@@ -1,5 +1,6 @@
 // The outputs of every chunk, on tensor cores.
 
+#include <cmath>
 #include <cstring>
 
 #include "ops/cuda/mlstm_tensor.cuh"
@@ -74,7 +75,7 @@ struct Outputs {
         dv(static_cast<int>(cell_.dv)),
         depths((dqk + kDepth - 1) / kDepth),
         values((chunk.length + kDepth - 1) / kDepth),
-        c_tiles(cell_.gate(kSplit, head())[chunk.begin] != 0 ? 2 * depths : depths),
+        c_tiles(std::signbit(cell_.gate(kDecay, head())[chunk.begin]) ? 2 * depths : depths),
         first_pass(tile.splits == 1 ? 0 : split),
         last_pass(tile.splits == 1 ? (dv + kWidth - 1) / kWidth : split + 1),
         stages(tile.stages),

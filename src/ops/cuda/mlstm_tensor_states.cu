@@ -1,5 +1,7 @@
 // C and n before every chunk, on tensor cores.
 
+#include <cmath>
+
 #include "ops/cuda/mlstm_tensor.cuh"
 
 namespace xlstm::ops::cuda {
@@ -123,8 +125,9 @@ struct StateSum {
   }
   /// As the right factor of a product; with `split` as the sum of two.
   __device__ void store(const StateTile& tile, std::int64_t state, bool split) {
-    store_part<0>(tile, state);
-    if (split) store_part<1>(tile, state);
+    // No code for each part: few registers.
+#pragma unroll 1
+    for (int part = 0; part <= (split ? 1 : 0); ++part) store_part(tile, state, part);
   }
   /// Adds the tokens of a stage, and calls beside(quarter) in between.
   template <class Body>
@@ -171,10 +174,12 @@ struct StateSum {
   }
 
  private:
-  template <int kPart>
-  __device__ void store_part(const StateTile& tile, std::int64_t state) {
-    const Fragments to(tile.cell, state, tile.head, kPart);
-    const auto pair = [](float a, float b) { return ThreeParts(a, b).pairs[kPart]; };
+  __device__ void store_part(const StateTile& tile, std::int64_t state, int part) {
+    const Fragments to(tile.cell, state, tile.head, part);
+    const auto pair = [part](float a, float b) {
+      const ThreeParts parts(a, b);
+      return part == 0 ? parts.pairs[0] : parts.pairs[1];
+    };
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const std::int64_t column = (tile.x0 + StateTile::x_of()) / 16;
     const std::int64_t row = (tile.a0 + StateTile::a_of()) / 16;
@@ -216,26 +221,22 @@ __device__ void advance_c(const StateTile& tile, const Stretch& part, const Wind
   }
   constexpr int kPerChunk = kSpan / kStateDepth;
   const float* decays = cell.gate(kDecay, tile.head) + t_begin;
-  const float* splits = cell.gate(kSplit, tile.head) + t_begin;
-  float decay = decays[0], split = splits[0];
+  float decay = decays[0];
   std::int64_t state = part.first + part.chunk_begin - window.begin;
   for (int stage = 0; stage * kStateDepth < tokens; ++stage) {
     wait_copies<kStages - 2>();
     __syncthreads();
     if (stage % kPerChunk == 0) {
-      sum.store(tile, state++, split != 0);
+      sum.store(tile, state++, std::signbit(decay));
       const std::int64_t token = part.chunk_begin * kSpan + stage * kStateDepth;
       if (kSaves && cell.saved.has_border(token)) {
         const std::int64_t at = cell.saved.index(part.begin, s, token, cell.heads, tile.head);
         float* saved = cell.saved.c + at * cell.dqk * cell.dv;
         sum.each(tile, [saved](std::int64_t place, float& number) { saved[place] = number; });
       }
-      sum.scale(decay);
+      sum.scale(fabsf(decay));
       const int next = (stage + kPerChunk) * kStateDepth;
-      if (next < tokens) {
-        decay = decays[next];
-        split = splits[next];
-      }
+      if (next < tokens) decay = decays[next];
     }
     sum.add(stages[stage % kStages], [&](int quarter) { load(stage + kStages - 1, quarter); });
     end_copy_group();
@@ -278,7 +279,7 @@ __device__ void advance_n(const StateTile& tile, const Stretch& part, const Wind
       to.numbers[turn] = *reinterpret_cast<const Pack<Bf16>*>(k);
       to.weights[turn] = kept[turn * kTogether];
     }
-    to.decay = cell.gate(kDecay, tile.head)[t0];
+    to.decay = fabsf(cell.gate(kDecay, tile.head)[t0]);
   };
   Tokens next;
   load(next, part.chunk_begin);

@@ -47,4 +47,21 @@ struct AloneToken {
   }
 };
 
+/// Of all that the lanes of a warp have, and of `before`, which each of them has.
+template <int kCount>
+__device__ __forceinline__ AloneToken warp_total(const AloneToken (&own)[kCount],
+                                                 const AloneToken& before) {
+  AloneToken all = before;
+#pragma unroll
+  for (int u = 0; u < kCount; ++u) all.top = larger(all.top, own[u].top);
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2)
+    all.top = larger(all.top, __shfl_xor_sync(~0U, all.top, step));
+  all.squares = 0;
+#pragma unroll
+  for (int u = 0; u < kCount; ++u) all.squares += own[u].of(all.top);
+  all.squares = warp_sum(all.squares) + before.of(all.top);
+  return all;
+}
+
 }  // namespace xlstm::ops::cuda

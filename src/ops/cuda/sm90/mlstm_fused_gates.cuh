@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
     give(totals[place], own);
     cluster_sync();
 
-    AloneToken before_turn;
+    AloneToken before_turn{first_m, 0};
     double sum_before = 0;
     if (turn > 0) {
       const FusedTotals& all = totals_before[turn % 2];
@@ -282,20 +282,10 @@ __global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
     double sum_here = __shfl_up_sync(~0U, sum, 1);
     sum_here = lane > 0 ? sum_before + sum_here : sum_before;
     sum_before += __shfl_sync(~0U, sum, 31);
-    double highest = larger(first_m, before_turn.top);
 #pragma unroll
-    for (int u = 0; u < kEach; ++u) {
-      chunks_before[u].top -= sum_here;
-      highest = larger(highest, chunks_before[u].top);
-    }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2)
-      highest = larger(highest, __shfl_xor_sync(~0U, highest, step));
-    float squares = 0;
-#pragma unroll
-    for (int u = 0; u < kEach; ++u) squares += chunks_before[u].of(highest);
-    AloneToken all{highest, warp_sum(squares) + before_turn.of(highest)};
-    const ChunkTops tops(first_m, highest, all.squares, own, sum_before);
+    for (int u = 0; u < kEach; ++u) chunks_before[u].top -= sum_here;
+    AloneToken all = warp_total(chunks_before, before_turn);
+    const ChunkTops tops(first_m, all.top, all.squares, own, sum_before);
     if (place + 1 == at_once && number + 1 < chunks) {
       all.add(own.top - sum_before, own.squares);
       give(totals_before[(turn + 1) % 2], {sum_before + own.log_f, all.top, all.squares});

@@ -141,7 +141,8 @@ struct MlstmFusedPlan {
   /// and all others take as long as each other: to add up a state takes about as long as a chunk.
   void cut(std::int64_t chunks, std::int64_t others) {
     const auto set = [&](int fewer) {
-      const std::int64_t late = fewer * (others - 1) * (others - 2) / 2;
+      // The last one has a chunk less: it writes the record.
+      const std::int64_t late = fewer * (others - 1) * (others - 2) / 2 + 1;
       const std::int64_t part = kOutputsTime * others + kStatesTime;
       const std::int64_t most =
           std::max(kLeastChunks, ((chunks + late) * kOutputsTime + kLate + part / 2) / part);
