@@ -178,12 +178,13 @@ struct FusedOutput {
 struct __align__(16) FusedTiles {
   int begin, head, column, first_chunk;
 };
-/// Where n before its first chunk comes from.
-struct __align__(16) FusedFirstN {
+/// Its ends: where n before the first chunk comes from, and what lies behind the last one.
+struct __align__(16) FusedEnds {
   const float* n;  // that of the record, or of the first state
   int states;      // so many, one for each head further on
+  int last;        // whether the sequence ends here
 };
-static_assert(sizeof(FusedOutput) == 16 && sizeof(FusedTiles) == 16 && sizeof(FusedFirstN) == 16);
+static_assert(sizeof(FusedOutput) == 16 && sizeof(FusedTiles) == 16 && sizeof(FusedEnds) == 16);
 
 /// A block's work: chunks [0, chunks) from token `begin` on. It is worked out again where it is
 /// needed: no register holds it meanwhile.

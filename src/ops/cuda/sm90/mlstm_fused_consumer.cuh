@@ -12,7 +12,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   using Shared = FusedShared<kDqk, kOutputs>;
   constexpr int kSums = kDqk / 2;
   const FusedWork work(cell);
-  const int chunks = work.chunks;
+  const int chunks = at.chunks();
 
   // C transposed: rows are columns of C.
   float c[kSums];
@@ -342,8 +342,8 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     if (thread_index() % kGroup == 0) wait_stores_read<0>();
 
     const FusedWork done(cell);
-    if (!done.last && cell.first_segment == 0) keep_c(done, 0);
-    if (done.last && cell.batch.slots[done.s] != nullptr) {
+    if (at.ends().last == 0 && cell.first_segment == 0) keep_c(done, 0);
+    if (at.ends().last != 0 && cell.batch.slots[done.s] != nullptr) {
       const float factor = record_factor(cell, last_frame(cell, done, at.own()));
 #pragma unroll
       for (float& value : c) value = factor * (factor * value);

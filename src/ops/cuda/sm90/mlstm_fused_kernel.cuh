@@ -46,10 +46,10 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
       if (group == 0)
         at.tiles() = {work.begin, work.head, work.slice * kColumns, work.first_chunk};
       else
-        at.first_n() = {cell.first_segment == 0
-                            ? cell.first_n + (std::int64_t{work.s} * cell.heads + work.head) * kDqk
-                            : cell.n + work.state(cell, 0) * kDqk,
-                        max(1, work.segment)};
+        at.ends() = {cell.first_segment == 0
+                         ? cell.first_n + (std::int64_t{work.s} * cell.heads + work.head) * kDqk
+                         : cell.n + work.state(cell, 0) * kDqk,
+                     max(1, work.segment), work.last ? 1 : 0};
     }
     if (kOutputs && threadIdx.x > 0 && static_cast<int>(threadIdx.x) < work.segment)
       at.segment_factor(threadIdx.x) = segment_factor(cell, work, threadIdx.x);

@@ -93,8 +93,8 @@ struct FusedPlaces {
     return reinterpret_cast<float*>(bytes + Shared::kSegmentFactors)[segment];
   }
   __device__ float* n() const { return reinterpret_cast<float*>(bytes + Shared::kN); }
-  __device__ FusedFirstN& first_n() const {
-    return *reinterpret_cast<FusedFirstN*>(bytes + Shared::kOutputPlaces + 3 * 16);
+  __device__ FusedEnds& ends() const {
+    return *reinterpret_cast<FusedEnds*>(bytes + Shared::kOutputPlaces + 3 * 16);
   }
   /// Where they come from memory.
   __device__ std::uint32_t staged_n(int stage) const {
@@ -120,6 +120,7 @@ struct FusedPlaces {
   __device__ FusedOutput& output(int group) const {
     return reinterpret_cast<FusedOutput*>(bytes + Shared::kOutputPlaces)[group];
   }
+  __device__ int chunks() const { return (output(0).length + kChunk - 1) / kChunk; }
   __device__ float* factors(int chunk) const {
     return reinterpret_cast<float*>(bytes + Shared::kFactors) + chunk % 2 * kChunk;
   }
@@ -174,11 +175,11 @@ struct FusedCopies {
       load_head_box(at.v(chunk) + box * Shared::kBox, &v_map, tiles.begin + chunk * kChunk,
                     tiles.head, tiles.column + box * 64, barrier);
   }
-  /// Some of those that FusedFirstN names.
+  /// Some of those that FusedEnds names.
   __device__ void n(int first, int count) const {
     const std::uint32_t barrier = at.barrier(kFullN);
     barrier_expect(barrier, count * kDqk * 4);
-    const float* from = at.first_n().n + first * (cell.heads * kDqk);
+    const float* from = at.ends().n + first * (cell.heads * kDqk);
 #pragma unroll 1
     for (int stage = 0; stage < count; ++stage, from += cell.heads * kDqk)
       load_bytes(at.staged_n(stage), from, kDqk * 4, barrier);

@@ -163,8 +163,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
                              const CUtensorMap& q_map, const CUtensorMap& k_map,
                              const CUtensorMap& v_map) {
   using Shared = FusedShared<kDqk, kOutputs>;
-  const FusedWork work(cell);
-  const int chunks = work.chunks;
+  const int chunks = at.chunks();
   const FusedCopies<kDqk, kOutputs> copies{at, q_map, k_map, v_map, cell};
   if (threadIdx.x / 32 == 3) {  // has gates to make only where there are four chunks
     if (cell.early) grid_wait();
@@ -201,7 +200,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   };
   if (cell.own_gates) {
     __syncwarp();
-    if constexpr (kOutputs) make_own_gates(cell, work, at);
+    if constexpr (kOutputs) make_own_gates(cell, FusedWork(cell), at);
   } else if (!kOutputs) {
     each_key([](float& n, int) { n = 0; });
   } else {
@@ -209,8 +208,8 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     // + factor p of the segments times state, for p from 1 on.
     int slot = 0;
 #pragma unroll 1
-    for (int turn = 0; slot < at.first_n().states; ++turn) {
-      const int count = min(at.first_n().states - slot, Shared::kStagesN);
+    for (int turn = 0; slot < at.ends().states; ++turn) {
+      const int count = min(at.ends().states - slot, Shared::kStagesN);
       if (thread_index() == 64) copies.n(slot, count);
       __syncwarp();
       barrier_wait(at.barrier(kFullN), turn % 2);
@@ -387,9 +386,10 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
 
   named_barrier(1, kGroup);
   const FusedWork done(cell);
-  if (!kOutputs || (!done.last && cell.first_segment == 0)) {
+  const bool last = at.ends().last != 0;
+  if (!kOutputs || (!last && cell.first_segment == 0)) {
     keep(done, done.segment);
-  } else if (done.last && done.slice == 0 && cell.batch.slots[done.s] != nullptr) {
+  } else if (last && done.slice == 0 && cell.batch.slots[done.s] != nullptr) {
     float* record = cell.record(done.s, cell.offsets.n, std::int64_t{done.head} * cell.dqk);
     const FusedFrame last = last_frame(cell, done, at.own());
     const float factor = record_factor(cell, last);
