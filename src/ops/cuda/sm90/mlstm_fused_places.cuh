@@ -96,7 +96,7 @@ struct FusedPlaces {
   __device__ FusedEnds& ends() const {
     return *reinterpret_cast<FusedEnds*>(bytes + Shared::kOutputPlaces + 3 * 16);
   }
-  /// Where they come from memory.
+  /// Where n of the record or of states arrives; later gates of chunks do.
   __device__ std::uint32_t staged_n(int stage) const {
     return base + Shared::kGates + Shared::kGatesAhead * Shared::kGateSlot + stage * (kDqk * 4);
   }
@@ -175,7 +175,7 @@ struct FusedCopies {
       load_head_box(at.v(chunk) + box * Shared::kBox, &v_map, tiles.begin + chunk * kChunk,
                     tiles.head, tiles.column + box * 64, barrier);
   }
-  /// Some of those that FusedEnds names.
+  /// Some of the n that FusedEnds names.
   __device__ void n(int first, int count) const {
     const std::uint32_t barrier = at.barrier(kFullN);
     barrier_expect(barrier, count * kDqk * 4);

@@ -117,7 +117,7 @@ struct MlstmFusedPlan {
   std::int64_t sequences, heads, dqk, dv;
   std::int64_t padded_dqk, slices;
   std::int64_t longest = 0;
-  std::int64_t all_chunks = 0;  ///< places of them
+  std::int64_t all_chunks = 0;  ///< places for chunks, some more than there are
   bool has_steps = false;       ///< whether there are others
   /// Blocks that share the copies of q and k. More than two fit the card's groups of
   /// multiprocessors badly.

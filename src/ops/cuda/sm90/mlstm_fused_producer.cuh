@@ -386,10 +386,10 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
 
   named_barrier(1, kGroup);
   const FusedWork done(cell);
-  const bool last = at.ends().last != 0;
-  if (!kOutputs || (!last && cell.first_segment == 0)) {
+  const bool ends = at.ends().last != 0;  // the sequence
+  if (!kOutputs || (!ends && cell.first_segment == 0)) {
     keep(done, done.segment);
-  } else if (last && done.slice == 0 && cell.batch.slots[done.s] != nullptr) {
+  } else if (ends && done.slice == 0 && cell.batch.slots[done.s] != nullptr) {
     float* record = cell.record(done.s, cell.offsets.n, std::int64_t{done.head} * cell.dqk);
     const FusedFrame last = last_frame(cell, done, at.own());
     const float factor = record_factor(cell, last);
