@@ -80,7 +80,7 @@ TEST(MlstmFusedPlan, SegmentsCoverTheLongest) {
 }
 
 TEST(MlstmFusedPlan, ScratchMemoryIsBounded) {
-  EXPECT_LT(plan_of(8, 256, 512, {16384}).bytes() >> 20, 28U);  // four segments
+  EXPECT_LT(plan_of(8, 256, 512, {16384}).bytes() >> 20, 28U);  // four states
   EXPECT_LT(plan_of(8, 256, 512, {8192, 8192}).bytes() >> 20, 28U);
   EXPECT_LT(plan_of(8, 256, 512, std::vector<std::int32_t>(64, 256)).bytes() >> 20, 8U);
   // Sequences of one token have a place for a chunk, and no segments are made for them.

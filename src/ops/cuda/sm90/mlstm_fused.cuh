@@ -247,19 +247,6 @@ struct FusedBorders {
 /// Where the state before a block's first chunk lies.
 enum class FusedSource { none, record, scratch };
 
-/// Gets the part of that state that a thread has: load(source), which is slot 0 of the scratch
-/// memory or the record, and then add(n), if n > 0 more segments are before this one: state = that
-/// of slot p + factor p of the segments times state, for p from 1 to n.
-template <class Load, class Add>
-__device__ __forceinline__ void begin_state(const FusedCell& cell, const FusedWork& work,
-                                            bool adds_only, Load&& load, Add&& add) {
-  FusedSource source = adds_only ? FusedSource::none : FusedSource::scratch;
-  if (cell.first_segment == 0)
-    source = cell.batch.slots[work.s] != nullptr ? FusedSource::record : FusedSource::none;
-  load(source);
-  if (!adds_only && work.segment > 1) add(work.segment - 1);
-}
-
 /// By how much a state fades over a segment.
 __device__ __forceinline__ float segment_factor(const FusedCell& cell, const FusedWork& work,
                                                 int segment) {

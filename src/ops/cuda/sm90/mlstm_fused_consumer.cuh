@@ -97,7 +97,12 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   };
   // The state is made by the kernel before, but records are not.
   if (kOutputs && cell.first_segment > 0) grid_wait();
-  begin_state(cell, work, !kOutputs, load_c, add_c);
+  FusedSource source = kOutputs ? FusedSource::scratch : FusedSource::none;
+  if (cell.first_segment == 0)
+    source = cell.batch.slots[work.s] != nullptr ? FusedSource::record : FusedSource::none;
+  load_c(source);
+  // state = that of slot p + factor p of the segments times state, for p from 1 on.
+  if (kOutputs && work.segment > 1) add_c(work.segment - 1);
 
   const auto release = [&](std::uint32_t barrier, int chunk, int stages) {
     __syncwarp();

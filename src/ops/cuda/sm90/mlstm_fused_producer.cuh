@@ -204,8 +204,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   } else if (!kOutputs) {
     each_key([](float& n, int) { n = 0; });
   } else {
-    // By copies: what threads load themselves would wait for all loads of C. state = that of slot p
-    // + factor p of the segments times state, for p from 1 on.
+    // As C is added up. By copies: what threads load themselves would wait for all loads of C.
     int slot = 0;
 #pragma unroll 1
     for (int turn = 0; slot < at.ends().states; ++turn) {
