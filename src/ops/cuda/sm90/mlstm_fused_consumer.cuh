@@ -197,10 +197,11 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       __syncwarp();
     };
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      if constexpr (kSaves)
-        at.borders().at(chunk, [&](int border, const FusedFrame& frame) { save_c(border, frame); });
       const ChunkGates& gates = at.gates(chunk);
       at.wait_gates(chunk);
+      // Not before: the kernel of the gates makes the frames.
+      if constexpr (kSaves)
+        at.borders().at(chunk, [&](int border, const FusedFrame& frame) { save_c(border, frame); });
       const float decay = gates.decay;
       const bool guard = gates.guard != 0;
 
