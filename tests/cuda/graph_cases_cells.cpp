@@ -262,12 +262,14 @@ GraphCases graph_cases_of_cells(bool sm90) {
        {mlstm_case("prompts, bf16, gates in a kernel of their own",
                    {2, 128, 64, {600, 90, 1}, kBf16}),
         mlstm_case("a prompt in segments", {1, 64, 128, {1500}, kBf16}),
+        mlstm_case("a prompt in segments that saves", saves({1, 64, 128, {1500}, kBf16})),
         mlstm_case("prompts in segments, wide heads", {1, 256, 512, {1500, 700, 1}, kBf16}),
         mlstm_case("two passes for wide keys", {1, 264, 48, {150, 300}, kBf16}),
         mlstm_case("pending tokens, wide heads", pending({1, 256, 512, steps(3), kBf16}, kBf16)),
         fold_case("wide heads", pending({1, 256, 512, steps(3), kBf16}, kBf16)),
         head_norm_case("pending tokens, wide heads", pending({1, 256, 512, steps(3), kBf16})),
         head_norm_case("a prompt in segments", {1, 64, 128, {1500}, kBf16}),
+        head_norm_linear_case("many steps", {4, 32, 128, steps(9)}, kBf16, 40),
         head_norm_linear_case("a step, wide heads", {1, 256, 512, steps(1)}, kBf16, 40),
         slstm_case("R on the whole card", 1, 768, {4, 2, 1, 5, 3, 2, 1, 1, 6, 2}, kBf16, kBf16)})
     all.push_back(std::move(more));

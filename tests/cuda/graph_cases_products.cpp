@@ -259,12 +259,14 @@ GraphCases graph_cases_of_products(bool sm90) {
       linear_case("bf16, few rows to bf16", 9, kBf16, even, false, kBf16),
       linear_case("bf16, tensor cores, odd sizes", 40, kBf16, odd, true),
       linear_case("bf16, 40 rows", 40, kBf16, even),
+      linear_case("bf16, 40 rows, depth shared", 40, kBf16, {kBf16, {152}, 1160}, true),
       linear_case("bf16, 200 rows, added", 200, kBf16, even, true),
       linear_case("bf16, 300 rows", 300, kBf16, even, false, kBf16),
       linear_case("bf16, 300 rows, added", 300, kBf16, even, true),
       linear_swiglu_case("f32", 9, kF32, f32_pair, kF32),
       linear_swiglu_case("bf16, odd sizes", 40, kBf16, odd_pair, kF32),
       linear_swiglu_case("bf16, few rows", 9, kBf16, pair, kBf16),
+      linear_swiglu_case("bf16, 40 rows", 40, kBf16, {kBf16, {152, 152}, 264, false, true}, kBf16),
       linear_swiglu_case("bf16, 100 rows", 100, kBf16, pair, kBf16),
       linear_swiglu_case("bf16, 300 rows", 300, kBf16, pair, kF32),
       norm_linear_case("f32, odd sizes", 3, kF32, f32, 3),
@@ -296,16 +298,19 @@ GraphCases graph_cases_of_products(bool sm90) {
   if (!sm90) return all;
   const Weights packed{kBf16, {136, 40}, 1048, true, true}, out{kBf16, {1024}, 1160, true};
   const Weights packed_pair{kBf16, {152, 152}, 1048, true, true};
+  const Weights deep{kBf16, {256}, 4104, true}, deep_pair{kBf16, {256, 256}, 4104, true, true};
   for (GraphCase more :
        {linear_case("packed, few rows", 9, kBf16, packed, true),
         linear_case("packed, one row", 1, kBf16, out),
         linear_case("packed, 40 rows", 40, kBf16, packed),
-        linear_case("packed, 128 rows, depth shared", 128, kBf16, out, true),
+        linear_case("packed, 40 rows, depth shared", 40, kBf16, {kBf16, {152}, 1160, true}, true),
+        linear_case("packed, 128 rows", 128, kBf16, out, true),
         linear_case("packed, 300 rows", 300, kBf16, packed, false, kBf16),
-        linear_case("packed, 600 rows, stream-K", 600, kBf16, out, true),
-        linear_case("packed, 600 rows of few outputs", 600, kBf16, packed),
+        linear_case("packed, 600 rows, added", 600, kBf16, out, true),
+        linear_case("packed, 528 rows, stream-K", 528, kBf16, deep, true),
         linear_swiglu_case("packed, 40 rows", 40, kBf16, packed_pair, kBf16),
         linear_swiglu_case("packed, 600 rows", 600, kBf16, packed_pair, kBf16),
+        linear_swiglu_case("packed, 528 rows, stream-K", 528, kBf16, deep_pair, kF32),
         norm_linear_case("packed, few rows", 16, kBf16, packed, 3),
         norm_linear_case("packed, 40 rows, gates in the norm's kernel", 40, kBf16, packed, 3),
         head_norm_linear_case("packed", 9, 8, kBf16, {kBf16, {136}, 1048, true}),

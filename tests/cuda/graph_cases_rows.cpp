@@ -70,6 +70,18 @@ GraphCase conv_case(const char* what, const std::vector<int>& lengths, int width
           }};
 }
 
+GraphCase headwise_case(const char* what, DType type, std::int64_t tokens, std::int64_t blocks,
+                        std::int64_t out, std::int64_t in) {
+  return {"headwise_linear", what, [=](P& p) {
+            const Tensor w = p.in(type, {blocks * out, in}, 0.5);
+            p.call(headwise_linear,
+                   HeadwiseLinearArgs{.x = p.in(kF32, {tokens, blocks * in}, 1, 0, 4),
+                                      .w = Tensor::dense(w.data, type, {blocks, out, in}, w.device),
+                                      .b = p.in(kF32, {blocks * out}),
+                                      .y = p.out(kF32, {tokens, blocks * out}, 3)});
+          }};
+}
+
 GraphCase layer_norm_case(const char* what, std::int64_t width, std::int64_t heads, DType y,
                           bool accumulate) {
   return {"layer_norm", what, [=](P& p) {
@@ -217,15 +229,11 @@ GraphCases graph_cases_of_rows() {
       conv_case("four taps, many tokens", {300, 1, 260, 3}, 40, 4, true),
       conv_case("any taps", {7, 1, 12, 3, 2}, 40, 3, false),
       conv_case("any taps, many tokens", {300, 1, 260, 3}, 19, 5, false),
-      {"headwise_linear", "bf16 matrices",
-       [](P& p) {
-         const Tensor w = p.in(kBf16, {7 * 5, 4}, 0.5);
-         p.call(headwise_linear,
-                HeadwiseLinearArgs{.x = p.in(kF32, {19, 7 * 4}, 1, 0, 1),
-                                   .w = Tensor::dense(w.data, kBf16, {7, 5, 4}, w.device),
-                                   .b = p.in(kF32, {7 * 5}),
-                                   .y = p.out(kF32, {19, 7 * 5}, 3)});
-       }},
+      headwise_case("small blocks", kBf16, 19, 7, 5, 3),
+      headwise_case("blocks of four", kF32, 19, 7, 4, 4),
+      headwise_case("blocks of four, many tokens", kBf16, 700, 7, 4, 4),
+      headwise_case("large blocks, f32", kF32, 70, 3, 40, 37),
+      headwise_case("large blocks, tensor cores", kBf16, 70, 3, 40, 48),
       layer_norm_case("one head", 133, 1, kBf16, false),
       layer_norm_case("heads, added", 3 * 40, 3, kF32, true),
       {"skip_gate", "bf16",
