@@ -377,7 +377,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     };
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      at.wait_gates(chunk);
+      at.wait_gates(chunk);  // before anything reads frames, too: the same kernel makes both
       const ChunkGates& gates = at.gates(chunk);
       if (chunk < fine_from && gates.guard == 0 && gates.split == 0)
         step.template operator()<true>(chunk);
