@@ -145,6 +145,7 @@ LoadOptions to_load_options(const RunOptions& options) {
   if (options.pack_weights == "off") load.packing = Packing::off;
   if (options.pack_weights == "both") load.packing = Packing::both;
   load.state_dtype = *parse_dtype(options.state_dtype);
+  load.sequences = options.sequences;
   load.threads = static_cast<int>(options.threads);
   load.check_tensors = options.check_tensors;
   load.chunk_size = options.chunk_size;
