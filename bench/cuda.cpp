@@ -446,5 +446,6 @@ int main(int argc, char** argv) {
   stack_ops(bench);
   row_ops(bench);
   token_ops(bench);
+  loading(argc > 1 ? argv[1] : "");
   return 0;
 }

@@ -1,5 +1,5 @@
 #pragma once
-// Parts of bench_cuda: ops beside products and cells.
+// Parts of bench_cuda: ops beside products and cells, and loading.
 
 #include "cuda_timing.hpp"
 
@@ -9,6 +9,9 @@ namespace xlstm::bench {
 void stack_ops(Bench& bench);
 /// Norms, SwiGLU and rounding, row by row.
 void row_ops(Bench& bench);
+/// A model of a file in the machine's memory: its weights' way to the card, beside that of as many
+/// bytes of pinned memory. @param part  of the names, as Bench has it
+void loading(const std::string& part);
 /// From ids to vectors and from logits to ids.
 void token_ops(Bench& bench);
 
