@@ -205,7 +205,7 @@ LoadedModel load_model(const RunOptions& options) {
                       "less memory and several times the speed",
                       to_string(weights)));
   }
-  ProgressBar bar("loading", options.progress);
+  ProgressBar bar("loading", options.progress, ProgressBar::Counts::bytes);
   load.progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };
   Model model = Model::load(directory, load);
   return {std::move(model), directory, watch.seconds()};
