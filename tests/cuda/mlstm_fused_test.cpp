@@ -164,7 +164,7 @@ TEST(CudaMlstmFused, SegmentsAndClustersMatchTheOracle) {
                    Regime::typical, true);
     call.has_record[1] = false;
     call.run();
-    expect_results_near(call, MlstmBounds::of_level());
+    expect_results_near(call);
     const auto h = call.h_out.bytes();
     const auto records = call.records;
     for (int turn = 0; turn < 3; ++turn) {
@@ -186,7 +186,7 @@ TEST(CudaMlstmFused, ShortSequencesMatchTheOracle) {
       MlstmCall call(shape, {256, 130, 64, 1, 2, 192}, gate, 9, DType::bf16, Regime::typical, true);
       call.has_record[2] = false;
       call.run();
-      expect_results_near(call, MlstmBounds::of_level());
+      expect_results_near(call);
       const auto h = call.h_out.bytes();
       const auto records = call.records;
       for (int turn = 0; turn < 3; ++turn) {
@@ -207,7 +207,7 @@ TEST(CudaMlstmFused, LongSequencesMatchTheOracle) {
     EXPECT_LT(plan.gate_cluster * plan.gate_warps * Plan::kChunk, plan.longest);
     MlstmCall call(shape, lengths, MlstmGate::exponential, 10, DType::bf16, Regime::typical, true);
     call.run();
-    expect_results_near(call, MlstmBounds::of_level());
+    expect_results_near(call);
   };
   matches({1, 64, 64}, {9000});
   matches({80, 8, 16}, {1200, 70});

@@ -1,6 +1,6 @@
 // The chunkwise mLSTM kernels beside the oracle in double, by norms, in every regime of the gates:
 // where sequences are cut into segments, without a normaliser, with the norm of their heads, and in
-// float32. Rows behind one huge gate count beside what cancels in them.
+// float32.
 
 #include <gtest/gtest.h>
 
@@ -30,7 +30,7 @@ void for_each_regime(const std::vector<Problem>& problems, const Body& body) {
                      << (gate == MlstmGate::sigmoid ? ", sigmoid" : ""));
         MlstmCall call(p.shape, p.lengths, gate, 11, DType::bf16, regime, true);
         for (std::size_t s = 2; s < p.lengths.size(); s += 3) call.has_record[s] = false;
-        body(call, regime);
+        body(call);
       }
 }
 
@@ -51,21 +51,21 @@ cuda::sm90::MlstmFusedPlan fused_plan(MlstmCall& call) {
 TEST(CudaMlstmRegimes, InSegments) {
   std::vector<Problem> problems{{{2, 64, 128}, {705, 66, 3}}};
   if (kOnCard) problems = {{{1, 256, 512}, {1100, 300, 256}}, {{2, 128, 256}, {1100, 257, 65, 1}}};
-  for_each_regime(problems, [](MlstmCall& call, Regime regime) {
+  for_each_regime(problems, [](MlstmCall& call) {
     EXPECT_GT(fused_plan(call).segments, 2);
     call.run();
-    expect_results_near(call, MlstmBounds::of_level(), regime == Regime::one_huge);
+    expect_results_near(call);
   });
 }
 
 TEST(CudaMlstmRegimes, WithoutANormaliser) {
   std::vector<Problem> problems{{{2, 64, 128}, {130, 200, 2}}};
   if (kOnCard) problems.push_back({{1, 256, 512}, {705, 130, 64}});
-  for_each_regime(problems, [](MlstmCall& call, Regime regime) {
+  for_each_regime(problems, [](MlstmCall& call) {
     if (call.gate == MlstmGate::exponential) return;
     call.normalise = false;
     call.run();
-    expect_results_near(call, MlstmBounds::of_level(), regime == Regime::one_huge);
+    expect_results_near(call);
   });
 }
 
@@ -74,7 +74,7 @@ TEST(CudaMlstmRegimes, WithoutANormaliser) {
 TEST(CudaMlstmRegimes, WithTheNormOfHeads) {
   std::vector<Problem> problems{{{2, 64, 128}, {130, 70, 2}}};
   if (kOnCard) problems = {{{1, 256, 512}, {256, 130, 2}}, {{2, 128, 256}, {192, 65, 3}}};
-  for_each_regime(problems, [](MlstmCall& call, Regime regime) {
+  for_each_regime(problems, [](MlstmCall& call) {
     EXPECT_TRUE(fused_plan(call).own_gates);
     std::mt19937 random(12);
     const int width = call.shape.heads * call.shape.dv;
@@ -103,14 +103,11 @@ TEST(CudaMlstmRegimes, WithTheNormOfHeads) {
       const auto h = oracle::mlstm_recurrent(call.inputs<double>(s), state);
       const auto want = oracle::head_norm<double>(h, part(gate), w.values(), {}, call.shape.heads,
                                                   call.shape.dv, 1e-6);
-      const MlstmBounds bounds = MlstmBounds::of_level();
-      // The norm makes all rows as large: what cancels counts in all of them.
-      std::vector<double> cancelled;
-      if (regime == Regime::one_huge) cancelled = cancellation(call, s);
-      const NormError error(part(got), want, static_cast<std::size_t>(call.shape.dv), cancelled);
+      const MlstmBounds bounds;
+      const NormError error(part(got), want, static_cast<std::size_t>(call.shape.dv));
       EXPECT_LE(error.all, bounds.h) << s;
       EXPECT_LE(error.worst_row, bounds.row) << s;
-      expect_state_near(call, s, state, bounds);
+      expect_state_near(call, s, state);
     }
   });
 }

@@ -9,13 +9,10 @@
 namespace xlstm::ops::test {
 
 /// |got - want| / |want| of whole vectors, and the worst such ratio of parts of `row` numbers.
-/// @param cancelled  of each part, if given: by how much more than its result the sums that make it
-///                   are; its error counts as so much less
 struct NormError {
   double all = 0, worst_row = 0;
 
-  NormError(const std::vector<double>& got, const std::vector<double>& want, std::size_t row,
-            const std::vector<double>& cancelled = {}) {
+  NormError(const std::vector<double>& got, const std::vector<double>& want, std::size_t row) {
     double error = 0, size = 0;
     for (std::size_t at = 0; at < want.size(); at += row) {
       double row_error = 0, row_size = 0;
@@ -24,7 +21,6 @@ struct NormError {
         row_error += std::isnan(off) ? INFINITY : off * off;
         row_size += want[x] * want[x];
       }
-      if (!cancelled.empty()) row_error /= cancelled[at / row] * cancelled[at / row];
       error += row_error;
       size += row_size;
       // Nothing is left of smaller ones where a norm with its eps of 1e-6 follows.

@@ -182,8 +182,7 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
     bool split = false;
     if constexpr (kSplits) {
       const AloneToken before[1] = {lane < warp ? chunk_of_lane[0] : AloneToken()};
-      split =
-          cell.has_stabiliser && AloneToken::is_most(warp_total(before, alone).squares, m_chunk);
+      split = AloneToken::is_most(warp_total(before, alone).squares);
       alone = warp_total(chunk_of_lane, alone);
       alone.top += sum_before;
     }

@@ -8,8 +8,8 @@
 namespace xlstm::ops::cuda {
 
 /// Whether one token may be most of C, from the weights of all. Then q C nearly cancels where n q
-/// does, and h is what is left of both: C rounded to bf16 would not do. While e^-m is not small it
-/// keeps the denominator away from 0.
+/// does, and h is what is left of both, or so small itself that a norm behind it shows what
+/// rounding C to bf16 would do.
 struct AloneToken {
   double top = -INFINITY;  ///< of the exponents of weights so far
   float squares = 0;       ///< of all weights, in those of the largest
@@ -29,18 +29,15 @@ struct AloneToken {
     return squares > 0 ? squares * square_of(top - exponent) : 0;
   }
   /// @param squares  of all weights, in those of the largest
-  /// @param m        the stabiliser
-  __device__ static bool is_most(float squares, double m) {
-    return squares > 0 && squares < kAlone && m > kSmall;
-  }
+  __device__ static bool is_most(float squares) { return squares > 0 && squares < kAlone; }
   /// e^(beta - top), squared, of a token; without one, 0.
   __device__ static float square(double beta, double top) {
     return beta == -INFINITY ? 0 : square_of(beta - top);
   }
 
  private:
-  static constexpr float kAlone = 1.04F;
-  static constexpr double kSmall = 1.0, kLarge = 6.0;
+  static constexpr float kAlone = 1.1F;
+  static constexpr double kLarge = 6.0;
 
   __device__ static float square_of(double exponent) {
     return __expf(static_cast<float>(2 * exponent));

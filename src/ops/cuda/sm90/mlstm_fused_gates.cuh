@@ -117,7 +117,7 @@ struct ChunkTops {
         sum(so_far + total.log_f),
         before(first, highest),
         after(first, larger(highest, total.top - so_far)),
-        alone(AloneToken::is_most(squares, highest + so_far)) {}
+        alone(AloneToken::is_most(squares)) {}
   __device__ FusedFrame frame_before() const {
     return {before.highest + sum_before, before.frame + sum_before, first_m - before.frame};
   }
@@ -167,7 +167,7 @@ __device__ __forceinline__ void write_gates(const FusedCell& cell, ChunkGates& t
   if (lane == 0) {
     to.decay = expf(static_cast<float>(tops.before.frame - tops.after.frame));
     to.guard = guard ? 1 : 0;
-    to.split = tops.alone ? 1 : 0;
+    to.split = tops.alone ? 2 : 0;
   }
 }
 
