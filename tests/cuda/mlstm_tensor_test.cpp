@@ -1,45 +1,21 @@
 // The chunkwise mLSTM cell of bf16 numbers on tensor cores, beside the oracle in double.
+// mlstm_regimes_test.cpp has more shapes in every regime of the gates.
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 
+#include "cuda/mlstm_bounds.hpp"
 #include "cuda/mlstm_call.hpp"
 #include "cuda/norm_error.hpp"
-#include "ops/cuda/level.hpp"
 
 namespace xlstm::ops::test {
 namespace {
 
-struct Bounds {
-  double h = 4e-3, row = 2e-2, c = 1e-3, n = 1e-5, m = 1e-6;
-};
-
-void expect_near_the_oracle(MlstmCall& call, const Bounds& bounds = {}) {
+void expect_near_the_oracle(MlstmCall& call) {
   call.run();
   EXPECT_TRUE(call.on_tensor_cores);
-  for (std::size_t s = 0; s < call.initial.size(); ++s) {
-    auto state = call.state<double>(s);
-    const auto in = call.inputs<double>(s);
-    const auto want = oracle::mlstm_recurrent(in, state);
-    const NormError h(call.h(s), want, static_cast<std::size_t>(call.shape.dv));
-    EXPECT_LE(h.all, bounds.h) << s;
-    EXPECT_LE(h.worst_row, bounds.row) << s;
-    if (!call.has_record[s]) {
-      EXPECT_EQ(call.records[s], call.initial[s]);
-      continue;
-    }
-    const auto part = [&](std::size_t begin, std::size_t end) {
-      return std::vector<double>(call.records[s].begin() + std::ptrdiff_t(begin),
-                                 call.records[s].begin() + std::ptrdiff_t(end));
-    };
-    const NormError c(part(0, call.n_at), state.c, call.n_at);
-    const NormError n(part(call.n_at, call.m_at), state.n, call.m_at);
-    const NormError m(part(call.m_at, call.records[s].size()), state.m, call.m_at);
-    EXPECT_LE(c.all, bounds.c) << s;
-    EXPECT_LE(n.all, bounds.n) << s;
-    EXPECT_LE(m.all, bounds.m) << s;
-  }
+  expect_results_near(call);
 }
 
 void expect_every_regime(MlstmShape shape, const std::vector<int>& lengths) {

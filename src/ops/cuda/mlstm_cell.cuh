@@ -64,7 +64,7 @@ struct Cell {
   std::int32_t* firsts;                   // [sequences], the first chunk of each
   std::int32_t *longs, *chunk_sequences;  // the sequences of more than one token, of each chunk
   void* c;        // the states before chunks; how, the kernels that write them know
-  float* n;       // [states, heads, dqk]
+  float* n;       // [states, heads, dqk]; on tensor cores alone
   float* carry;   // C [2, heads, dqk, dv] and n [2, heads, dqk] of sequences that go on
   float* scores;  // [window, heads, chunk (j), chunk (t)]; not used on tensor cores
 
