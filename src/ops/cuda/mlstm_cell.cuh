@@ -28,7 +28,7 @@ enum GateRow {
   kKept,        // e^(beta_j - mu_L): k_j v_j in the state after the chunk
   kFloor,       // e^-m_t
   kDecay,       // e^(m - mu_L): the state before the chunk in that after it; first token only. With
-                // a minus on tensor cores where one token is most of that state (AloneToken)
+                // a minus on tensor cores where that state takes two bf16 (AloneToken)
   kReciprocal,  // 1 / N_t; not used on tensor cores
   // Of the token of a sequence of one.
   kForget = 0,

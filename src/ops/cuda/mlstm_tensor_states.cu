@@ -1,6 +1,7 @@
 // C and n before every chunk, on tensor cores.
 
 #include <cmath>
+#include <cstring>
 
 #include "ops/cuda/mlstm_tensor.cuh"
 
@@ -37,11 +38,14 @@ __device__ __forceinline__ void keep_rest(StateStage& stage) {
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < kStateDepth * kPairs; i += kStateThreads) {
     const int row = i / kPairs;
-    unsigned& pair = *reinterpret_cast<unsigned*>(&stage.v[row][i % kPairs * 2]);
+    std::uint16_t* const at = &stage.v[row][i % kPairs * 2];
+    unsigned pair = 0;
+    std::memcpy(&pair, at, sizeof(pair));
     const Pack<unsigned, 2> kept = stage.kept[row / 2];
     const auto both = [row](unsigned word) { return (word >> row % 2 * 16 & 0xffffU) * 0x10001U; };
     const unsigned high = both(kept.words[0]), low = both(kept.words[1]);
     pair = fma_bf16(pair, low, fma_bf16(pair, high, weighted(pair, high, low) ^ kMinus));
+    std::memcpy(at, &pair, sizeof(pair));
   }
   __syncthreads();
   constexpr unsigned kOnes = 0x3f803f80U;

@@ -18,8 +18,8 @@
 // the last mu_t. That would lose tokens of small mu_t where M is very far above m: there (`guard`)
 // the scores get e^(beta_j - mu_t) one by one, and num starts at e^(frame - mu_t) C q_t.
 // C, n, l and the stabiliser are float or better; C, scores and weighted v are rounded to bf16 for
-// the products that make num. Where one token may be most of C (AloneToken; `split`) what rounding
-// leaves out of C goes through the product, too; and what it leaves out of weighted v goes into C
+// the products that make num. Where that would show (AloneToken; `split`) what rounding leaves out
+// of C goes through the product, too; and what it leaves out of weighted v goes into C
 // from the chunk on whose tokens are not forgotten at the end of the sequence (`fine_from`).
 
 #include <cstdint>
