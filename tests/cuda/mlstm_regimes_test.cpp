@@ -30,7 +30,7 @@ void for_each_regime(const std::vector<Problem>& problems, const Body& body) {
                      << (gate == MlstmGate::sigmoid ? ", sigmoid" : ""));
         MlstmCall call(p.shape, p.lengths, gate, 11, DType::bf16, regime, true);
         for (std::size_t s = 2; s < p.lengths.size(); s += 3) call.has_record[s] = false;
-        body(call);
+        body(call, regime);
       }
 }
 
@@ -51,17 +51,20 @@ cuda::sm90::MlstmFusedPlan fused_plan(MlstmCall& call) {
 TEST(CudaMlstmRegimes, InSegments) {
   std::vector<Problem> problems{{{2, 64, 128}, {705, 66, 3}}};
   if (kOnCard) problems = {{{1, 256, 512}, {1100, 300, 256}}, {{2, 128, 256}, {1100, 257, 65, 1}}};
-  for_each_regime(problems, [](MlstmCall& call) {
+  for_each_regime(problems, [](MlstmCall& call, Regime regime) {
     EXPECT_GT(fused_plan(call).segments, 2);
     call.run();
-    expect_results_near(call);
+    MlstmBounds bounds;
+    // Where l nearly cancels, one row is most of h, and what rounding scores does to it.
+    if (regime == Regime::remember) bounds.h = 4.5e-3;
+    expect_results_near(call, bounds);
   });
 }
 
 TEST(CudaMlstmRegimes, WithoutANormaliser) {
   std::vector<Problem> problems{{{2, 64, 128}, {130, 200, 2}}};
   if (kOnCard) problems.push_back({{1, 256, 512}, {705, 130, 64}});
-  for_each_regime(problems, [](MlstmCall& call) {
+  for_each_regime(problems, [](MlstmCall& call, Regime) {
     if (call.gate == MlstmGate::exponential) return;
     call.normalise = false;
     call.run();
@@ -74,7 +77,7 @@ TEST(CudaMlstmRegimes, WithoutANormaliser) {
 TEST(CudaMlstmRegimes, WithTheNormOfHeads) {
   std::vector<Problem> problems{{{2, 64, 128}, {130, 70, 2}}};
   if (kOnCard) problems = {{{1, 256, 512}, {256, 130, 2}}, {{2, 128, 256}, {192, 65, 3}}};
-  for_each_regime(problems, [](MlstmCall& call) {
+  for_each_regime(problems, [](MlstmCall& call, Regime) {
     EXPECT_TRUE(fused_plan(call).own_gates);
     std::mt19937 random(12);
     const int width = call.shape.heads * call.shape.dv;

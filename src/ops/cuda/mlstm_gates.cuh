@@ -101,7 +101,7 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
   Own(&own_f)[kWarp] = rows[1][warp];
   double m = cell.first_m(s, head);
   AloneToken alone;  // exponents as those of m
-  if (cell.batch.slots[s] != nullptr) alone.add_record(m);
+  if (cell.batch.slots[s] != nullptr) alone = AloneToken::of_record(m);
 
   // Beyond the end: log f = 0, i = -inf, which change nothing.
   float i_next[kOwn], f_next[kOwn];
@@ -182,8 +182,8 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
     bool split = false;
     if constexpr (kSplits) {
       const AloneToken before[1] = {lane < warp ? chunk_of_lane[0] : AloneToken()};
-      split =
-          AloneToken::splits(warp_total(before, alone).squares, cell.has_stabiliser ? m_chunk : 0);
+      split = AloneToken::parts(warp_total(before, alone).squares,
+                                cell.has_stabiliser ? m_chunk : 0) > 0;
       alone = warp_total(chunk_of_lane, alone);
       alone.top += sum_before;
     }

@@ -24,23 +24,27 @@ struct AloneToken {
     top = now;
   }
   /// What a record holds is not known; where its m is large it may be one token.
-  __device__ void add_record(double m) { add(m, m > kLarge ? 1.0F : 2.0F); }
+  __device__ static AloneToken of_record(double m) { return {m, m > kLarge ? 1.0F : 2.0F}; }
   /// `squares` in those of a larger weight.
   __device__ float of(double exponent) const {
     return squares > 0 ? squares * square_of(top - exponent) : 0;
   }
   /// @param squares  of all weights, in those of the largest
   /// @param m        the stabiliser; 0 for the sigmoid gate
-  __device__ static bool splits(float squares, double m) {
-    return (squares > 0 && squares < kAlone) || m > kLarge;
+  /// @return how many bf16 C should take beside the first
+  __device__ static int parts(float squares, double m) {
+    if (squares > 0 && squares < kOnly) return 2;
+    return no_floor(m) || (squares > 0 && squares < kAlone) ? 1 : 0;
   }
+  /// Whether e^-m keeps no denominator away from 0.
+  __device__ static bool no_floor(double m) { return m > kLarge; }
   /// e^(beta - top), squared, of a token; without one, 0.
   __device__ static float square(double beta, double top) {
     return beta == -INFINITY ? 0 : square_of(beta - top);
   }
 
  private:
-  static constexpr float kAlone = 1.1F;
+  static constexpr float kAlone = 1.04F, kOnly = 1.00001F;
   static constexpr double kLarge = 6.0;
 
   __device__ static float square_of(double exponent) {

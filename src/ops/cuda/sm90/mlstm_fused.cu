@@ -16,7 +16,8 @@ static_assert(kChunk == MlstmFusedPlan::kChunk && kColumns == MlstmFusedPlan::kC
 static_assert(MlstmFusedPlan::kOwnChunks <= kGateSlots &&
               MlstmFusedPlan::kOwnChunks * 32 <= kGroup);
 static_assert(MlstmSaved::kUnit % kChunk == 0);
-static_assert(sizeof(ChunkGates) == MlstmFusedPlan::kGateBytes && sizeof(FusedFrame) == 24);
+static_assert(sizeof(ChunkGates) == MlstmFusedPlan::kGateBytes &&
+              sizeof(FusedFrame) == MlstmFusedPlan::kFrameBytes);
 
 /// Whether 16 bytes of a row can be copied at a time.
 bool has_units(const Tensor& matrix) {

@@ -18,9 +18,9 @@
 // the last mu_t. That would lose tokens of small mu_t where M is very far above m: there (`guard`)
 // the scores get e^(beta_j - mu_t) one by one, and num starts at e^(frame - mu_t) C q_t.
 // C, n, l and the stabiliser are float or better; C, scores and weighted v are rounded to bf16 for
-// the products that make num. Where that would show (AloneToken; `split`) what rounding leaves out
-// of C goes through the product, too; and what it leaves out of weighted v goes into C
-// from the chunk on whose tokens are not forgotten at the end of the sequence (`fine_from`).
+// the products that make num. Where that would show (AloneToken; `split`, `fine`) what rounding
+// leaves out of C and of weighted v goes through the products, too. And the latter goes into C from
+// the chunk on whose tokens are not forgotten at the end of the sequence (`fine_from`).
 
 #include <cstdint>
 
@@ -39,9 +39,9 @@ constexpr int kGateSlots = 4;
 // The frame moves in steps of kKeep: the largest weight of a chunk is below e^(kAbove + kKeep), and
 // not below e^kAbove once the frame has moved. That and e^kGuard leave room for e^-m in float.
 constexpr double kKeep = 20.0, kAbove = 16.0, kGuard = 60.0;
-// A chunk is forgotten where all weights up to its end are below e^-kForgotten of the largest at
-// the end of the sequence: 64 e^(-2 kForgotten) of them squared are 5e-5 of its square.
-constexpr double kForgotten = 7.0;
+// A chunk is forgotten where the weights of all tokens up to its end are so much of those at the
+// end of the sequence, by sums of squares: rounding them leaves sqrt(kForgotten) 1.7e-3 out of C.
+constexpr float kForgotten = 0.2F;
 
 /// What the products of a chunk and head need of its gates. Beyond the end of the sequence weights
 /// are 0.
@@ -55,8 +55,8 @@ struct __align__(16) ChunkGates {
   float carried[kChunk], beta_high[kChunk], beta_low[kChunk], mu_high[kChunk], mu_low[kChunk];
   float decay;  // e^(frame - M)
   int guard;
-  int split;  // C goes into its product with q as the sum of so many bf16 and one: 0 or 2
-  int padding;
+  int split;  // C goes into its product with q as the sum of so many bf16 and one
+  int fine;   // whether num has what rounding leaves out of weighted v
 };
 
 /// Sums over a chunk.
@@ -67,9 +67,10 @@ struct __align__(16) FusedTotals {
 
 /// Before a chunk.
 struct FusedFrame {
-  double m;      // the stabiliser
-  double frame;  // C and n are relative to e^frame; not above m
-  double decay;  // the sum of all frame - M so far
+  double m;       // the stabiliser
+  double frame;   // C and n are relative to e^frame; not above m
+  double decay;   // the sum of all frame - M so far
+  float squares;  // of the weights of all tokens, in those of e^m
 };
 
 struct FusedCell {
@@ -273,7 +274,8 @@ __device__ __forceinline__ FusedFrame last_frame(const FusedCell& cell, const Fu
 /// Whether a chunk that ends here is forgotten at the end of its sequence.
 __device__ __forceinline__ bool is_forgotten(const FusedFrame& end, const FusedFrame& last) {
   // m less the sum of all log f so far, but for one number that both have.
-  return end.m - (end.frame + end.decay) < last.m - (last.frame + last.decay) - kForgotten;
+  const double faded = end.m - (end.frame + end.decay) - (last.m - (last.frame + last.decay));
+  return end.squares * expf(static_cast<float>(2 * faded)) < kForgotten * last.squares;
 }
 
 /// What makes a state in a frame that of a record: times this, twice. Without a stabiliser states

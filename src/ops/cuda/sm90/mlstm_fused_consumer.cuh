@@ -156,10 +156,6 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     wgmma_commit();
   };
 
-  // From there on what rounding weighted v leaves out goes into C, too.
-  if (!cell.own_gates) barrier_wait(at.barrier(kFineFromThere), 0);
-  const int fine_from = cell.own_gates ? 0 : at.fine_from();
-
   if constexpr (!kOutputs) {
     const auto wait_for_v = [&](int chunk) {
       at.wait_v(kFullV, chunk);
@@ -171,6 +167,8 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       __syncwarp();
       if (thread_index() % 32 == 0) barrier_arrive(at.barrier_v(kEmptyV, chunk));
     };
+    barrier_wait(at.barrier(kFineFromThere), 0);
+    const int fine_from = at.fine_from();
     const int begin_fine = fine_from < chunks ? fine_from / 2 * 2 : chunks;  // `even` has it
     // The next v is loaded beside the product with this one.
     const auto step = [&]<bool kFine>(std::uint32_t(&v)[4][4], std::uint32_t(&next)[4][4],
@@ -218,40 +216,36 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       }
       __syncwarp();
     };
-    // Code of its own for chunks that are not forgotten at the end, or with `guard` or `split`: the
-    // others so have more registers, and fewer instructions to fetch.
-    const auto step = [&]<bool kPlain>(int chunk) {
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const ChunkGates& gates = at.gates(chunk);
+      at.wait_gates(chunk);
+      // Not before: the kernel of the gates makes the frames.
       if constexpr (kSaves)
         at.borders().at(chunk, [&](int border, const FusedFrame& frame) { save_c(border, frame); });
-      const ChunkGates& gates = at.gates(chunk);
       const float decay = gates.decay;
-      const bool guard = !kPlain && gates.guard != 0;
+      const bool guard = gates.guard != 0;
 
       float num[32];
       if (!guard && decay != 1.0F) scale(decay);
       at.wait_q(kFullQ, chunk);
       const std::uint64_t q_tile = wgmma_matrix(at.q(chunk));
       std::uint32_t fragments[2][2][4];
-      // First what C is in bf16, and then, if they are wanted, the two parts that leaves out.
-#pragma unroll 1
-      for (int turn = 0; turn == 0 || (!kPlain && turn <= at.gates(chunk).split); ++turn) {
+      // C q: what C is in bf16, and then, if they are wanted, the two parts that this leaves out.
+      const auto multiply = [&]<bool kFirst>(int part) {
         const auto convert = [&](int pair) {
-          const auto each = [&](auto&& two_of) {
 #pragma unroll
-            for (int x = 0; x < 8; ++x)
-              fragments[pair % 2][x / 4][x % 4] =
-                  two_of(c[16 * pair + 2 * x], c[16 * pair + 2 * x + 1]);
-          };
-          if (turn == 0)
-            each([](float a, float b) { return pack_bf16(a, b); });
-          else
-            each([turn](float a, float b) {
-              const std::uint32_t rounded = pack_bf16(a, b);
+          for (int x = 0; x < 8; ++x) {
+            float a = c[16 * pair + 2 * x], b = c[16 * pair + 2 * x + 1];
+            std::uint32_t rounded = pack_bf16(a, b);
+            if constexpr (!kFirst) {
               a -= first_of(rounded);
               b -= second_of(rounded);
-              const std::uint32_t next = pack_bf16(a, b);
-              return turn == 1 ? next : pack_bf16(a - first_of(next), b - second_of(next));
-            });
+              rounded = pack_bf16(a, b);
+              if (part > 1) rounded = pack_bf16(a - first_of(rounded), b - second_of(rounded));
+            }
+            fragments[pair % 2][x / 4][x % 4] = rounded;
+          }
         };
         convert(0);
         convert(1);
@@ -263,18 +257,22 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
             convert(pair);
           }
           // The last h has left the place of its v, which the copy after the next takes.
-          if (pair == (kDqk > 64 ? 2 : 1) && turn == 0) release_v(chunk - 1);
+          if (kFirst && pair == (kDqk > 64 ? 2 : 1)) release_v(chunk - 1);
           wgmma_fence();
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const int step = 2 * pair + half;
             wgmma<64>(num, a[half], moved(q_tile, step / 4 * Shared::kBox + step % 4 * 32),
-                      step > 0 || turn > 0);
+                      step > 0 || !kFirst);
           }
           wgmma_commit();
         }
         wgmma_wait<0>();
-      }
+      };
+      multiply.template operator()<true>(0);
+#pragma unroll 1
+      for (int part = 1; part <= at.gates(chunk).split; ++part)
+        multiply.template operator()<false>(part);
       at.release_q(cell, chunk, chunks);
       if (guard) {
         const int lane = thread_index() % 32;
@@ -296,17 +294,27 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       const std::uint64_t score_tile = wgmma_matrix(at.scores(chunk));
       at.wait_v(kFullV, chunk);
       if (at.output(0).length < (chunk + 1) * kChunk) at.wait_v(kFullScores, chunk);
-      if constexpr (!kPlain) {
+      const auto add_scores = [&] {
+        at.wait_v(kFullScores, chunk);
+        wgmma_fence();
+#pragma unroll
+        for (int step = 0; step < 4; ++step)
+          wgmma<64>(num, v[step], moved(score_tile, step * 32), 1);
+        wgmma_commit();
+      };
+      const bool fine = gates.fine != 0;
+      if (!cell.own_gates) barrier_wait(at.barrier(kFineFromThere), 0);
+      if (fine || chunk >= at.fine_from()) {
         load_v(v, chunk, Part::rest);
+        if (fine) {
+          add_scores();
+          wgmma_wait<0>();
+        }
         update(v, chunk);
         wgmma_wait<0>();
       }
       load_v(v, chunk, guard ? Part::plain : Part::weighted);
-      at.wait_v(kFullScores, chunk);
-      wgmma_fence();
-#pragma unroll
-      for (int step = 0; step < 4; ++step) wgmma<64>(num, v[step], moved(score_tile, step * 32), 1);
-      wgmma_commit();
+      add_scores();
       if (guard) {
         wgmma_wait<0>();
         load_v(v, chunk, Part::weighted);
@@ -374,15 +382,6 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       }
       wgmma_wait<0>();
       release_k(chunk);
-    };
-#pragma unroll 1
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      at.wait_gates(chunk);  // before anything reads frames, too: the same kernel makes both
-      const ChunkGates& gates = at.gates(chunk);
-      if (chunk < fine_from && gates.guard == 0 && gates.split == 0)
-        step.template operator()<true>(chunk);
-      else
-        step.template operator()<false>(chunk);
     }
     if (thread_index() % kGroup == 0) wait_stores_read<0>();
 

@@ -106,23 +106,28 @@ struct ChunkTops {
   double first_m, sum_before, sum;  // of log f before the chunk, and up to its end
   FusedTop before, after;
 
-  bool split;  // of C before the chunk (AloneToken)
+  float squares_before, squares_after;  // FusedFrame's
+  int split;                            // of C before the chunk
 
-  /// @param highest  as FusedTop's, before the chunk
-  /// @param squares  of all weights before the chunk, in those of the largest
-  __device__ ChunkTops(double first, double highest, float squares, const FusedTotals& total,
-                       double so_far)
+  /// @param tokens  before the chunk, with exponents as FusedTop's
+  /// @param record  what was before them
+  __device__ ChunkTops(double first, const AloneToken& tokens, const AloneToken& record,
+                       const FusedTotals& total, double so_far)
       : first_m(first),
         sum_before(so_far),
         sum(so_far + total.log_f),
-        before(first, highest),
-        after(first, larger(highest, total.top - so_far)),
-        split(AloneToken::splits(squares, highest + so_far)) {}
+        before(first, tokens.top),
+        after(first, larger(tokens.top, total.top - so_far)),
+        squares_before(tokens.squares),
+        squares_after(tokens.of(after.highest) +
+                      AloneToken{total.top - so_far, total.squares}.of(after.highest)),
+        split(AloneToken::parts(tokens.squares + record.of(tokens.top), tokens.top + so_far)) {}
   __device__ FusedFrame frame_before() const {
-    return {before.highest + sum_before, before.frame + sum_before, first_m - before.frame};
+    return {before.highest + sum_before, before.frame + sum_before, first_m - before.frame,
+            squares_before};
   }
   __device__ FusedFrame frame_after() const {
-    return {after.highest + sum, after.frame + sum, first_m - after.frame};
+    return {after.highest + sum, after.frame + sum, first_m - after.frame, squares_after};
   }
 };
 
@@ -167,7 +172,8 @@ __device__ __forceinline__ void write_gates(const FusedCell& cell, ChunkGates& t
   if (lane == 0) {
     to.decay = expf(static_cast<float>(tops.before.frame - tops.after.frame));
     to.guard = guard ? 1 : 0;
-    to.split = tops.split ? 2 : 0;
+    to.split = tops.split;
+    to.fine = !guard && AloneToken::no_floor(tops.after.highest + tops.sum) ? 1 : 0;
   }
 }
 
@@ -253,14 +259,13 @@ __global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
     give(totals[place], own);
     cluster_sync();
 
-    AloneToken before_turn{first_m, 0};
+    AloneToken before_turn{first_m, 0}, record = before_turn;
     double sum_before = 0;
+    if (record_m != nullptr) record = AloneToken::of_record(first_m);
     if (turn > 0) {
       const FusedTotals& all = totals_before[turn % 2];
       sum_before = all.log_f;
       before_turn = {all.top, all.squares};
-    } else if (record_m != nullptr) {
-      before_turn.add_record(first_m);
     }
     // Of those before in this turn, neighbouring chunks are a lane's.
     constexpr int kEach = kMost / 32;
@@ -284,12 +289,9 @@ __global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
     sum_before += __shfl_sync(~0U, sum, 31);
 #pragma unroll
     for (int u = 0; u < kEach; ++u) chunks_before[u].top -= sum_here;
-    AloneToken all = warp_total(chunks_before, before_turn);
-    const ChunkTops tops(first_m, all.top, all.squares, own, sum_before);
-    if (place + 1 == at_once && number + 1 < chunks) {
-      all.add(own.top - sum_before, own.squares);
-      give(totals_before[(turn + 1) % 2], {sum_before + own.log_f, all.top, all.squares});
-    }
+    const ChunkTops tops(first_m, warp_total(chunks_before, before_turn), record, own, sum_before);
+    if (place + 1 == at_once && number + 1 < chunks)
+      give(totals_before[(turn + 1) % 2], {tops.sum, tops.after.highest, tops.squares_after});
     if (at.tokens <= 0) continue;
     if (lane == 0) {
       FusedFrame* frames = cell.frame(s, head) + number;

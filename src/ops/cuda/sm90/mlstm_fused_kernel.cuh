@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     for (int slot = 0; slot < kGateSlots; ++slot) barrier_init(at.barrier(kFullGates + slot), 1);
     barrier_init(at.barrier(kFullN), 1);
     barrier_init(at.barrier(kFineFromThere), 1);
+    at.fine_from() = 0;  // where blocks make their gates
     barrier_fence_init();
   }
   __syncwarp();

@@ -31,6 +31,7 @@ struct MlstmFusedPlan {
   static constexpr std::int64_t kChunk = 64;
   static constexpr std::int64_t kColumns = 128;
   static constexpr std::int64_t kGateBytes = 2448;  ///< of a chunk and head
+  static constexpr std::int64_t kFrameBytes = 32;   ///< before a chunk of a head
   static constexpr std::int64_t kMaxSegments = 16;
   /// Whole sequences suffice for about this many blocks; each has a multiprocessor for itself.
   static constexpr std::int64_t kEnoughBlocks = 112;
@@ -91,7 +92,7 @@ struct MlstmFusedPlan {
     gate_warps =
         std::clamp<std::int64_t>((chunks + gate_cluster - 1) / gate_cluster, 1, kMostGateWarps);
     gates = place(heads * all_chunks * kGateBytes);
-    frames = place(heads * (all_chunks + sequences) * 24);
+    frames = place(heads * (all_chunks + sequences) * kFrameBytes);
     first_n = place(sequences * heads * padded_dqk * 4);
     if (segments == 1) return;
     const std::int64_t states = sequences * (segments - 1) * heads;

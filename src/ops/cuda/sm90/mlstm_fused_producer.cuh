@@ -143,14 +143,13 @@ __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const Fuse
   named_barrier(1, kGroup);
   if (chunk >= work.chunks) return;
   double sum_before = 0;
-  AloneToken before;
-  if (cell.batch.slots[work.s] != nullptr) before.add_record(own.first_m);
+  AloneToken before{own.first_m, 0}, record = before;
+  if (cell.batch.slots[work.s] != nullptr) record = AloneToken::of_record(own.first_m);
   for (int i = 0; i < chunk; ++i) {
     before.add(own.totals[i].top - sum_before, own.totals[i].squares);
     sum_before += own.totals[i].log_f;
   }
-  const double highest = larger(own.first_m, before.top);
-  const ChunkTops tops(own.first_m, highest, before.of(highest), totals, sum_before);
+  const ChunkTops tops(own.first_m, before, record, totals, sum_before);
   if (chunk + 1 == work.chunks && lane == 0) own.last = tops.frame_after();
   write_gates(cell, at.own_gates(chunk), scan, tops, lane);
   fence_async();  // wgmma reads some of it
