@@ -121,7 +121,8 @@ void mlstms(Bench& bench) {
       {1, 1, kHeads, 256, 512},     {8, 1, kHeads, 256, 512},     {64, 1, kHeads, 256, 512},
       {1, 128, kHeads, 256, 512},   {1, 2048, kHeads, 256, 512},  {1, 8192, kHeads, 256, 512},
       {8, 2048, kHeads, 256, 512},  {32, 2048, kHeads, 256, 512}, {8, 8192, kHeads, 256, 512},
-      {2, 32768, kHeads, 256, 512}, {8, 8192, 16, 128, 256}};
+      {2, 32768, kHeads, 256, 512}, {8, 8192, 16, 128, 256},      {1, 128, 4, 512, 512},
+      {1, 2048, 4, 512, 512},       {8, 2048, 4, 512, 512},       {8, 8192, 4, 512, 512}};
   Memory& memory = bench.memory;
   for (const Shape& s : kShapes) {
     const std::int64_t tokens = s.sequences * s.length, qk = s.heads * s.dqk, v = s.heads * s.dv;

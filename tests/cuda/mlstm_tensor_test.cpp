@@ -42,13 +42,13 @@ void expect_near_the_oracle(MlstmCall& call, const Bounds& bounds = {}) {
   }
 }
 
-TEST(CudaMlstmTensor, EveryRegime) {
+void expect_every_regime(const MlstmShape& shape) {
   for (MlstmGate gate : {MlstmGate::exponential, MlstmGate::sigmoid})
     for (Regime regime : kRegimes) {
       SCOPED_TRACE(to_string(regime));
       // Ends on, just before and just after a chunk and a tile of tokens.
-      MlstmCall call({2, 64, 128}, {1, 700, 128, 2, 129, 17, 256, 127}, gate, 1, DType::bf16,
-                     regime, true);
+      MlstmCall call(shape, {1, 700, 128, 2, 129, 17, 256, 127}, gate, 1, DType::bf16, regime,
+                     true);
       call.has_record[2] = call.has_record[5] = call.has_record[6] = false;
       // C is one token's k v: where q.k nearly cancels, h is what is left of it over what is left
       // of l, and C in bf16 does not cancel as l does. The kernels then take all of C; a row of
@@ -63,20 +63,29 @@ TEST(CudaMlstmTensor, EveryRegime) {
     }
 }
 
+TEST(CudaMlstmTensor, EveryRegime) { expect_every_regime({2, 64, 128}); }
+
+// Which the fused kernel has in parts.
+TEST(CudaMlstmTensor, EveryRegimeOfManyKeys) { expect_every_regime({2, 320, 64}); }
+
 TEST(CudaMlstmTensor, EveryWidth) {
-  for (MlstmShape shape : {MlstmShape{1, 16, 16}, MlstmShape{3, 24, 40}, MlstmShape{1, 136, 264},
-                           MlstmShape{2, 32, 72}, MlstmShape{1, 512, 512}, MlstmShape{1, 72, 520},
-                           MlstmShape{1, 1024, 64}, MlstmShape{1, 256, 512}}) {
+  for (MlstmShape shape :
+       {MlstmShape{1, 16, 16}, MlstmShape{3, 24, 40}, MlstmShape{1, 136, 264},
+        MlstmShape{2, 32, 72}, MlstmShape{1, 512, 512}, MlstmShape{1, 72, 520},
+        MlstmShape{1, 1024, 64}, MlstmShape{1, 256, 512}, MlstmShape{2, 384, 512},
+        MlstmShape{3, 272, 128}, MlstmShape{2, 304, 264}}) {
     SCOPED_TRACE(std::to_string(shape.dqk) + " x " + std::to_string(shape.dv));
     MlstmCall call(shape, {1, 200, 130}, MlstmGate::exponential, 2, DType::bf16, Regime::typical,
                    true);
     call.has_record[2] = false;
     expect_near_the_oracle(call);
   }
-  MlstmCall sums({2, 32, 48}, {1, 150, 2}, MlstmGate::sigmoid, 3, DType::bf16, Regime::typical,
-                 true);
-  sums.normalise = false;
-  expect_near_the_oracle(sums);
+  for (int dqk : {32, 288}) {
+    MlstmCall sums({2, dqk, 48}, {1, 150, 2}, MlstmGate::sigmoid, 3, DType::bf16, Regime::typical,
+                   true);
+    sums.normalise = false;
+    expect_near_the_oracle(sums);
+  }
 }
 
 TEST(CudaMlstmTensor, OtherRowsTakeTheFloatKernels) {

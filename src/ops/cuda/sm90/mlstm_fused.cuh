@@ -20,6 +20,12 @@
 // C, n, l and the stabiliser are float or better; C, scores and weighted v are rounded to bf16 for
 // the products that make num. Where one token may be most of C (AloneToken; `split`) what rounding
 // leaves out of C goes through the product, too.
+//
+// A head of more than 256 keys is kParts parts of as many keys each: C, n, q and k of a part lie
+// where those of a head of its own would, beside it in memory. Parts share v, the gates and so M,
+// and num and l are sums over keys: each part leaves its own in scratch memory, and another kernel
+// adds them up and makes h (mlstm_fused_parts.cuh). In what follows such a part is a head, and
+// head / kParts is the one that it belongs to.
 
 #include <cstdint>
 
@@ -34,6 +40,7 @@ constexpr int kChunk = 64;
 constexpr int kColumns = 128;  // of C in a block, half of them in each of two warpgroups
 constexpr int kGroup = 128;    // threads of a warpgroup
 constexpr int kFusedThreads = 3 * kGroup;
+constexpr int kStrip = 8;  // tokens whose num lies together, as the 2 kGroup threads have it
 constexpr int kGateSlots = 4;
 // The frame moves in steps of kKeep: the largest weight of a chunk is below e^(kAbove + kKeep), and
 // not below e^kAbove once the frame has moved. That and e^kGuard leave room for e^-m in float.
@@ -75,9 +82,9 @@ struct FusedCell {
   std::int64_t h_stride;
   DeviceBatch batch;
   MlstmStateOffsets offsets;
-  int heads, dqk, dv, slices;
-  int segments;       // of the longest sequence
-  int first_segment;  // of the launch
+  int heads, dqk, dv, slices;  // parts of heads count as heads
+  int segments;                // of the longest sequence
+  int first_segment;           // of the launch
   MlstmSegments cuts;
   float scale, eps;
   bool exponential, normalise;
@@ -92,6 +99,10 @@ struct FusedCell {
   float* c;            // of segments
   float* n;
   SavedCell saved;  // by blocks that do not make their gates
+  // Of parts of heads, in scratch memory, too.
+  std::int64_t all_strips;
+  float4* num;  // [heads, slices, all strips, 2 kGroup], what a thread has of kStrip tokens
+  float* l;     // [heads, all chunks, kChunk]; num and l have no scale or the whole one
 
   /// Whether this is the first segment's launch. It begins when that of the states has begun, which
   /// had waited for the gates, and ends after that: so the next one has to wait for this one alone.
@@ -104,6 +115,8 @@ struct FusedCell {
   /// Where the chunks of sequence s begin among all, known without counting those before: some
   /// places stay empty.
   __device__ int first_chunk(int s) const { return batch.offsets[s] / kChunk + s; }
+  /// And its strips, likewise.
+  __device__ int first_strip(int s) const { return batch.offsets[s] / kStrip + s; }
   __device__ FusedFrame* frame(int s, int head) const {
     return frames + head * (all_chunks + batch.sequences) + first_chunk(s) + s;
   }
@@ -170,9 +183,12 @@ struct FusedShared {
 
 /// Where a warpgroup writes h; in shared memory, not in registers.
 struct FusedOutput {
-  std::uint16_t* h;  // its first column in the block's first token
-  int columns;       // from there to the end of the head
-  int length;        // tokens of the block
+  union {
+    std::uint16_t* h;  // its first column in the block's first token
+    float4* num;       // with parts: the block's first strip
+  };
+  int columns;  // from there to the end of the head
+  int length;   // tokens of the block
 };
 /// Where its tiles and gates are.
 struct __align__(16) FusedTiles {
@@ -226,11 +242,12 @@ struct FusedBorders {
   int chunks;                // from a border to the next
   int behind;                // that border
 
-  __device__ FusedBorders(const FusedCell& cell, const FusedWork& work) {
+  /// @param head  that the gates belong to
+  __device__ FusedBorders(const FusedCell& cell, const FusedWork& work, int head) {
     const int number = cell.cuts.begin_of(work.segment);
     chunks = static_cast<int>(cell.saved.border) / kChunk;
     behind = number % chunks;
-    frames = cell.frame(work.s, work.head) + number;
+    frames = cell.frame(work.s, head) + number;
     const std::int64_t at = cell.saved.index(cell.batch.offsets[work.s], work.s, number * kChunk,
                                              cell.heads, work.head);
     c = cell.saved.c + at * cell.dqk * cell.dv;
@@ -247,27 +264,33 @@ struct FusedBorders {
 /// Where the state before a block's first chunk lies.
 enum class FusedSource { none, record, scratch };
 
-/// By how much a state fades over a segment.
+/// By how much a state fades over a segment. @param head  that the gates belong to
 __device__ __forceinline__ float segment_factor(const FusedCell& cell, const FusedWork& work,
-                                                int segment) {
-  const FusedFrame* frames = cell.frame(work.s, work.head);
+                                                int head, int segment) {
+  const FusedFrame* frames = cell.frame(work.s, head);
   return expf(static_cast<float>(frames[cell.cuts.begin_of(segment + 1)].decay -
                                  frames[cell.cuts.begin_of(segment)].decay));
 }
 
-/// After the last chunk of the sequence.
+/// After the last chunk of the sequence. @param head  that the gates belong to
 __device__ __forceinline__ FusedFrame last_frame(const FusedCell& cell, const FusedWork& work,
-                                                 const FusedOwnGates& own) {
+                                                 int head, const FusedOwnGates& own) {
   if (cell.own_gates) return own.last;
   const int chunks =
       (cell.batch.offsets[work.s + 1] - cell.batch.offsets[work.s] + kChunk - 1) / kChunk;
-  return cell.frame(work.s, work.head)[chunks];
+  return cell.frame(work.s, head)[chunks];
 }
 
 /// What makes a state in a frame that of a record: times this, twice. Without a stabiliser states
 /// may be so small that the whole factor is no normal float.
 __device__ __forceinline__ float record_factor(const FusedCell& cell, const FusedFrame& at) {
   return expf(static_cast<float>(0.5 * (cell.exponential ? at.frame - at.m : at.frame)));
+}
+
+/// What makes s l of token t of a chunk what is saved.
+__device__ __forceinline__ float saved_factor(const FusedCell& cell, const ChunkGates& gates,
+                                              int t) {
+  return !cell.exponential ? 1.0F / gates.floor[t] : gates.guard != 0 ? 1.0F : gates.carried[t];
 }
 
 }  // namespace xlstm::ops::cuda::sm90

@@ -127,7 +127,7 @@ struct FusedPlaces {
 };
 
 /// Orders the copies of tiles. The blocks of a cluster copy a part of q and k each, to all.
-template <int kDqk, bool kOutputs>
+template <int kDqk, bool kOutputs, int kParts>
 struct FusedCopies {
   using Shared = FusedShared<kDqk, kOutputs>;
   const FusedPlaces<kDqk, kOutputs>& at;
@@ -173,7 +173,7 @@ struct FusedCopies {
 #pragma unroll
     for (int box = 0; box < 2; ++box)
       load_head_box(at.v(chunk) + box * Shared::kBox, &v_map, tiles.begin + chunk * kChunk,
-                    tiles.head, tiles.column + box * 64, barrier);
+                    tiles.head / kParts, tiles.column + box * 64, barrier);
   }
   /// Some of the n that FusedEnds names.
   __device__ void n(int first, int count) const {
@@ -190,7 +190,7 @@ struct FusedCopies {
     barrier_expect(barrier, sizeof(ChunkGates));
     const FusedTiles tiles = at.tiles();
     load_bytes(at.base + Shared::kGates + slot * Shared::kGateSlot,
-               cell.gates + tiles.head * cell.all_chunks + tiles.first_chunk + chunk,
+               cell.gates + tiles.head / kParts * cell.all_chunks + tiles.first_chunk + chunk,
                sizeof(ChunkGates), barrier);
   }
 };

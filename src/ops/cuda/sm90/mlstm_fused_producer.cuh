@@ -60,9 +60,10 @@ __device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs>& at, 
 }
 
 /// Masked scores of a warp's 16 tokens for the products with v, and s / N of the tokens.
+/// @tparam kFactors  false: s / N does not follow from these keys alone
 /// @param q_n   what products with the three parts of n gave
-/// @param save  called with each token and its l, relative to the frame, by one lane
-template <class Save>
+/// @param save  called with each token and its s l, relative to the frame, by one lane
+template <bool kFactors, class Save>
 __device__ __forceinline__ void finish_scores(const FusedCell& cell, const ChunkGates& gates,
                                               float (&s)[32], const float (&q_n)[4],
                                               std::uint32_t scores, float* factors, Save&& save) {
@@ -124,7 +125,8 @@ __device__ __forceinline__ void finish_scores(const FusedCell& cell, const Chunk
     const int t = row + 8 * r;
     const float floor = gates.floor[t], magnitude = fabsf(cell.scale * l[r]);
     const float denominator = (magnitude <= floor ? floor : magnitude) + gates.eps[t];
-    if (lane % 4 == 0) factors[t] = __fdividef(cell.scale, cell.normalise ? denominator : floor);
+    if (kFactors && lane % 4 == 0)
+      factors[t] = __fdividef(cell.scale, cell.normalise ? denominator : floor);
     if (lane % 4 == 0) save(t, cell.scale * l[r]);
   }
 }
@@ -158,13 +160,13 @@ __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const Fuse
   if (lane == 0) barrier_arrive(at.barrier(kFullGates + chunk));
 }
 
-template <int kDqk, bool kOutputs, bool kSaves>
+template <int kDqk, bool kOutputs, bool kSaves, int kParts>
 __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs>& at,
                              const CUtensorMap& q_map, const CUtensorMap& k_map,
                              const CUtensorMap& v_map) {
   using Shared = FusedShared<kDqk, kOutputs>;
   const int chunks = at.chunks();
-  const FusedCopies<kDqk, kOutputs> copies{at, q_map, k_map, v_map, cell};
+  const FusedCopies<kDqk, kOutputs, kParts> copies{at, q_map, k_map, v_map, cell};
   if (threadIdx.x / 32 == 3) {  // has gates to make only where there are four chunks
     if (cell.early) grid_wait();
     if (cell.own_gates) grid_trigger();
@@ -253,12 +255,16 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     const FusedTiles tiles = at.tiles();
     const int token = chunk * kChunk + t;
     if (tiles.column >= cell.cluster * kColumns || token >= at.output(0).length) return;
-    const ChunkGates& gates = at.gates(chunk);
-    const float to_stabiliser = !cell.exponential  ? 1.0F / gates.floor[t]
-                                : gates.guard != 0 ? 1.0F
-                                                   : gates.carried[t];
-    cell.saved.l_of(tiles.begin + token, tiles.head) = l * to_stabiliser;
+    cell.saved.l_of(tiles.begin + token, tiles.head) = l * saved_factor(cell, at.gates(chunk), t);
   };
+  // For what adds up the parts of a head.
+  const auto leave_l = [&](int chunk, int t, float l) {
+    const FusedTiles tiles = at.tiles();
+    if (tiles.column >= cell.cluster * kColumns) return;
+    cell.l[(tiles.head * static_cast<int>(cell.all_chunks) + tiles.first_chunk + chunk) * kChunk +
+           t] = l;
+  };
+  constexpr int kFactorBytes = kParts == 1 ? kChunk * 4 : 0;
   if constexpr (kSaves) save_n(0);
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int rows = min(kChunk, at.output(0).length - chunk * kChunk);
@@ -294,9 +300,13 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       wgmma_commit();
       wgmma_wait<0>();
       at.release_q(cell, chunk, chunks);
-      finish_scores(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk), [&](int t, float l) {
-        if constexpr (kSaves) save_l(chunk, t, l);
-      });
+      finish_scores<kParts == 1>(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk),
+                                 [&](int t, float l) {
+                                   if constexpr (kParts > 1)
+                                     leave_l(chunk, t, l);
+                                   else if constexpr (kSaves)
+                                     save_l(chunk, t, l);
+                                 });
       fence_async();
       barrier_arrive(at.barrier_v(kFullScores, chunk));
       if (cell.cluster > 1) {
@@ -307,7 +317,8 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
           const SharedAddress factors = at.base + Shared::kFactors + chunk % 2 * (kChunk * 4);
           send_bytes(cluster_address(at.scores(chunk), peer), at.scores(chunk), Shared::kBox,
                      barrier);
-          send_bytes(cluster_address(factors, peer), factors, kChunk * 4, barrier);
+          if (kFactorBytes > 0)
+            send_bytes(cluster_address(factors, peer), factors, kFactorBytes, barrier);
         }
         __syncwarp();
       }
@@ -316,7 +327,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
         at.release_q(cell, chunk, chunks);
         const std::uint32_t barrier = at.barrier_v(kFullScores, chunk);
         if (thread_index() == 0)
-          barrier_expect(barrier, Shared::kBox + kChunk * 4);
+          barrier_expect(barrier, Shared::kBox + kFactorBytes);
         else
           barrier_arrive(barrier);
       }
@@ -390,13 +401,13 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     keep(done, done.segment);
   } else if (ends && done.slice == 0 && cell.batch.slots[done.s] != nullptr) {
     float* record = cell.record(done.s, cell.offsets.n, std::int64_t{done.head} * cell.dqk);
-    const FusedFrame last = last_frame(cell, done, at.own());
+    const FusedFrame last = last_frame(cell, done, done.head / kParts, at.own());
     const float factor = record_factor(cell, last);
     each_key([&](float n, int key) {
       if (key < cell.dqk) record[key] = factor * (factor * n);
     });
-    if (thread_index() == 0)
-      *cell.record(done.s, cell.offsets.m, done.head) =
+    if (thread_index() == 0 && done.head % kParts == 0)
+      *cell.record(done.s, cell.offsets.m, done.head / kParts) =
           cell.exponential ? static_cast<float>(last.m) : 0.0F;
   }
 }
