@@ -40,6 +40,13 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, Fused
                    .overlap = true};
   if (!plan.own_gates)
     launch(context, kName, gates, mlstm_fused_gates_kernel<kParts>, cell, gate_cluster, kDqk);
+  if constexpr (kParts > 1) {
+    const Grid grid{.x = plan.all_chunks * plan.heads,
+                    .threads = kGroup,
+                    .shared = ScoresShared::kBytes,
+                    .overlap = true};
+    launch(context, kName, grid, mlstm_fused_scores_kernel<kParts>, q, k, cell);
+  }
   const auto launch_segments = [&](auto* kernel, std::size_t shared, std::int64_t first,
                                    std::int64_t count) {
     cell.first_segment = static_cast<int>(first);
@@ -107,7 +114,8 @@ bool mlstm_fused(Context& context, const MlstmArgs& a, bool early, std::int64_t 
                        .saved = SavedCell(a.saved),
                        .all_strips = plan.strips,
                        .num = reinterpret_cast<float4*>(scratch + plan.num),
-                       .l = reinterpret_cast<float*>(scratch + plan.l)};
+                       .l = reinterpret_cast<float*>(scratch + plan.l),
+                       .scores = reinterpret_cast<unsigned char*>(scratch + plan.scores)};
   if (plan.parts == 2)
     run<256, 2>(context, a, plan, cell);
   else if (plan.padded_dqk == 64)

@@ -22,10 +22,12 @@
 // leaves out of C goes through the product, too.
 //
 // A head of more than 256 keys is kParts parts of as many keys each: C, n, q and k of a part lie
-// where those of a head of its own would, beside it in memory. Parts share v, the gates and so M,
-// and num and l are sums over keys: each part leaves its own in scratch memory, and another kernel
-// adds them up and makes h (mlstm_fused_parts.cuh). In what follows such a part is a head, and
-// head / kParts is the one that it belongs to.
+// where those of a head of its own would. Parts share v, the gates and so M, and num and l are sums
+// over keys: each part leaves its own in scratch memory, and another kernel adds them up and makes
+// h. Scores of a part alone would be rounded to bf16 where they are far larger than those of the
+// head: these come from a kernel before (both in mlstm_fused_parts.cuh), as the sum of as many bf16
+// as there are parts, of which each has one in its num. In what follows a part is a head; the one
+// that it belongs to is head / kParts.
 
 #include <cstdint>
 
@@ -102,7 +104,8 @@ struct FusedCell {
   // Of parts of heads, in scratch memory, too.
   std::int64_t all_strips;
   float4* num;  // [heads, slices, all strips, 2 kGroup], what a thread has of kStrip tokens
-  float* l;     // [heads, all chunks, kChunk]; num and l have no scale or the whole one
+  float* l;     // s l, [heads without parts, parts + 1, all chunks, kChunk], last that of scores
+  unsigned char* scores;  // [heads without parts, all chunks, parts], tiles as in shared memory
 
   /// Whether this is the first segment's launch. It begins when that of the states has begun, which
   /// had waited for the gates, and ends after that: so the next one has to wait for this one alone.
@@ -120,9 +123,33 @@ struct FusedCell {
   __device__ FusedFrame* frame(int s, int head) const {
     return frames + head * (all_chunks + batch.sequences) + first_chunk(s) + s;
   }
+  /// @param head  without parts
+  /// @param place  of a chunk among all
+  template <int kParts>
+  __device__ unsigned char* score_tile(int head, int place, int part) const {
+    return scores + ((head * all_chunks + place) * kParts + part) * (kChunk * kChunk * 2);
+  }
   __device__ float* record(std::int64_t s, std::size_t offset, std::int64_t floats) const {
     std::byte* slot = batch.slots[s];
     return slot == nullptr ? nullptr : reinterpret_cast<float*>(slot + offset) + floats;
+  }
+};
+
+/// A chunk by its place among all.
+struct FusedChunk {
+  int s, number;  // its sequence, and which of its chunks
+  int begin;      // the first token
+  int tokens;     // from there to the end of the sequence; not above 0: there is no such chunk
+
+  __device__ FusedChunk(const FusedCell& cell, int place) : s(0) {
+    // The last sequence whose places begin at this one or before it.
+    for (int end = static_cast<int>(cell.batch.sequences); s + 1 < end;) {
+      const int middle = (s + end) / 2;
+      (cell.first_chunk(middle) <= place ? s : end) = middle;
+    }
+    number = place - cell.first_chunk(s);
+    begin = cell.batch.offsets[s] + number * kChunk;
+    tokens = cell.length(s) - number * kChunk;
   }
 };
 

@@ -310,7 +310,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       }
       wgmma_wait<1>();
       if constexpr (kParts > 1) give_back_v(chunk);
-      if (cell.cluster > 1) {  // for the block of the pair that makes them
+      if (kParts == 1 && cell.cluster > 1) {  // for the block of the pair that makes them
         __syncwarp();
         if (chunk + 2 < chunks && lane == 0)
           barrier_arrive_at(at.barrier(kEmptyScores + chunk % 2),

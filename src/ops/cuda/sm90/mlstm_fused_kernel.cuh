@@ -14,7 +14,7 @@ template <int kDqk>
 constexpr int kConsumerRegisters = kDqk == 64 ? 200 : (kDqk == 128 ? 208 : 216);
 
 /// kOutputs false: the pass that makes the states between segments. kSaves: what FusedCell::saved
-/// asks for. kParts: of a head, in scratch memory where there are more than one.
+/// asks for. kParts: of a head.
 template <int kDqk, bool kOutputs, bool kSaves = false, int kParts = 1>
 __global__ void __launch_bounds__(kFusedThreads, 1)
     mlstm_fused_kernel(const __grid_constant__ CUtensorMap q_map,

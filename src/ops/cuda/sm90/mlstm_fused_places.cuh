@@ -184,6 +184,15 @@ struct FusedCopies {
     for (int stage = 0; stage < count; ++stage, from += cell.heads * kDqk)
       load_bytes(at.staged_n(stage), from, kDqk * 4, barrier);
   }
+  __device__ void scores(int chunk) const {
+    const std::uint32_t barrier = at.barrier_v(kFullScores, chunk);
+    barrier_expect(barrier, Shared::kBox);
+    const FusedTiles tiles = at.tiles();
+    load_bytes(at.scores(chunk),
+               cell.score_tile<kParts>(tiles.head / kParts, tiles.first_chunk + chunk,
+                                       tiles.head % kParts),
+               Shared::kBox, barrier);
+  }
   __device__ void gates(int chunk) const {
     const int slot = chunk % kGateSlots;
     const std::uint32_t barrier = at.barrier(kFullGates + slot);

@@ -257,14 +257,36 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     if (tiles.column >= cell.cluster * kColumns || token >= at.output(0).length) return;
     cell.saved.l_of(tiles.begin + token, tiles.head) = l * saved_factor(cell, at.gates(chunk), t);
   };
-  // For what adds up the parts of a head.
-  const auto leave_l = [&](int chunk, int t, float l) {
-    const FusedTiles tiles = at.tiles();
-    if (tiles.column >= cell.cluster * kColumns) return;
-    cell.l[(tiles.head * static_cast<int>(cell.all_chunks) + tiles.first_chunk + chunk) * kChunk +
-           t] = l;
+  // With parts of heads: which block makes l of the state before a chunk.
+  const auto makes_l = [&](int chunk) {
+    return makes_scores(chunk) && at.tiles().column < cell.cluster * kColumns;
   };
-  constexpr int kFactorBytes = kParts == 1 ? kChunk * 4 : 0;
+  const auto make_l = [&](int chunk, const ChunkGates& gates) {
+    float q_n[4];
+    wgmma_fence();
+    const std::uint64_t q_tile = wgmma_matrix(at.q(chunk));
+    const std::uint64_t n_tile = wgmma_matrix(at.base + Shared::kTileN);
+#pragma unroll
+    for (int step = 0; step < kDqk / 16; ++step)
+      wgmma<8>(q_n, moved(q_tile, step / 4 * Shared::kBox + step % 4 * 32),
+               moved(n_tile, step / 4 * 1024 + step % 4 * 32), step > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+    const FusedTiles tiles = at.tiles();
+    float* const to =
+        cell.l + ((tiles.head + tiles.head / kParts) * static_cast<int>(cell.all_chunks) +
+                  tiles.first_chunk + chunk) *
+                     kChunk;
+    const int lane = thread_index() % 32, row = thread_index() / 32 * 16 + lane / 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int t = row + 8 * r;
+      float l = sum_of_parts(q_n[2 * r], q_n[2 * r + 1], lane);
+      l += __shfl_xor_sync(~0U, l, 1);
+      if (lane % 4 == 0)
+        to[t] = cell.scale * (l * (gates.guard != 0 ? gates.carried[t] : gates.decay));
+    }
+  };
   if constexpr (kSaves) save_n(0);
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int rows = min(kChunk, at.output(0).length - chunk * kChunk);
@@ -281,7 +303,16 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     }
     const std::uint64_t k_tile = wgmma_matrix(at.k(chunk));
 
-    if (makes_scores(chunk)) {
+    if constexpr (kOutputs && kParts > 1) {
+      if (thread_index() == 0)
+        copies.scores(chunk);
+      else
+        barrier_arrive(at.barrier_v(kFullScores, chunk));
+      __syncwarp();
+      at.wait_gates(chunk);
+      if (makes_l(chunk)) make_l(chunk, gates);
+      at.release_q(cell, chunk, chunks);
+    } else if (makes_scores(chunk)) {
       at.wait_gates(chunk);
       if (cell.cluster > 1 && chunk >= 2)
         barrier_wait(at.barrier(kEmptyScores + chunk % 2), (chunk / 2 - 1) % 2);
@@ -300,13 +331,10 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       wgmma_commit();
       wgmma_wait<0>();
       at.release_q(cell, chunk, chunks);
-      finish_scores<kParts == 1>(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk),
-                                 [&](int t, float l) {
-                                   if constexpr (kParts > 1)
-                                     leave_l(chunk, t, l);
-                                   else if constexpr (kSaves)
-                                     save_l(chunk, t, l);
-                                 });
+      finish_scores<true>(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk),
+                          [&](int t, float l) {
+                            if constexpr (kSaves) save_l(chunk, t, l);
+                          });
       fence_async();
       barrier_arrive(at.barrier_v(kFullScores, chunk));
       if (cell.cluster > 1) {
@@ -317,8 +345,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
           const SharedAddress factors = at.base + Shared::kFactors + chunk % 2 * (kChunk * 4);
           send_bytes(cluster_address(at.scores(chunk), peer), at.scores(chunk), Shared::kBox,
                      barrier);
-          if (kFactorBytes > 0)
-            send_bytes(cluster_address(factors, peer), factors, kFactorBytes, barrier);
+          send_bytes(cluster_address(factors, peer), factors, kChunk * 4, barrier);
         }
         __syncwarp();
       }
@@ -327,7 +354,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
         at.release_q(cell, chunk, chunks);
         const std::uint32_t barrier = at.barrier_v(kFullScores, chunk);
         if (thread_index() == 0)
-          barrier_expect(barrier, Shared::kBox + kFactorBytes);
+          barrier_expect(barrier, Shared::kBox + kChunk * 4);
         else
           barrier_arrive(barrier);
       }
@@ -353,7 +380,8 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       wgmma_commit();
       wgmma_wait<0>();
       release_k();
-      add_to_n(at, gates.decay, sums, 0, makes_scores(chunk + 1));
+      add_to_n(at, gates.decay, sums, 0,
+               kParts == 1 ? makes_scores(chunk + 1) : makes_l(chunk + 1));
       fence_async();
     } else {  // nobody reads n meanwhile: each slice has some of it
 #pragma unroll 1
