@@ -40,13 +40,6 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, Fused
                    .overlap = true};
   if (!plan.own_gates)
     launch(context, kName, gates, mlstm_fused_gates_kernel<kParts>, cell, gate_cluster, kDqk);
-  if constexpr (kParts > 1) {
-    const Grid grid{.x = plan.all_chunks * plan.heads,
-                    .threads = kGroup,
-                    .shared = ScoresShared::kBytes,
-                    .overlap = true};
-    launch(context, kName, grid, mlstm_fused_scores_kernel<kParts>, q, k, cell);
-  }
   const auto launch_segments = [&](auto* kernel, std::size_t shared, std::int64_t first,
                                    std::int64_t count) {
     cell.first_segment = static_cast<int>(first);
@@ -60,11 +53,11 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, Fused
   const auto outputs = [&](std::int64_t first, std::int64_t count) {
     launch_segments(a.saved ? mlstm_fused_kernel<kDqk, true, true, kParts>
                             : mlstm_fused_kernel<kDqk, true, false, kParts>,
-                    FusedShared<kDqk, true>::kBytes, first, count);
+                    FusedShared<kDqk, true, kParts>::kBytes, first, count);
   };
   if (plan.segments > 1)
     launch_segments(mlstm_fused_kernel<kDqk, false, false, kParts>,
-                    FusedShared<kDqk, false>::kBytes, 1, plan.segments - 2);
+                    FusedShared<kDqk, false, kParts>::kBytes, 1, plan.segments - 2);
   outputs(0, 1);
   if (plan.segments > 1) outputs(1, plan.segments - 1);
   if constexpr (kParts > 1) {
@@ -114,8 +107,7 @@ bool mlstm_fused(Context& context, const MlstmArgs& a, bool early, std::int64_t 
                        .saved = SavedCell(a.saved),
                        .all_strips = plan.strips,
                        .num = reinterpret_cast<float4*>(scratch + plan.num),
-                       .l = reinterpret_cast<float*>(scratch + plan.l),
-                       .scores = reinterpret_cast<unsigned char*>(scratch + plan.scores)};
+                       .l = reinterpret_cast<float*>(scratch + plan.l)};
   if (plan.parts == 2)
     run<256, 2>(context, a, plan, cell);
   else if (plan.padded_dqk == 64)

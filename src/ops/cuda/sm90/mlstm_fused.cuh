@@ -24,10 +24,9 @@
 // A head of more than 256 keys is kParts parts of as many keys each: C, n, q and k of a part lie
 // where those of a head of its own would. Parts share v, the gates and so M, and num and l are sums
 // over keys: each part leaves its own in scratch memory, and another kernel adds them up and makes
-// h. Scores of a part alone would be rounded to bf16 where they are far larger than those of the
-// head: these come from a kernel before (both in mlstm_fused_parts.cuh), as the sum of as many bf16
-// as there are parts, of which each has one in its num. In what follows a part is a head; the one
-// that it belongs to is head / kParts.
+// h (mlstm_fused_parts.cuh). Scores of a part may be far larger than those of the head, so they go
+// through their product as the sum of two bf16. In what follows a part is a head; the one that it
+// belongs to is head / kParts.
 
 #include <cstdint>
 
@@ -104,8 +103,7 @@ struct FusedCell {
   // Of parts of heads, in scratch memory, too.
   std::int64_t all_strips;
   float4* num;  // [heads, slices, all strips, 2 kGroup], what a thread has of kStrip tokens
-  float* l;     // s l, [heads without parts, parts + 1, all chunks, kChunk], last that of scores
-  unsigned char* scores;  // [heads without parts, all chunks, parts], tiles as in shared memory
+  float* l;     // s l, [heads, all chunks, kChunk]
 
   /// Whether this is the first segment's launch. It begins when that of the states has begun, which
   /// had waited for the gates, and ends after that: so the next one has to wait for this one alone.
@@ -122,12 +120,6 @@ struct FusedCell {
   __device__ int first_strip(int s) const { return batch.offsets[s] / kStrip + s; }
   __device__ FusedFrame* frame(int s, int head) const {
     return frames + head * (all_chunks + batch.sequences) + first_chunk(s) + s;
-  }
-  /// @param head  without parts
-  /// @param place  of a chunk among all
-  template <int kParts>
-  __device__ unsigned char* score_tile(int head, int place, int part) const {
-    return scores + ((head * all_chunks + place) * kParts + part) * (kChunk * kChunk * 2);
   }
   __device__ float* record(std::int64_t s, std::size_t offset, std::int64_t floats) const {
     std::byte* slot = batch.slots[s];
@@ -168,7 +160,8 @@ enum FusedBarrier {
   kEmptyK = kFullK + 4,
   kFullV = kEmptyK + 4,
   kEmptyV = kFullV + 4,
-  kFullScores = kEmptyV + 4,  // stages as of V
+  kFullScores = kEmptyV + 4,
+  kFullTail = kFullScores + 2,  // with parts: v of the last chunk is cleared
   kEmptyScores = kFullScores + 4,
   kFullGates = kEmptyScores + 2,
   kFullN = kFullGates + kGateSlots,
@@ -176,11 +169,14 @@ enum FusedBarrier {
 };
 
 /// @tparam kOutputs  false: of the pass that has no q, scores and h
-template <int kDqk, bool kOutputs>
+template <int kDqk, bool kOutputs, int kParts = 1>
 struct FusedShared {
   static constexpr int kStagesQ = kOutputs ? 2 : 0;
   static constexpr int kStagesK = kOutputs ? 3 : 4;
-  static constexpr int kStagesV = kOutputs ? 2 : 4;
+  // With parts h does not take the place of v, which is free as soon as v is in registers: then one
+  // place is enough, and that of another is for scores as two bf16.
+  static constexpr int kStagesV = !kOutputs ? 4 : (kParts == 1 ? 2 : 1);
+  static constexpr int kStagesScores = 2;
   // A stage is filled again so many chunks after its own.
   static constexpr int kLag = kOutputs ? 1 : 2;
   static constexpr int kGatesAhead = 2;
@@ -188,12 +184,13 @@ struct FusedShared {
   static constexpr int kBox = kChunk * 128;
   static constexpr int kTile = kBoxes * kBox;  // of q or k
   static constexpr int kTileV = 2 * kBox;
+  static constexpr int kTileScores = (kParts == 1 ? 1 : 2) * kBox;
   // From the beginning, on 1024 bytes.
   static constexpr int kQ = 0;
   static constexpr int kK = kQ + kStagesQ * kTile;
   static constexpr int kV = kK + kStagesK * kTile;
   static constexpr int kScores = kV + kStagesV * kTileV;
-  static constexpr int kGates = kScores + kStagesQ * kBox;
+  static constexpr int kGates = kScores + kStagesQ * kTileScores;
   static constexpr int kGateSlot = 3072;  // whole 1024 bytes for the tile of weights
   /// So many n of segments fit into the gates' places that the first chunks leave free.
   static constexpr int kStagesN = (kGateSlots - kGatesAhead) * kGateSlot / (kDqk * 4);

@@ -7,9 +7,9 @@ namespace xlstm::ops::cuda::sm90 {
 namespace {
 
 template <int kDqk, bool kOutputs, bool kSaves, int kParts>
-__device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs>& at,
+__device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs, kParts>& at,
                              const CUtensorMap& h_map) {
-  using Shared = FusedShared<kDqk, kOutputs>;
+  using Shared = FusedShared<kDqk, kOutputs, kParts>;
   constexpr int kSums = kDqk / 2;
   const FusedWork work(cell);
   const int chunks = at.chunks();
@@ -287,12 +287,20 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       std::uint32_t v[4][4];
       const std::uint64_t score_tile = wgmma_matrix(at.scores(chunk));
       at.wait_v(kFullV, chunk);
-      if (at.output(0).length < (chunk + 1) * kChunk) at.wait_v(kFullScores, chunk);
+      if (at.output(0).length < (chunk + 1) * kChunk) {
+        if constexpr (kParts == 1)
+          at.wait_scores(chunk);
+        else
+          barrier_wait(at.barrier(kFullTail), 0);
+      }
       load_v(v, chunk, !guard);
-      at.wait_v(kFullScores, chunk);
+      at.wait_scores(chunk);
       wgmma_fence();
 #pragma unroll
-      for (int step = 0; step < 4; ++step) wgmma<64>(num, v[step], moved(score_tile, step * 32), 1);
+      for (int x = 0; x < Shared::kTileScores / Shared::kBox; ++x)
+#pragma unroll
+        for (int step = 0; step < 4; ++step)
+          wgmma<64>(num, v[step], moved(score_tile, x * Shared::kBox + step * 32), 1);
       wgmma_commit();
       if (guard) {
         wgmma_wait<0>();
@@ -310,7 +318,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       }
       wgmma_wait<1>();
       if constexpr (kParts > 1) give_back_v(chunk);
-      if (kParts == 1 && cell.cluster > 1) {  // for the block of the pair that makes them
+      if (cell.cluster > 1) {  // for the block of the pair that makes them
         __syncwarp();
         if (chunk + 2 < chunks && lane == 0)
           barrier_arrive_at(at.barrier(kEmptyScores + chunk % 2),

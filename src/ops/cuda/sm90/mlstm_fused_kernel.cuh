@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
                        const __grid_constant__ FusedCell cell) {
   // A base that the compiler knows saves registers.
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
-  const FusedPlaces<kDqk, kOutputs> at{shared_bytes, shared_address(shared_bytes)};
+  const FusedPlaces<kDqk, kOutputs, kParts> at{shared_bytes, shared_address(shared_bytes)};
   // The kernel of the gates lets others begin when the products are done: q, k, v and records are
   // there, and copies of them and all preparations run beside the kernel before this one.
   if (cell.own_gates && !cell.early) grid_wait();
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     prefetch_map(&v_map);
     prefetch_map(&h_map);
     const auto blocks = static_cast<std::uint32_t>(cell.cluster);
-    using Shared = FusedShared<kDqk, kOutputs>;
+    using Shared = FusedShared<kDqk, kOutputs, kParts>;
     // The empty ones of q and k: warps of all blocks, two warpgroups' and the producer's.
     for (int stage = 0; stage < Shared::kStagesQ; ++stage) {
       barrier_init(at.barrier(kFullQ + stage), 1);
@@ -96,6 +96,11 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
       // Warpgroups whose h takes the place of v, or warps.
       barrier_init(at.barrier(kEmptyV + stage), kOutputs && kParts == 1 ? 2 : 8);
       barrier_init(at.barrier(kFullScores + stage), kGroup);
+    }
+    if constexpr (kOutputs && kParts > 1) {
+      for (int stage = Shared::kStagesV; stage < Shared::kStagesScores; ++stage)
+        barrier_init(at.barrier(kFullScores + stage), kGroup);
+      barrier_init(at.barrier(kFullTail), kGroup);
     }
     // Warps of two warpgroups and two blocks.
     for (int stage = 0; stage < 2; ++stage) barrier_init(at.barrier(kEmptyScores + stage), 16);

@@ -29,8 +29,8 @@ struct MlstmSegments {
 /// begins with the sum of those before it.
 ///
 /// A head of more than kMostKeys keys is two parts of half of them, which blocks take for heads
-/// that share v and gates. Scores, of all keys, are made before them, and their sums of products
-/// go through scratch memory to a kernel that makes h.
+/// that share v and gates. They leave sums of products in scratch memory, from which another kernel
+/// makes h.
 struct MlstmFusedPlan {
   static constexpr std::int64_t kChunk = 64;
   static constexpr std::int64_t kColumns = 128;
@@ -104,8 +104,7 @@ struct MlstmFusedPlan {
     if (parts > 1) {
       strips = a.batch.tokens() / kStrip + sequences;
       num = place(heads * parts * slices * strips * kStrip * kColumns * 4);
-      l = place(heads * (parts + 1) * all_chunks * kChunk * 4);
-      scores = place(heads * parts * all_chunks * kChunk * kChunk * 2);
+      l = place(heads * parts * all_chunks * kChunk * 4);
     }
     if (segments == 1) return;
     const std::int64_t states = sequences * (segments - 1) * heads * parts;
@@ -151,7 +150,7 @@ struct MlstmFusedPlan {
   std::size_t gates = 0, frames = 0, first_n = 0;
   /// Places for strips, some more than there are.
   std::int64_t strips = 0;
-  std::size_t num = 0, l = 0, scores = 0;  // of parts
+  std::size_t num = 0, l = 0;  // what parts leave
   // States [sequences, segments - 1, heads x parts], of which the first is that after the first
   // segment and number p that which segment p adds.
   std::size_t c = 0, n = 0;

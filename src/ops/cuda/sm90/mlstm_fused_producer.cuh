@@ -37,8 +37,8 @@ __device__ __forceinline__ int share_sums(float* sums, int lane) {
 
 /// Adds the products of kTiles tiles of keys with the three parts of the weights to n.
 /// @param parts  whether the next chunk's scores, which want them, are made here
-template <int kTiles, int kDqk, bool kOutputs>
-__device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs>& at, float decay,
+template <int kTiles, int kDqk, bool kOutputs, int kParts>
+__device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs, kParts>& at, float decay,
                                          const float (&sums)[kTiles][4], int first_tile,
                                          bool parts) {
   const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
@@ -60,10 +60,11 @@ __device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs>& at, 
 }
 
 /// Masked scores of a warp's 16 tokens for the products with v, and s / N of the tokens.
-/// @tparam kFactors  false: s / N does not follow from these keys alone
+/// @tparam kWhole  false: of a part of the keys; scores are the sum of two bf16, and in place of
+///                 s / N, which does not follow from them, there is s l
 /// @param q_n   what products with the three parts of n gave
 /// @param save  called with each token and its s l, relative to the frame, by one lane
-template <bool kFactors, class Save>
+template <bool kWhole, class Save>
 __device__ __forceinline__ void finish_scores(const FusedCell& cell, const ChunkGates& gates,
                                               float (&s)[32], const float (&q_n)[4],
                                               std::uint32_t scores, float* factors, Save&& save) {
@@ -117,6 +118,13 @@ __device__ __forceinline__ void finish_scores(const FusedCell& cell, const Chunk
     for (int x = 0; x < 4; ++x) packed[x] = pack_bf16(s[4 * j + 2 * x], s[4 * j + 2 * x + 1]);
     const int t = 16 * warp + lane % 16;
     store_matrices(scores + box_offset(t, j + lane / 16), packed);
+    if constexpr (!kWhole) {
+#pragma unroll
+      for (int x = 0; x < 4; ++x)
+        packed[x] = pack_bf16(s[4 * j + 2 * x] - first_of(packed[x]),
+                              s[4 * j + 2 * x + 1] - second_of(packed[x]));
+      store_matrices(scores + kChunk * 128 + box_offset(t, j + lane / 16), packed);
+    }
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -125,16 +133,17 @@ __device__ __forceinline__ void finish_scores(const FusedCell& cell, const Chunk
     const int t = row + 8 * r;
     const float floor = gates.floor[t], magnitude = fabsf(cell.scale * l[r]);
     const float denominator = (magnitude <= floor ? floor : magnitude) + gates.eps[t];
-    if (kFactors && lane % 4 == 0)
-      factors[t] = __fdividef(cell.scale, cell.normalise ? denominator : floor);
+    if (lane % 4 == 0)
+      factors[t] =
+          kWhole ? __fdividef(cell.scale, cell.normalise ? denominator : floor) : cell.scale * l[r];
     if (lane % 4 == 0) save(t, cell.scale * l[r]);
   }
 }
 
 /// The gates of all chunks into shared memory, each by a warp. The first m is there.
-template <int kDqk, bool kOutputs>
+template <int kDqk, bool kOutputs, int kParts>
 __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const FusedWork& work,
-                                               const FusedPlaces<kDqk, kOutputs>& at) {
+                                               const FusedPlaces<kDqk, kOutputs, kParts>& at) {
   const int lane = thread_index() % 32, chunk = thread_index() / 32;
   FusedOwnGates& own = at.own();
   const LaneScan scan(
@@ -161,10 +170,10 @@ __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const Fuse
 }
 
 template <int kDqk, bool kOutputs, bool kSaves, int kParts>
-__device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs>& at,
+__device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs, kParts>& at,
                              const CUtensorMap& q_map, const CUtensorMap& k_map,
                              const CUtensorMap& v_map) {
-  using Shared = FusedShared<kDqk, kOutputs>;
+  using Shared = FusedShared<kDqk, kOutputs, kParts>;
   const int chunks = at.chunks();
   const FusedCopies<kDqk, kOutputs, kParts> copies{at, q_map, k_map, v_map, cell};
   if (threadIdx.x / 32 == 3) {  // has gates to make only where there are four chunks
@@ -257,36 +266,14 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     if (tiles.column >= cell.cluster * kColumns || token >= at.output(0).length) return;
     cell.saved.l_of(tiles.begin + token, tiles.head) = l * saved_factor(cell, at.gates(chunk), t);
   };
-  // With parts of heads: which block makes l of the state before a chunk.
-  const auto makes_l = [&](int chunk) {
-    return makes_scores(chunk) && at.tiles().column < cell.cluster * kColumns;
-  };
-  const auto make_l = [&](int chunk, const ChunkGates& gates) {
-    float q_n[4];
-    wgmma_fence();
-    const std::uint64_t q_tile = wgmma_matrix(at.q(chunk));
-    const std::uint64_t n_tile = wgmma_matrix(at.base + Shared::kTileN);
-#pragma unroll
-    for (int step = 0; step < kDqk / 16; ++step)
-      wgmma<8>(q_n, moved(q_tile, step / 4 * Shared::kBox + step % 4 * 32),
-               moved(n_tile, step / 4 * 1024 + step % 4 * 32), step > 0);
-    wgmma_commit();
-    wgmma_wait<0>();
+  // For what adds up the parts of a head.
+  const auto leave_l = [&](int chunk) {
     const FusedTiles tiles = at.tiles();
-    float* const to =
-        cell.l + ((tiles.head + tiles.head / kParts) * static_cast<int>(cell.all_chunks) +
-                  tiles.first_chunk + chunk) *
-                     kChunk;
-    const int lane = thread_index() % 32, row = thread_index() / 32 * 16 + lane / 4;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int t = row + 8 * r;
-      float l = sum_of_parts(q_n[2 * r], q_n[2 * r + 1], lane);
-      l += __shfl_xor_sync(~0U, l, 1);
-      if (lane % 4 == 0)
-        to[t] = cell.scale * (l * (gates.guard != 0 ? gates.carried[t] : gates.decay));
-    }
+    if (tiles.column >= cell.cluster * kColumns || thread_index() >= kChunk) return;
+    cell.l[(tiles.head * cell.all_chunks + tiles.first_chunk + chunk) * kChunk + thread_index()] =
+        at.factors(chunk)[thread_index()];
   };
+  constexpr int kFactorBytes = kParts == 1 ? kChunk * 4 : 0;
   if constexpr (kSaves) save_n(0);
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int rows = min(kChunk, at.output(0).length - chunk * kChunk);
@@ -295,24 +282,16 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     at.wait_k(kFullK, chunk);
     if (kOutputs) at.wait_q(kFullQ, chunk);
     if (rows < kChunk) {
-      at.wait_v(kFullV, chunk);
-      clear_rows(at, chunk, rows);
+      if (kParts == 1 || !kOutputs) at.wait_v(kFullV, chunk);
+      clear_rows(at, at.k(chunk), Shared::kBoxes, rows);
+      if (kParts == 1 || !kOutputs) clear_rows(at, at.v(chunk), 2, rows);
       fence_async();
       named_barrier(1, kGroup);
       if (!kOutputs) barrier_arrive(at.barrier(kFullScores));
     }
     const std::uint64_t k_tile = wgmma_matrix(at.k(chunk));
 
-    if constexpr (kOutputs && kParts > 1) {
-      if (thread_index() == 0)
-        copies.scores(chunk);
-      else
-        barrier_arrive(at.barrier_v(kFullScores, chunk));
-      __syncwarp();
-      at.wait_gates(chunk);
-      if (makes_l(chunk)) make_l(chunk, gates);
-      at.release_q(cell, chunk, chunks);
-    } else if (makes_scores(chunk)) {
+    if (makes_scores(chunk)) {
       at.wait_gates(chunk);
       if (cell.cluster > 1 && chunk >= 2)
         barrier_wait(at.barrier(kEmptyScores + chunk % 2), (chunk / 2 - 1) % 2);
@@ -331,30 +310,35 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       wgmma_commit();
       wgmma_wait<0>();
       at.release_q(cell, chunk, chunks);
-      finish_scores<true>(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk),
-                          [&](int t, float l) {
-                            if constexpr (kSaves) save_l(chunk, t, l);
-                          });
+      finish_scores<kParts == 1>(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk),
+                                 [&](int t, float l) {
+                                   if constexpr (kSaves && kParts == 1) save_l(chunk, t, l);
+                                 });
       fence_async();
-      barrier_arrive(at.barrier_v(kFullScores, chunk));
-      if (cell.cluster > 1) {
+      barrier_arrive(at.full_scores(chunk));
+      if constexpr (kParts > 1) {
         named_barrier(1, kGroup);
+        leave_l(chunk);
+      }
+      if (cell.cluster > 1) {
+        if (kParts == 1) named_barrier(1, kGroup);
         if (thread_index() == 0) {
           const unsigned peer = cluster_rank() ^ 1;
-          const SharedAddress barrier = cluster_address(at.barrier_v(kFullScores, chunk), peer);
+          const SharedAddress barrier = cluster_address(at.full_scores(chunk), peer);
           const SharedAddress factors = at.base + Shared::kFactors + chunk % 2 * (kChunk * 4);
-          send_bytes(cluster_address(at.scores(chunk), peer), at.scores(chunk), Shared::kBox,
+          send_bytes(cluster_address(at.scores(chunk), peer), at.scores(chunk), Shared::kTileScores,
                      barrier);
-          send_bytes(cluster_address(factors, peer), factors, kChunk * 4, barrier);
+          if (kFactorBytes > 0)
+            send_bytes(cluster_address(factors, peer), factors, kFactorBytes, barrier);
         }
         __syncwarp();
       }
     } else {
       if (kOutputs) {
         at.release_q(cell, chunk, chunks);
-        const std::uint32_t barrier = at.barrier_v(kFullScores, chunk);
+        const std::uint32_t barrier = at.full_scores(chunk);
         if (thread_index() == 0)
-          barrier_expect(barrier, Shared::kBox + kChunk * 4);
+          barrier_expect(barrier, Shared::kTileScores + kFactorBytes);
         else
           barrier_arrive(barrier);
       }
@@ -380,8 +364,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       wgmma_commit();
       wgmma_wait<0>();
       release_k();
-      add_to_n(at, gates.decay, sums, 0,
-               kParts == 1 ? makes_scores(chunk + 1) : makes_l(chunk + 1));
+      add_to_n(at, gates.decay, sums, 0, makes_scores(chunk + 1));
       fence_async();
     } else {  // nobody reads n meanwhile: each slice has some of it
 #pragma unroll 1
@@ -420,6 +403,14 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     }
     __syncwarp();
     if constexpr (kSaves) save_n(chunk + 1);
+  }
+  if constexpr (kOutputs && kParts > 1) {  // v of the last chunk is there only now
+    const int chunk = chunks - 1, rows = at.output(0).length - chunk * kChunk;
+    if (rows < kChunk) {
+      at.wait_v(kFullV, chunk);
+      clear_rows(at, at.v(chunk), 2, rows);
+      barrier_arrive(at.barrier(kFullTail));
+    }
   }
 
   named_barrier(1, kGroup);
