@@ -181,6 +181,14 @@ struct FusedCopies {
       load_head_box(at.v(chunk) + box * Shared::kBox, &v_map, tiles.begin + chunk * kChunk,
                     tiles.head / kParts, tiles.column + box * 64, barrier);
   }
+  /// Into the second-level cache: for a copy that comes late.
+  __device__ void prefetch_v(int chunk) const {
+    const FusedTiles tiles = at.tiles();
+#pragma unroll
+    for (int box = 0; box < 2; ++box)
+      prefetch_head_box(&v_map, tiles.begin + chunk * kChunk, tiles.head / kParts,
+                        tiles.column + box * 64);
+  }
   /// Some of the n that FusedEnds names.
   __device__ void n(int first, int count) const {
     const std::uint32_t barrier = at.barrier(kFullN);

@@ -393,6 +393,8 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       if (chunk >= kLag && chunk + Shared::kStagesV - kLag < chunks) {
         at.wait_v(kEmptyV, chunk - kLag);
         copies.v(chunk + Shared::kStagesV - kLag);
+        if constexpr (Shared::kStagesV == 1)
+          if (chunk + 1 < chunks) copies.prefetch_v(chunk + 1);
       }
       if (chunk + Shared::kGatesAhead < chunks && !cell.own_gates)
         copies.gates(chunk + Shared::kGatesAhead);
@@ -404,9 +406,10 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     __syncwarp();
     if constexpr (kSaves) save_n(chunk + 1);
   }
-  if constexpr (kOutputs && kParts > 1) {  // v of the last chunk is there only now
+  if constexpr (kOutputs && kParts > 1) {
     const int chunk = chunks - 1, rows = at.output(0).length - chunk * kChunk;
     if (rows < kChunk) {
+      named_barrier(1, kGroup);  // v of the last chunk has been asked for
       at.wait_v(kFullV, chunk);
       clear_rows(at, at.v(chunk), 2, rows);
       barrier_arrive(at.barrier(kFullTail));
