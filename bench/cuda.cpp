@@ -11,12 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "cuda_timing.hpp"
-#include "ops/best.hpp"
-#include "ops/conv.hpp"
+#include "cuda_small.hpp"
 #include "ops/device_peaks.hpp"
 #include "ops/fused.hpp"
-#include "ops/headwise.hpp"
 #include "ops/linear.hpp"
 #include "ops/mlstm.hpp"
 #include "ops/mlstm_ring.hpp"
@@ -113,16 +110,33 @@ void linears(Bench& bench) {
 
 // --- cells ---
 
+/// The sigmoid gate's outputs are not normalised, as the peers time it.
 void mlstms(Bench& bench) {
   struct Shape {
     std::int64_t sequences, length, heads, dqk, dv;
+    bool sigmoid = false, remembers = false;
   };
   constexpr Shape kShapes[] = {
-      {1, 1, kHeads, 256, 512},     {8, 1, kHeads, 256, 512},     {64, 1, kHeads, 256, 512},
-      {1, 128, kHeads, 256, 512},   {1, 2048, kHeads, 256, 512},  {1, 8192, kHeads, 256, 512},
-      {8, 2048, kHeads, 256, 512},  {32, 2048, kHeads, 256, 512}, {8, 8192, kHeads, 256, 512},
-      {2, 32768, kHeads, 256, 512}, {8, 8192, 16, 128, 256},      {1, 128, 4, 512, 512},
-      {1, 2048, 4, 512, 512},       {8, 2048, 4, 512, 512},       {8, 8192, 4, 512, 512}};
+      {1, 1, kHeads, 256, 512},
+      {8, 1, kHeads, 256, 512},
+      {64, 1, kHeads, 256, 512},
+      {1, 128, kHeads, 256, 512},
+      {1, 2048, kHeads, 256, 512},
+      {1, 8192, kHeads, 256, 512},
+      {.sequences = 1, .length = 8192, .heads = kHeads, .dqk = 256, .dv = 512, .remembers = true},
+      {8, 2048, kHeads, 256, 512},
+      {32, 2048, kHeads, 256, 512},
+      {32, 2048, kHeads, 256, 512, true},
+      {8, 8192, kHeads, 256, 512},
+      {8, 8192, kHeads, 256, 512, true},
+      {2, 32768, kHeads, 256, 512},
+      {2, 32768, kHeads, 256, 512, true},
+      {8, 8192, 16, 128, 256},
+      {8, 8192, 16, 128, 256, true},
+      {1, 128, 4, 512, 512},
+      {1, 2048, 4, 512, 512},
+      {8, 2048, 4, 512, 512},
+      {8, 8192, 4, 512, 512}};
   Memory& memory = bench.memory;
   for (const Shape& s : kShapes) {
     const std::int64_t tokens = s.sequences * s.length, qk = s.heads * s.dqk, v = s.heads * s.dv;
@@ -134,13 +148,16 @@ void mlstms(Bench& bench) {
                                           : static_cast<double>(tokens * s.heads) *
                                                 (4.0 * static_cast<double>(s.dqk * s.dv) +
                                                  64.0 * static_cast<double>(s.dqk + s.dv));
-    bench.run(fmt::format("mlstm {}x{} {}x{}/{}", s.sequences, s.length, s.heads, s.dqk, s.dv),
+    bench.run(fmt::format("mlstm{} {}x{} {}x{}/{}{}", s.sigmoid ? "sig" : "", s.sequences, s.length,
+                          s.heads, s.dqk, s.dv, s.remembers ? " little forgotten" : ""),
               bytes, products, [&] {
                 const DType type = s.length == 1 ? DType::f32 : DType::bf16;
                 const Tensor all = memory.numbers(type, {tokens, 2 * qk + 2 * v});
                 const Tensor h = memory.numbers(type, {tokens, v});
-                const Tensor i = memory.numbers(DType::f32, {tokens, s.heads});
-                const Tensor log_f = memory.log_gates({tokens, s.heads});
+                const Tensor i = s.sigmoid ? memory.log_gates({tokens, s.heads}, 0)
+                                           : memory.numbers(DType::f32, {tokens, s.heads});
+                const Tensor log_f = s.remembers ? memory.little_forgotten({tokens, s.heads})
+                                                 : memory.log_gates({tokens, s.heads});
                 const auto c = static_cast<std::size_t>(s.heads * s.dqk * s.dv) * 4;
                 const auto n = static_cast<std::size_t>(s.heads * s.dqk) * 4;
                 const Sequences sequences(memory, s.sequences, s.length, c + n + 256);
@@ -153,7 +170,10 @@ void mlstms(Bench& bench) {
                                        .log_f = log_f,
                                        .batch = batch,
                                        .state = {.c = 0, .n = c, .m = c + n},
-                                       .h = h});
+                                       .h = h,
+                                       .gate = s.sigmoid ? ops::MlstmGate::sigmoid
+                                                         : ops::MlstmGate::exponential,
+                                       .normalise = !s.sigmoid});
                 };
               });
   }
@@ -311,13 +331,13 @@ void prompt_blocks(Bench& bench) {
 
 /// One token each of many sequences, with the norm of the heads: with C written at each step; with
 /// pending tokens, the mean over steps, of which every few write C; and the median of those. The
-/// last two also with C in bf16.
+/// last two also with C in bf16; and a step whose token is brought into C right after it.
 void steps(Bench& bench) {
   Memory& memory = bench.memory;
   constexpr std::int64_t kV = kD, kDqk = kQk / kHeads, kDv = kV / kHeads;
   const ops::MlstmRing ring(kHeads, kDqk, kDv);
   const auto steps_of = [&](std::int64_t count, std::size_t pending, int repeats,
-                            DType c_type = DType::f32) {
+                            DType c_type = DType::f32, bool folds = false) {
     const Tensor all = memory.numbers(DType::bf16, {count, 2 * kQk + 2 * kV});
     const Tensor h = memory.numbers(DType::bf16, {count, kV});
     const Tensor w = memory.numbers(DType::bf16, {kV});
@@ -346,6 +366,14 @@ void steps(Bench& bench) {
                       .b = {},
                       .heads = kHeads,
                       .y = h}});
+        if (folds)
+          ops::mlstm_fold(
+              context,
+              {.batch = batch,
+               .state = {.c = 0, .n = kC, .m = kC + kN, .pending = pending, .c_type = c_type},
+               .heads = kHeads,
+               .dqk = kDqk,
+               .dv = kDv});
       }
     };
   };
@@ -367,6 +395,10 @@ void steps(Bench& bench) {
           [&] { return steps_of(count, kC + kN + 256, round, type); }, 2, round);
       bench.run("mlstm_head_norm reading " + suffix, sequences * reads, 0,
                 [&] { return steps_of(count, kC + kN + 256, 1, type); });
+      if (count == 64)
+        bench.run("mlstm_head_norm folding " + suffix,
+                  sequences * (3 * c_bytes + 2.0 * static_cast<double>(kN) + 2 * token), 0,
+                  [&] { return steps_of(count, kC + kN + 256, 1, type, true); });
     }
   }
 }
@@ -404,99 +436,6 @@ void slstms(Bench& bench) {
   }
 }
 
-/// What the blocks of the first xLSTM have beside their cells.
-void mixings(Bench& bench) {
-  Memory& memory = bench.memory;
-  constexpr std::int64_t kSequences = 16, kLength = 1024, kTaps = 4;
-  constexpr std::int64_t kTokens = kSequences * kLength;
-  for (const std::int64_t d : {768, 1536})
-    bench.run(fmt::format("causal_conv {}x{} {}", kSequences, kLength, d),
-              8.0 * static_cast<double>(kTokens * d), 0, [&] {
-                const Tensor x = memory.numbers(DType::f32, {kTokens, d});
-                const Tensor y = memory.numbers(DType::f32, {kTokens, d});
-                const Tensor w = memory.numbers(DType::bf16, {d, 1, kTaps});
-                const Tensor b = memory.numbers(DType::bf16, {d});
-                const Sequences sequences(memory, kSequences, kLength,
-                                          static_cast<std::size_t>((kTaps - 1) * d) * 4);
-                return [=](Context& context) {
-                  const ops::Batch batch = sequences.batch();
-                  ops::causal_conv(context, {.x = x, .w = w, .b = b, .batch = batch, .y = y});
-                };
-              });
-  struct Shape {
-    std::int64_t blocks, size;
-  };
-  for (const Shape& s : {Shape{4, 192}, Shape{384, 4}}) {
-    const std::int64_t d = s.blocks * s.size;
-    bench.run(fmt::format("headwise x{} {}x{}", kTokens, s.blocks, s.size),
-              8.0 * static_cast<double>(kTokens * d), 0, [&] {
-                const Tensor x = memory.numbers(DType::f32, {kTokens, d});
-                const Tensor y = memory.numbers(DType::f32, {kTokens, d});
-                const Tensor w = memory.numbers(DType::bf16, {s.blocks, s.size, s.size});
-                return [=](Context& context) {
-                  ops::headwise_linear(context, {.x = x, .w = w, .b = {}, .y = y});
-                };
-              });
-  }
-}
-
-// --- rows ---
-
-void rows(Bench& bench) {
-  Memory& memory = bench.memory;
-  for (const std::int64_t tokens : {128, 2048, 16384}) {
-    const auto numbers = static_cast<double>(tokens * kD);
-    bench.run(fmt::format("rms_norm x{}", tokens), 6 * numbers, 0, [&] {
-      const Tensor x = memory.numbers(DType::f32, {tokens, kD});
-      const Tensor y = memory.numbers(DType::bf16, {tokens, kD});
-      const Tensor w = memory.numbers(DType::bf16, {kD});
-      return [=](Context& c) { ops::rms_norm(c, {.x = x, .w = w, .b = {}, .y = y}); };
-    });
-    bench.run(fmt::format("rms_norm_gates x{}", tokens), 6 * numbers, 0, [&] {
-      const Tensor x = memory.numbers(DType::f32, {tokens, kD});
-      const Tensor u = memory.numbers(DType::bf16, {tokens, kD});
-      const Tensor w = memory.numbers(DType::bf16, {kD});
-      const Tensor w_gate = memory.numbers(DType::bf16, {kHeads, kD}, 0.02F);
-      const Tensor b = memory.numbers(DType::bf16, {kHeads});
-      const Tensor i = memory.numbers(DType::f32, {tokens, kHeads});
-      const Tensor f = memory.numbers(DType::f32, {tokens, kHeads});
-      return [=](Context& c) {
-        ops::rms_norm_gates(c, {.x = x,
-                                .w = w,
-                                .b = {},
-                                .w_i = w_gate,
-                                .w_f = w_gate,
-                                .b_i = b,
-                                .b_f = b,
-                                .u = u,
-                                .i = i,
-                                .log_f = f});
-      };
-    });
-    bench.run(fmt::format("head_norm x{}", tokens), 6 * numbers, 0, [&] {
-      const Tensor h = memory.numbers(DType::bf16, {tokens, kD});
-      const Tensor o = memory.numbers(DType::bf16, {tokens, kD});
-      const Tensor y = memory.numbers(DType::bf16, {tokens, kD});
-      const Tensor w = memory.numbers(DType::bf16, {kD});
-      return [=](Context& c) {
-        ops::head_norm(c, {.h = h, .o = o, .w = w, .b = {}, .heads = kHeads, .y = y});
-      };
-    });
-  }
-  for (const std::int64_t sequences : {1, 8, 64, 256})
-    bench.run(fmt::format("best_logits x{}", sequences),
-              4.0 * static_cast<double>(sequences * kVocabulary), 0, [&] {
-                constexpr std::int64_t kBest = 40;
-                const Tensor logits = memory.numbers(DType::f32, {sequences, kVocabulary});
-                const Tensor values = memory.numbers(DType::f32, {sequences, kBest});
-                Tensor ids = memory.numbers(DType::f32, {sequences, kBest});
-                ids.dtype = DType::i32;
-                return [=](Context& c) {
-                  ops::best_logits(c, {.logits = logits, .values = values, .ids = ids});
-                };
-              });
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -508,7 +447,9 @@ int main(int argc, char** argv) {
   mlstms(bench);
   steps(bench);
   slstms(bench);
-  mixings(bench);
-  rows(bench);
+  stack_ops(bench);
+  row_ops(bench);
+  token_ops(bench);
+  loading(argc > 1 ? argv[1] : "");
   return 0;
 }

@@ -11,18 +11,9 @@ namespace {
 using namespace xlstm;
 using namespace xlstm::bench;
 
-ops::E4m3Matrix coded(Memory& memory, ops::E4m3Scales kind, std::int64_t rows, std::int64_t columns,
-                      bool fill) {
-  const auto [first, second] = ops::e4m3_scales_shape(kind, rows, columns);
-  const auto place = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
-    Tensor t = Tensor::dense(nullptr, dtype, shape, kCard);
-    t.data = memory.bytes(t.bytes());
-    return t;
-  };
-  const ops::E4m3Matrix m{
-      place(DType::u8, {rows, columns}),
-      second == 0 ? place(DType::f32, {first}) : place(DType::f32, {first, second}), kind};
-  if (!fill) return m;
+ops::E4m3Matrix coded(Memory& memory, ops::E4m3Scales kind, std::int64_t rows,
+                      std::int64_t columns) {
+  const ops::E4m3Matrix m = memory.e4m3(kind, rows, columns);
   Context context(kCard);
   ops::run_alone(context, ops::quantise_e4m3,
                  {.x = memory.numbers(DType::bf16, {rows, columns}, 0.02F), .y = m});
@@ -53,13 +44,13 @@ void e4m3_products(Bench& bench) {
                   2 * numbers * static_cast<double>(rows), [&] {
                     std::vector<ops::E4m3Matrix> w;
                     for (const std::int64_t outputs : layer.outputs)
-                      w.push_back(coded(memory, kind, outputs, layer.inputs, true));
-                    const ops::E4m3Matrix x = coded(memory, of_x, rows, layer.inputs, true);
+                      w.push_back(coded(memory, kind, outputs, layer.inputs));
+                    const ops::E4m3Matrix x = coded(memory, of_x, rows, layer.inputs);
                     const bool adds = layer.outputs.size() == 1;
                     ops::E4m3Matrix y_coded;
                     Tensor y;
                     if (gates && blocks)
-                      y_coded = coded(memory, of_x, rows, kF, false);
+                      y_coded = memory.e4m3(of_x, rows, kF);
                     else
                       y = memory.numbers(adds ? DType::f32 : DType::bf16, {rows, gates ? kF : n});
                     return [=](Context& c) {
@@ -71,18 +62,6 @@ void e4m3_products(Bench& bench) {
                     };
                   });
       }
-    }
-  }
-  for (const std::int64_t width : {kD, kF}) {
-    for (const auto kind : {ops::E4m3Scales::rows, ops::E4m3Scales::runs}) {
-      constexpr std::int64_t kRows = 16384;
-      bench.run(fmt::format("to fp8{} {}x{}", kind == ops::E4m3Scales::runs ? "-blocks" : "", kRows,
-                            width),
-                3.0 * static_cast<double>(kRows * width), 0, [&] {
-                  const Tensor x = memory.numbers(DType::bf16, {kRows, width});
-                  const ops::E4m3Matrix y = coded(memory, kind, kRows, width, false);
-                  return [=](Context& c) { ops::quantise_e4m3(c, {.x = x, .y = y}); };
-                });
     }
   }
 }

@@ -19,6 +19,7 @@
 #include "core/float_bits.hpp"
 #include "ops/batch.hpp"
 #include "ops/device_peaks.hpp"
+#include "ops/e4m3.hpp"
 #include "ops/packed.hpp"
 #include "xlstm/error.hpp"
 
@@ -35,8 +36,13 @@ class Memory {
   Tensor numbers(DType dtype, std::initializer_list<std::int64_t> shape, float scale = 1) {
     return filled(dtype, shape, [scale](float normal) { return scale * normal; });
   }
-  /// Logarithms of forget gates that forget little.
-  Tensor log_gates(std::initializer_list<std::int64_t> shape) {
+  /// Log sigmoid of normal numbers around `mean`: forget gates as the peers' timings draw them.
+  Tensor log_gates(std::initializer_list<std::int64_t> shape, float mean = 3) {
+    return filled(DType::f32, shape,
+                  [mean](float normal) { return -std::log1p(std::exp(-(mean + normal))); });
+  }
+  /// Of forget gates that forget little.
+  Tensor little_forgotten(std::initializer_list<std::int64_t> shape) {
     return filled(DType::f32, shape, [](float normal) { return -1e-3F * std::abs(normal); });
   }
   std::byte* bytes(std::size_t count) { return buffers_.emplace_back(count, kCard, true).data(); }
@@ -45,6 +51,17 @@ class Memory {
     Buffer& buffer = buffers_.emplace_back(values.size() * sizeof(T), kCard);
     copy_memory(buffer.data(), kCard, values.data(), {}, buffer.size());
     return reinterpret_cast<const T*>(buffer.data());
+  }
+  /// A matrix [rows, columns] without codes yet.
+  ops::E4m3Matrix e4m3(ops::E4m3Scales kind, std::int64_t rows, std::int64_t columns) {
+    const auto [first, second] = ops::e4m3_scales_shape(kind, rows, columns);
+    const auto place = [&](DType dtype, std::initializer_list<std::int64_t> shape) {
+      Tensor t = Tensor::dense(nullptr, dtype, shape, kCard);
+      t.data = bytes(t.bytes());
+      return t;
+    };
+    return {place(DType::u8, {rows, columns}),
+            second == 0 ? place(DType::f32, {first}) : place(DType::f32, {first, second}), kind};
   }
   void clear() { buffers_.clear(); }
 

@@ -71,9 +71,10 @@ void clear_interrupt() {
   catch_interrupt();
 }
 
-ProgressBar::ProgressBar(std::string label, bool forced)
+ProgressBar::ProgressBar(std::string label, bool forced, Counts counts)
     : label_(std::move(label)),
       enabled_(forced || (isatty(STDERR_FILENO) == 1 && current_verbosity <= Verbosity::info)),
+      counts_(counts),
       start_(std::chrono::steady_clock::now()),
       last_(start_) {}
 
@@ -90,6 +91,9 @@ void ProgressBar::update(std::uint64_t done, std::uint64_t total) {
   const auto filled = static_cast<std::size_t>(fraction * kWidth);
   fmt::print(stderr, "\r{:<18}[{}{}] {:3.0f} %", label_, std::string(filled, '#'),
              std::string(kWidth - filled, '.'), 100 * fraction);
+  const double seconds = std::chrono::duration<double>(now - start_).count();
+  if (counts_ == Counts::bytes && seconds > 0)
+    fmt::print(stderr, " {:5.1f} GB/s", 1e-9 * static_cast<double>(done) / seconds);
   std::fflush(stderr);
 }
 
@@ -97,7 +101,7 @@ void ProgressBar::finish() {
   if (!drawn_) return;
   drawn_ = false;
   if (isatty(STDERR_FILENO) == 1)
-    fmt::print(stderr, "\r{:60}\r", "");
+    fmt::print(stderr, "\r{:72}\r", "");
   else
     fmt::print(stderr, "\n");
   std::fflush(stderr);

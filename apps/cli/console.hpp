@@ -41,7 +41,8 @@ void clear_interrupt();
 /// A bar on stderr, drawn only on a terminal or when --progress asks for it.
 class ProgressBar {
  public:
-  ProgressBar(std::string label, bool forced);
+  enum class Counts { things, bytes };  ///< of bytes the rate is shown, too
+  ProgressBar(std::string label, bool forced, Counts counts = Counts::things);
   ~ProgressBar();
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
@@ -53,6 +54,7 @@ class ProgressBar {
  private:
   std::string label_;
   bool enabled_;
+  Counts counts_;
   bool drawn_ = false;
   std::chrono::steady_clock::time_point start_;
   std::chrono::steady_clock::time_point last_;

@@ -67,6 +67,8 @@ bool parse(Arguments args, GenerateArguments& a) {
   if ((!a.state_load.empty() || !a.state_save.empty()) &&
       std::max(a.prompts.size(), a.prompt_ids.size()) > 1)
     throw UsageError("--state-load and --state-save work with one prompt, not with several");
+  a.run.sequences =
+      static_cast<std::int64_t>(std::max<std::size_t>({1, a.prompts.size(), a.prompt_ids.size()}));
   if (a.logprobs >= 0 && !a.json) throw UsageError("--logprobs needs --json");
   if (a.escape) {
     for (std::string& prompt : a.prompts) prompt = unescape(prompt);

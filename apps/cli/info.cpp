@@ -200,7 +200,7 @@ struct RunningMemory {
 };
 
 RunningMemory running_memory(const Config& config, std::span<const ParameterInfo> weights,
-                             LoadOptions options, std::int64_t sequences) {
+                             LoadOptions options, std::int64_t sequences, std::int64_t prompt) {
   if (!options.device.is_cpu()) {
     try {
       options.packing = model::choose_packing(config, weights, options);
@@ -209,11 +209,12 @@ RunningMemory running_memory(const Config& config, std::span<const ParameterInfo
     }
   }
   model::MemoryMeter meter(config, weights, options);
-  RunningMemory memory{.device = options.device,
-                       .arithmetic = options.dtype,
-                       .packing = options.packing,
-                       .needs = meter.needs(sequences),
-                       .slice = meter.limits().slice};
+  RunningMemory memory{
+      .device = options.device,
+      .arithmetic = options.dtype,
+      .packing = options.packing,
+      .needs = meter.needs(sequences, prompt),
+      .slice = prompt > 0 ? std::min(prompt, meter.limits().slice) : meter.limits().slice};
   if (options.device.is_cpu()) {
     if (const auto machine = machine_memory()) memory.free = machine->available;
   } else {
@@ -223,7 +224,7 @@ RunningMemory running_memory(const Config& config, std::span<const ParameterInfo
       memory.why_unknown = error.what();
     }
   }
-  if (memory.free) memory.fit = meter.sequences_within(*memory.free);
+  if (memory.free) memory.fit = meter.sequences_within(*memory.free, prompt);
   return memory;
 }
 
@@ -238,6 +239,7 @@ Json memory_json(const RunningMemory& memory) {
                {"states_bytes", needs.states()},
                {"decode_scratch_bytes", needs.decode_scratch},
                {"prompt_scratch_bytes", needs.prompt_scratch},
+               {"prompt_tokens_of_a_pass", memory.slice},
                {"step_inputs_bytes", needs.step_inputs},
                {"results_bytes", needs.results},
                {"total_bytes", needs.total()},
@@ -339,7 +341,7 @@ int run_info(Arguments args) {
   RunOptions run;
   run.device = "cpu";
   TrainOptions train;
-  std::int64_t sequences = 0;  // not asked for
+  std::int64_t sequences = 0, prompt = 0;  // not asked for
   bool json = false;
   OptionParser parser("info", "Architecture, size, tokenizer and oddities of a model.", kExamples);
   parser.group("Output");
@@ -349,6 +351,8 @@ int run_info(Arguments args) {
               "model; --dtype is the type of its weights too");
   parser.integer("--sequences", sequences, 1, 1 << 20,
                  "What so many side by side take of the memory of --device (1)");
+  parser.integer("--prompt-len", prompt, 1, 1LL << 40,
+                 "With --device or --sequences: tokens of the longest prompt (any number)");
   parser.group("Training");
   parser.flag("--train", train.wanted, "What training a model of this shape takes");
   parser.integer("--rows", train.rows, 1, 1 << 20, "Sequences of one pass (8)");
@@ -358,6 +362,8 @@ int run_info(Arguments args) {
   apply(run.log);
   LoadOptions options = to_load_options(run);
   const bool with_memory = sequences > 0 || !options.device.is_cpu();
+  if (prompt > 0 && !with_memory)
+    throw UsageError("--prompt-len goes with --device or --sequences");
   run.device = "cpu";  // weights are looked at where they are
   run.prefill_dtype = "same";
   run.pack_weights = "auto";
@@ -374,7 +380,7 @@ int run_info(Arguments args) {
     return 0;
   }
   const auto memory_of = [&](const Config& config, const std::vector<ParameterInfo>& weights) {
-    return running_memory(config, weights, options, std::max<std::int64_t>(1, sequences));
+    return running_memory(config, weights, options, std::max<std::int64_t>(1, sequences), prompt);
   };
   const auto line = [](const Json& object) {
     return object.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";

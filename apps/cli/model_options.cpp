@@ -145,6 +145,7 @@ LoadOptions to_load_options(const RunOptions& options) {
   if (options.pack_weights == "off") load.packing = Packing::off;
   if (options.pack_weights == "both") load.packing = Packing::both;
   load.state_dtype = *parse_dtype(options.state_dtype);
+  load.sequences = options.sequences;
   load.threads = static_cast<int>(options.threads);
   load.check_tensors = options.check_tensors;
   load.chunk_size = options.chunk_size;
@@ -204,7 +205,7 @@ LoadedModel load_model(const RunOptions& options) {
                       "less memory and several times the speed",
                       to_string(weights)));
   }
-  ProgressBar bar("loading", options.progress);
+  ProgressBar bar("loading", options.progress, ProgressBar::Counts::bytes);
   load.progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };
   Model model = Model::load(directory, load);
   return {std::move(model), directory, watch.seconds()};

@@ -28,6 +28,7 @@ struct RunOptions {
   std::string device;  ///< as typed; empty: cuda where there is one, else cpu
   bool exact = false;
   std::vector<std::string> lora;  ///< as typed: DIR or DIR=SCALE
+  std::int64_t sequences = 1;     ///< at once, without an option of its own
   std::int64_t threads = 0;
   std::int64_t chunk_size = 0;
   bool check_tensors = false;

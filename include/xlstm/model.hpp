@@ -55,6 +55,9 @@ struct LoadOptions {
   /// bf16: on a CUDA device, C of mLSTM cells takes half the memory, and is rounded at random
   /// where it is written (docs/cuda.md, "State in bf16"). Elsewhere and in files states are f32.
   DType state_dtype = DType::f32;
+  /// On a CUDA device loading fails, before it begins, where the states of so many sequences at
+  /// once do not fit beside the weights.
+  std::int64_t sequences = 1;
   int threads = 0;              ///< 0: one per physical core
   bool check_tensors = false;   ///< look for NaN and infinities in the weights; reads every byte
   std::int64_t chunk_size = 0;  ///< L of the chunkwise form; 0: the engine's choice

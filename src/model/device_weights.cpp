@@ -24,7 +24,7 @@ void prepare_device(Model::Impl& impl, std::span<const ParameterInfo> weights) {
   LoadOptions options = impl.options;
   options.threads = impl.context.threads();
   MemoryMeter meter(impl.config, weights, options);
-  meter.expect_fit(1);
+  meter.expect_fit(options.sequences);
   impl.limits = meter.limits();
 }
 

@@ -365,7 +365,8 @@ void Model::Impl::run_graph(std::uint64_t key, Pass&& pass) {
       throw;
     }
   }
-  cuda::launch_graph(found->graph.get(), context.stream(), device);
+  std::rotate(found, found + 1, graphs_.end());  // what was used last stays longest
+  cuda::launch_graph(graphs_.back().graph.get(), context.stream(), device);
 }
 
 std::span<const float> Model::Impl::eval(State& state, std::span<const std::int32_t> ids) {

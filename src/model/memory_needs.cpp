@@ -128,7 +128,7 @@ std::uint64_t MemoryMeter::measure(std::span<const std::int32_t> offsets) {
   return context_.stop_measuring();
 }
 
-MemoryNeeds MemoryMeter::needs(std::int64_t sequences) {
+MemoryNeeds MemoryMeter::needs(std::int64_t sequences, std::int64_t prompt) {
   XLSTM_CHECK(sequences >= 1, invalid_argument, "memory: expected at least one sequence, found {}",
               sequences);
   const std::int64_t shared = std::min(sequences, limits_.shared_sequences);
@@ -140,29 +140,32 @@ MemoryNeeds MemoryMeter::needs(std::int64_t sequences) {
   std::vector<std::int32_t> offsets(static_cast<std::size_t>(shared) + 1);
   std::iota(offsets.begin(), offsets.end(), 0);
   needs.decode_scratch = measure(offsets);
-  needs.prompt_scratch = measure(std::array{0, static_cast<std::int32_t>(limits_.slice)});
+  const std::int64_t slice = prompt > 0 ? std::min(prompt, limits_.slice) : limits_.slice;
+  needs.prompt_scratch = measure(std::array{0, static_cast<std::int32_t>(slice)});
   if (context_.device().is_cpu()) return needs;
   if (network_.state.cuda_c() == DType::bf16 && shared > 1) {  // prompts on copies in float32
     for (std::size_t s = 0; s < offsets.size(); ++s)
-      offsets[s] = static_cast<std::int32_t>(
-          static_cast<std::int64_t>(s) * std::max<std::int64_t>(2, limits_.shared_tokens / shared));
+      offsets[s] =
+          static_cast<std::int32_t>(static_cast<std::int64_t>(s) *
+                                    std::clamp<std::int64_t>(limits_.shared_tokens / shared, 2,
+                                                             std::max<std::int64_t>(2, slice)));
     needs.prompt_scratch = std::max(needs.prompt_scratch, measure(offsets));
   }
   const auto rows = static_cast<std::size_t>(shared),
-             slice = static_cast<std::size_t>(limits_.slice);
+             tokens = static_cast<std::size_t>(limits_.slice);
   // Of any pass, and of steps that draw their tokens, which have logits of two steps.
   needs.step_inputs =
-      StepInputs::bytes(rows, slice, rows) + StepInputs::bytes(rows, rows, rows, rows);
+      StepInputs::bytes(rows, tokens, rows) + StepInputs::bytes(rows, rows, rows, rows);
   const std::int64_t results =
       network_.hp.vocab > 0 ? 3 * shared * network_.hp.vocab : limits_.slice * network_.hp.d;
   needs.results = static_cast<std::uint64_t>(results) * sizeof(float);
   return needs;
 }
 
-std::int64_t MemoryMeter::sequences_within(std::uint64_t bytes) {
-  const auto fits = [&](std::int64_t n) { return needs(n).total() <= bytes; };
+std::int64_t MemoryMeter::sequences_within(std::uint64_t bytes, std::int64_t prompt) {
+  const auto fits = [&](std::int64_t n) { return needs(n, prompt).total() <= bytes; };
   if (fits(limits_.shared_sequences)) {  // from there on, a sequence more takes its state more
-    const MemoryNeeds all = needs(limits_.shared_sequences);
+    const MemoryNeeds all = needs(limits_.shared_sequences, prompt);
     if (all.state == 0) return limits_.shared_sequences;
     return limits_.shared_sequences + static_cast<std::int64_t>((bytes - all.total()) / all.state);
   }

@@ -20,7 +20,7 @@ struct MemoryNeeds {
   std::uint64_t loading = 0;         ///< beside the weights, until they are loaded
   std::uint64_t state = 0;           ///< of one sequence, on that device
   std::uint64_t decode_scratch = 0;  ///< of a token for each sequence that shares a pass
-  std::uint64_t prompt_scratch = 0;  ///< of a slice of one sequence
+  std::uint64_t prompt_scratch = 0;  ///< of a slice of one sequence, or of the prompts asked for
   std::uint64_t step_inputs = 0;     ///< 0 on the CPU, which reads them where they are
   /// What a pass gives: logits of one token for each sequence that shares it, or the vectors of a
   /// model without a vocabulary. All logits of a prompt take more. 0 on the CPU.
@@ -64,9 +64,10 @@ class MemoryMeter {
   /// Of passes of this model: on a CUDA device slices are as long as kMostPromptScratch allows, so
   /// that products are large and cells have many blocks.
   const PassLimits& limits() const { return limits_; }
-  MemoryNeeds needs(std::int64_t sequences);
+  /// @param prompt  tokens of the longest prompt; 0: any number, a slice at a time
+  MemoryNeeds needs(std::int64_t sequences, std::int64_t prompt = 0);
   /// The most sequences whose needs are no more than `bytes`; 0 if not even one's are.
-  std::int64_t sequences_within(std::uint64_t bytes);
+  std::int64_t sequences_within(std::uint64_t bytes, std::int64_t prompt = 0);
   /// @throws Error(out_of_memory) that says what is needed and free, unless it fits into `free`
   void expect_fit(std::int64_t sequences, std::uint64_t free);
   /// The same with what is free on the device; does nothing for the CPU.

@@ -264,10 +264,11 @@ TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
       run({"info", "--json", "--device", "cuda", "--sequences", "20", "--pack-weights", "off"})
           .json();
   const json& memory = info["memory"];
-  EXPECT_EQ(keys(memory), (Names{"device", "dtype", "sequences", "packed_weights", "weights_bytes",
-                                 "state_bytes_per_sequence", "states_bytes", "decode_scratch_bytes",
-                                 "prompt_scratch_bytes", "step_inputs_bytes", "results_bytes",
-                                 "total_bytes", "free_bytes", "sequences_that_fit"}));
+  EXPECT_EQ(keys(memory),
+            (Names{"device", "dtype", "sequences", "packed_weights", "weights_bytes",
+                   "state_bytes_per_sequence", "states_bytes", "decode_scratch_bytes",
+                   "prompt_scratch_bytes", "prompt_tokens_of_a_pass", "step_inputs_bytes",
+                   "results_bytes", "total_bytes", "free_bytes", "sequences_that_fit"}));
   EXPECT_EQ(memory["device"], "cuda:0");
   EXPECT_EQ(memory["sequences"], 20);
   EXPECT_EQ(memory["states_bytes"], 20 * memory["state_bytes_per_sequence"].get<std::int64_t>());
@@ -284,6 +285,9 @@ TEST(CliInfo, MemoryOfADeviceWithOrWithoutACard) {
   EXPECT_NE(text.out.find("memory of cuda:1, 1 sequence, bf16"), std::string::npos)
       << "the type of the weights, as generate would have it: " << text.out;
   EXPECT_NE(text.out.find("for 16384 tokens of a prompt"), std::string::npos) << text.out;
+  const Outcome prompt = run({"info", "--device", "cuda", "--prompt-len", "100"});
+  EXPECT_NE(prompt.out.find("for 100 tokens of a prompt"), std::string::npos) << prompt.out;
+  EXPECT_EQ(run({"info", "--device", "cpu", "--prompt-len", "100"}).status, 2);
   const Outcome f32 = run({"info", "--device", "cuda", "--dtype", "f32"});
   EXPECT_NE(f32.out.find("memory of cuda:0, 1 sequence, f32"), std::string::npos) << f32.out;
   const Outcome coded = run({"info", "--device", "cuda", "--prefill-dtype", "fp8"});

@@ -16,8 +16,9 @@ int main(int argc, char** argv) {
   // Before the tests are listed: their parameters depend on it.
   xlstm::test_device() = {xlstm::DeviceType::cuda, 0};
   testing::InitGoogleTest(&argc, argv);
-  // A test reads results as soon as an op has returned.
-  setenv("CUDA_LAUNCH_BLOCKING", "1", 1);
+  // A test reads results as soon as an op has returned. So kernels overlap in graphs alone, unless
+  // the environment says 0: tests of whole models wait for what they read themselves.
+  setenv("CUDA_LAUNCH_BLOCKING", "1", 0);
   const xlstm::CudaReport report = xlstm::query_cuda();
   if (report.devices.empty() && !testing::GTEST_FLAG(list_tests)) {
     std::printf("no CUDA device (%s): nothing is tested\n", report.problem.c_str());

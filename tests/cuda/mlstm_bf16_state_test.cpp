@@ -11,37 +11,6 @@
 namespace xlstm::ops::test {
 namespace {
 
-template <class Real>
-oracle::MlstmInputsOf<Real> tokens_between(const Decoding& d, const Decoding::Sequence& s,
-                                           int begin) {
-  Decoding::Sequence rest = s;
-  const auto cut = [&](std::vector<double>& from, int width) {
-    from.erase(from.begin(), from.begin() + begin * width);
-  };
-  cut(rest.in.q, d.shape.heads * d.shape.dqk);
-  cut(rest.in.k, d.shape.heads * d.shape.dqk);
-  cut(rest.in.v, d.shape.heads * d.shape.dv);
-  cut(rest.in.i, d.shape.heads);
-  cut(rest.in.log_f, d.shape.heads);
-  rest.read -= begin;
-  return d.tokens_read<Real>(rest);
-}
-
-template <class Real, class From>
-std::vector<Real> as(const std::vector<From>& from) {
-  return {from.begin(), from.end()};
-}
-template <class Real>
-oracle::MlstmStateOf<Real> state_of(const Decoding& d, std::size_t s) {
-  oracle::MlstmStateOf<Real> state(d.shape.heads, d.shape.dqk, d.shape.dv);
-  state.c = as<Real>(d.c(s));
-  const std::vector<double> rest = d.n_and_m(s);
-  const auto m = rest.end() - d.shape.heads;
-  state.n.assign(rest.begin(), m);
-  state.m.assign(m, rest.end());
-  return state;
-}
-
 /// Whether each number is one of the two that bf16 has around the exact one, give or take what
 /// kernels are wrong by.
 void expect_rounded(const std::vector<double>& got, const std::vector<double>& exact) {
@@ -87,29 +56,29 @@ TEST(MlstmBf16State, IsTheExactStateRoundedOnceForEachRing) {
           const int steps = 3 * most + 1;
           Decoding d(shape, gate, type, regime, 3, steps, DType::bf16);
           d.sequences[2].has_record = false;
-          auto exact = state_of<double>(d, 1);
-          auto naive = state_of<float>(d, 1);
+          auto exact = d.state_now<double>(1);
+          auto naive = d.state_now<float>(1);
           int begin = 0;
           for (int t = 0; t < steps; ++t) {
             d.step({0, 1, 2});
             EXPECT_EQ(d.waiting(1), (t + 1) % most);
             EXPECT_EQ(d.position(1), static_cast<std::uint32_t>((t + 1) / most * most));
             if (d.waiting(1) != 0) continue;
-            const oracle::MlstmInputs in = tokens_between<double>(d, d.sequences[1], begin);
+            const oracle::MlstmInputs in = d.tokens_read<double>(d.sequences[1], begin);
             const auto want = oracle::mlstm_recurrent(in, exact);
             const auto plain =
-                oracle::mlstm_recurrent(tokens_between<float>(d, d.sequences[1], begin), naive);
+                oracle::mlstm_recurrent(d.tokens_read<float>(d.sequences[1], begin), naive);
             const std::vector<double>& all = d.sequences[1].h;
             const std::vector<double> got(all.begin() + begin * shape.heads * shape.dv, all.end());
             // Where a denominator is small, float32 itself is far off.
-            const double error = max_error(as<double>(plain), want);
+            const double error = max_error({plain.begin(), plain.end()}, want);
             EXPECT_LE(max_error(got, want),
                       4 * error + (type == DType::f32 ? 5e-6 : 5e-3) * max_abs(want));
             expect_rounded(d.c(1), exact.c);
             expect_bits_of_the_key(d, 1, exact.c);
             begin = t + 1;
-            exact = state_of<double>(d, 1);
-            naive = state_of<float>(d, 1);
+            exact = d.state_now<double>(1);
+            naive = d.state_now<float>(1);
           }
         }
 }
@@ -122,7 +91,7 @@ TEST(MlstmBf16State, FoldsToTheSameBitsEverywhere) {
     for (int t = 0; t < steps; ++t) {
       d.step({0, 1});
       const Floats before = d.sequences[0].record;
-      auto exact = state_of<double>(d, 0);
+      auto exact = d.state_now<double>(0);
       d.fold({0});
       EXPECT_EQ(d.waiting(0), 0);
       EXPECT_EQ(d.position(0, 1), static_cast<std::uint32_t>(t + 1));
@@ -180,14 +149,13 @@ TEST(MlstmBf16State, LongerSequencesWorkOnACopy) {
       d.fold({0, 1, 2}, test_device(), {0, 1, 71, 72}, true);
       EXPECT_EQ(d.position(1), 3U);
       const auto waiting = d.waiting(0);
-      auto exact = state_of<double>(d, 1);
+      auto exact = d.state_now<double>(1);
       const Floats record = d.sequences[1].record;
       d.step({0, 1, 2, 3}, {1, 70, 1, 40});
       const std::size_t before = std::size_t(3 * shape.heads * shape.dv);
       const std::vector<double> got(d.sequences[1].h.begin() + std::ptrdiff_t(before),
                                     d.sequences[1].h.end());
-      const auto want =
-          oracle::mlstm_recurrent(tokens_between<double>(d, d.sequences[1], 3), exact);
+      const auto want = oracle::mlstm_recurrent(d.tokens_read<double>(d.sequences[1], 3), exact);
       EXPECT_LE(max_error(got, want), (type == DType::f32 ? 1e-4 : 2e-2) * max_abs(want));
       EXPECT_EQ(d.position(1), 73U);
       EXPECT_EQ(d.position(1, shape.heads - 1), 73U);

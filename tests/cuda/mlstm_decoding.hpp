@@ -31,9 +31,10 @@ struct Decoding {
   MlstmRing ring;
   std::size_t n_at, m_at, ring_at;  // floats
   std::vector<Sequence> sequences;
-  bool pends = true;                                        // or C is written at each step
-  enum class Norm { none, apart, fused } how = Norm::none;  // of h, with v as its gate
-  Array norm{DType::f32, {1}};
+  bool pends = true;  // or C is written at each step
+  // Of h, with v as its gate; `linear` is the op with a product by the identity after it.
+  enum class Norm { none, apart, fused, linear } how = Norm::none;
+  Array norm{DType::f32, {1}}, identity = norm;
 
   /// @param c_dtype  of C in the records, which is in the first half of its place if it is bf16
   Decoding(MlstmShape of, MlstmGate kind, DType dtype, Regime regime, int count, int tokens,
@@ -136,6 +137,8 @@ struct Decoding {
                               .y = out.tensor()};
     if (how == Norm::fused)
       run(context, mlstm_head_norm, MlstmHeadNormArgs{.cell = cell, .norm = normed});
+    else if (how == Norm::linear)
+      step_to_product(context, cell, normed, out);
     else
       run(context, mlstm, cell);
     if (how == Norm::apart) run(context, head_norm, normed);
@@ -145,6 +148,32 @@ struct Decoding {
       sequences[which[at]].h.insert(sequences[which[at]].h.end(),
                                     got.begin() + offsets[at] * h * shape.dv,
                                     got.begin() + offsets[at + 1] * h * shape.dv);
+  }
+  /// The normed h, rounded to bf16 for a product with weights of bf16, into `out`.
+  void step_to_product(Context& context, const MlstmArgs& cell, const HeadNormArgs& normed,
+                       Array& out) {
+    const std::int64_t width = shape.heads * shape.dv, tokens = normed.h.dim(0);
+    if (identity.values().size() == 1) {
+      std::vector<double> ones(static_cast<std::size_t>(width * width));
+      for (std::int64_t x = 0; x < width; ++x) ones[static_cast<std::size_t>(x * width + x)] = 1;
+      identity = Array::of(DType::bf16, {width, width}, ones);
+    }
+    const Tensor w = identity.tensor();
+    Array h(DType::f32, {tokens, width}, 4);
+    out = Array::of(DType::f32, {tokens, width},
+                    std::vector<double>(static_cast<std::size_t>(tokens * width)), 8);
+    MlstmHeadNormLinearArgs args{.cell = cell,
+                                 .norm = {.h = h.tensor(),
+                                          .o = normed.o,
+                                          .norm_w = normed.w,
+                                          .norm_b = {},
+                                          .heads = normed.heads,
+                                          .activation = DType::bf16,
+                                          .w = {&w, 1},
+                                          .b = {},
+                                          .y = out.tensor()}};
+    args.cell.h = h.tensor();
+    run(context, mlstm_head_norm_linear, args);
   }
   /// A step of some, others at other times: positions in the rings differ.
   void ragged_step(int t) {
@@ -214,15 +243,27 @@ struct Decoding {
     first.m.assign(m, m + shape.heads);
     return first;
   }
+  /// Of sequence s, as its record stands; with nothing pending.
   template <class Real>
-  oracle::MlstmInputsOf<Real> tokens_read(const Sequence& s) const {
+  oracle::MlstmStateOf<Real> state_now(std::size_t s) const {
+    const std::vector<double> all_c = c(s), rest = n_and_m(s);
+    const auto m = rest.end() - shape.heads;
+    oracle::MlstmStateOf<Real> state(shape.heads, shape.dqk, shape.dv);
+    state.c.assign(all_c.begin(), all_c.end());
+    state.n.assign(rest.begin(), m);
+    state.m.assign(m, rest.end());
+    return state;
+  }
+  /// From token `begin` on.
+  template <class Real>
+  oracle::MlstmInputsOf<Real> tokens_read(const Sequence& s, int begin = 0) const {
     oracle::MlstmInputsOf<Real> in;
     in.heads = shape.heads;
     in.dqk = shape.dqk;
     in.dv = shape.dv;
     in.sigmoid = s.in.sigmoid;
     const auto cut = [&](std::vector<Real>& to, const std::vector<double>& from, int width) {
-      to.assign(from.begin(), from.begin() + s.read * width);
+      to.assign(from.begin() + begin * width, from.begin() + s.read * width);
     };
     cut(in.q, s.in.q, shape.heads * shape.dqk);
     cut(in.k, s.in.k, shape.heads * shape.dqk);

@@ -9,6 +9,7 @@
 // streams and graphs run at once.
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -156,6 +157,7 @@ T __shfl_up_sync(unsigned mask, T value, int delta, int width = 32,
   const int me = cuda_emulator::lane(), from = me - delta;
   return all.template of<T>(from >= me / width * width ? from : me);
 }
+inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline unsigned __ballot_sync(unsigned mask, int predicate,
                               cuda_emulator::Site site = cuda_emulator::Site::current()) {
   const auto all = cuda_emulator::exchange(mask, predicate, site);

@@ -14,6 +14,7 @@
 #include "model/golden.hpp"
 #include "oracle/xlstm_large.hpp"
 #include "source_dir.hpp"
+#include "test_device.hpp"
 #include "xlstm/generate.hpp"
 
 namespace xlstm::equivalence {
@@ -26,11 +27,9 @@ const fs::path kSource = source_dir();
 const fs::path kShared = kSource / "../shared";
 constexpr DType kTypes[] = {DType::f32, DType::bf16};
 
-Device measured_device;
-
 LoadOptions options_for(DType dtype, std::int64_t chunk = 0) {
   LoadOptions options;
-  options.device = measured_device;
+  options.device = test_device();
   options.dtype = dtype;
   options.chunk_size = chunk;
   return options;
@@ -53,7 +52,9 @@ std::vector<float> logits_of(Model& model, std::span<const std::int32_t> ids,
 
 /// Every golden model, chunk size and split of its tokens: the largest deviation of a logit.
 void measure_golden(bool quick, const fs::path& scratch) {
-  for (const testing::Golden& golden : testing::golden_models()) {
+  std::vector<testing::Golden> models = testing::golden_models();
+  for (testing::Golden& stack : testing::golden_stacks()) models.push_back(std::move(stack));
+  for (const testing::Golden& golden : models) {
     const auto file = formats::SafetensorsFile::open(golden.outputs);
     const bool ragged = file.tensors().count("ragged.logits") != 0;
     const std::string prefix = ragged ? "ragged." : "";
@@ -210,8 +211,7 @@ void measure_checkpoint() {
 
 }  // namespace
 
-void measure_models(bool quick, const fs::path& scratch, Device device) {
-  measured_device = device;
+void measure_models(bool quick, const fs::path& scratch) {
   measure_golden(quick, scratch);
   measure_default_model(quick);
   if (!quick) measure_checkpoint();

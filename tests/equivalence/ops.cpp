@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cuda/mlstm_call.hpp"
+#include "cuda/norm_error.hpp"
 #include "equivalence/report.hpp"
 #include "ops/activation.hpp"
 #include "ops/embed.hpp"
@@ -39,7 +41,7 @@ void compare(const std::string& op, DType dtype, const std::vector<double>& got,
 void measure_element_wise(DType dtype, int tokens) {
   const int width = 1030, heads = 5, head_width = width / heads;
   std::mt19937 random(1);
-  Context context({}, 2);
+  Context context(test_device(), 2);
   Array x = Array::random(random, DType::f32, {tokens, width}, 2.0);
   Array other = Array::random(random, DType::f32, {tokens, width}, 3.0);
   Array w = Array::random(random, dtype, {width}, 0.3, 1.0);
@@ -103,6 +105,7 @@ void measure_element_wise(DType dtype, int tokens) {
   const auto want = oracle::soft_cap(capped.values(), 3.0);
   const auto plain = oracle::soft_cap(capped.floats(), 3.0F);
   ops::soft_cap(context, {.x = capped.tensor(), .cap = 3.0F});
+  context.synchronize();
   compare("soft_cap", dtype, capped.values(), want, plain);
 }
 
@@ -110,7 +113,7 @@ void measure_element_wise(DType dtype, int tokens) {
 void measure_linear(DType dtype, int tokens) {
   const int in = 515, out = 70;
   std::mt19937 random(2);
-  Context context({}, 2);
+  Context context(test_device(), 2);
   for (DType weights : {DType::f32, DType::bf16, DType::f16}) {
     Array x = Array::random(random, dtype, {tokens, in});
     Array w = Array::random(random, weights, {out, in}), y(DType::f32, {tokens, out});
@@ -144,6 +147,26 @@ void measure_cell(const std::string& table, const std::string& row, Regime regim
          true);
 }
 
+/// What the kernels of prompts make of bf16.
+void measure_cell_bf16(Regime regime) {
+  constexpr int kLength = 300;
+  ops::test::MlstmCall call({1, 256, 512}, {kLength}, ops::MlstmGate::exponential, 1, DType::bf16,
+                            regime, true);
+  call.run();
+  oracle::MlstmState exact = call.state<double>(0);
+  const oracle::Vector want = oracle::mlstm_recurrent(call.inputs<double>(0), exact);
+  const ops::test::NormError h(call.h(0), want, static_cast<std::size_t>(call.shape.dv));
+  const auto state = [&](std::size_t begin, std::size_t end) {
+    const auto record = call.records[0].begin();
+    return std::vector<double>(record + static_cast<std::ptrdiff_t>(begin),
+                               record + static_cast<std::ptrdiff_t>(end));
+  };
+  const std::string row = to_string(regime);
+  report(kCellBf16, row + ": h", h.all);
+  report(kCellBf16, row + ": worst row of h", h.worst_row);
+  report(kCellBf16, row + ": C", ops::test::distance(state(0, call.n_at), exact.c));
+}
+
 }  // namespace
 
 void measure_ops(bool quick) {
@@ -164,6 +187,8 @@ void measure_ops(bool quick) {
     for (int chunk : {1, 64})
       measure_cell(kGates, std::string(to_string(regime)) + ", chunk " + std::to_string(chunk),
                    regime, 200, chunk);
+  if (test_device().is_cpu()) return;
+  for (Regime regime : ops::test::kRegimes) measure_cell_bf16(regime);
 }
 
 }  // namespace xlstm::equivalence

@@ -4,8 +4,6 @@
 #include <filesystem>
 #include <string>
 
-#include "xlstm/device.hpp"
-
 namespace xlstm::equivalence {
 
 /// Reports one figure: `table` and `row` name its place, the column is what this process measures:
@@ -19,12 +17,13 @@ void report(const std::string& table, const std::string& row, double figure, boo
 inline constexpr const char* kOps = "Operations";
 inline constexpr const char* kCell = "The mLSTM cell by length and chunk";
 inline constexpr const char* kGates = "The mLSTM cell by gates";
+inline constexpr const char* kCellBf16 = "The mLSTM cell in bf16 by gates";
 inline constexpr const char* kGolden = "Small models against the reference implementations";
 inline constexpr const char* kDefaultModel = "The default model against the oracle";
 inline constexpr const char* kCheckpoint = "The reference checkpoint";
 
 /// @param quick  the shortest of each kind, for a test of this program
-void measure_ops(bool quick);  ///< on the CPU
-void measure_models(bool quick, const std::filesystem::path& scratch, Device device);
+void measure_ops(bool quick);  ///< on the test device, as models are
+void measure_models(bool quick, const std::filesystem::path& scratch);
 
 }  // namespace xlstm::equivalence

@@ -30,6 +30,19 @@ std::vector<Golden> golden_models() {
   return list;
 }
 
+std::vector<Golden> golden_stacks() {
+  const fs::path source = source_dir(), golden = source / "tests/golden";
+  std::vector<Golden> list = {
+      {"v1_mixed", golden / "v1_mixed.safetensors", {}},
+      {"v1_community", golden / "v1_mixed_tied_bias.safetensors", golden / "v1_community"}};
+  const fs::path shared = source / "../shared/golden";
+  for (const char* name : {"v1_mlstm", "v1_slstm", "v1_mixed_tied_bias"}) {
+    const fs::path file = shared / (std::string(name) + ".safetensors");
+    if (fs::exists(file)) list.push_back({std::string(name) + "_shared", file, {}});
+  }
+  return list;
+}
+
 void write_nxai_directory(const formats::SafetensorsFile& file, const fs::path& directory) {
   fs::create_directories(directory);
   std::ofstream yaml(directory / "config.yaml");

@@ -19,12 +19,15 @@ struct Golden {
 
 /// Those of tests/golden, and with `../shared/golden` beside the sources those too.
 std::vector<Golden> golden_models();
+/// The same of the first xLSTM.
+std::vector<Golden> golden_stacks();
 
 /// Writes an NX-AI directory from a golden file's `param.` tensors and its metadata.
 void write_nxai_directory(const formats::SafetensorsFile& file,
                           const std::filesystem::path& directory);
 
-/// Loads the model of `golden`, by way of `scratch` when it has to be written first.
+/// Loads the model of `golden` on the test device, by way of `scratch` when it has to be written
+/// first.
 Model load_golden(const Golden& golden, const std::filesystem::path& scratch,
                   LoadOptions options = {});
 

@@ -144,6 +144,20 @@ TEST(MemoryNeeds, AsManySequencesFitAsThereIsMemoryFor) {
   }
 }
 
+// A prompt of a slice or more takes what any prompt takes, and a shorter one less.
+TEST(MemoryNeeds, ShortPromptsTakeLess) {
+  const Config config = small_config();
+  MemoryMeter meter(config, model::uniform_parameters(config, DType::bf16), options_for(kCuda));
+  const std::int64_t slice = meter.limits().slice;
+  const std::uint64_t any = meter.needs(3).prompt_scratch;
+  EXPECT_EQ(meter.needs(3, slice).prompt_scratch, any);
+  EXPECT_EQ(meter.needs(3, 10 * slice).prompt_scratch, any);
+  const MemoryNeeds few = meter.needs(3, 100);
+  EXPECT_LT(few.prompt_scratch, any / 10);
+  EXPECT_GT(meter.sequences_within(meter.needs(3).total(), 100), 3);
+  EXPECT_EQ(meter.sequences_within(few.total(), 100), 3);
+}
+
 TEST(MemoryNeeds, WhatDoesNotFitIsRefused) {
   Config config = small_config();
   config.hidden_size = 4080;

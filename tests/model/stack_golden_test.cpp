@@ -17,19 +17,6 @@ namespace fs = std::filesystem;
 using formats::SafetensorsFile;
 using Ids = std::span<const std::int32_t>;
 
-std::vector<Golden> stack_models() {
-  const fs::path source = source_dir(), golden = source / "tests/golden";
-  std::vector<Golden> list = {
-      {"v1_mixed", golden / "v1_mixed.safetensors", {}},
-      {"v1_community", golden / "v1_mixed_tied_bias.safetensors", golden / "v1_community"}};
-  const fs::path shared = source / "../shared/golden";
-  for (const char* name : {"v1_mlstm", "v1_slstm", "v1_mixed_tied_bias"}) {
-    const fs::path file = shared / (std::string(name) + ".safetensors");
-    if (fs::exists(file)) list.push_back({std::string(name) + "_shared", file, {}});
-  }
-  return list;
-}
-
 class StackGoldenTest : public ::testing::TestWithParam<Golden> {
  protected:
   Model load(LoadOptions options = {}) {
@@ -180,7 +167,7 @@ TEST_P(StackGoldenTest, StatesAndModelsSurviveFiles) {
   EXPECT_EQ(all_logits(model, again, Ids(ids).subspan(20)), expected);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, StackGoldenTest, ::testing::ValuesIn(stack_models()),
+INSTANTIATE_TEST_SUITE_P(Models, StackGoldenTest, ::testing::ValuesIn(golden_stacks()),
                          [](const auto& golden) { return golden.param.name; });
 
 // The parameter counts published for the paper's models (specification B.8).

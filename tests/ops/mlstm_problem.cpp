@@ -27,9 +27,15 @@ const char* to_string(Regime regime) {
     case Regime::constant: return "constant";
     case Regime::one_huge: return "one_huge";
     case Regime::open: return "open";
+    case Regime::closed: return "closed";
     case Regime::beyond_caps: return "beyond_caps";
   }
   return "";
+}
+
+bool cancels(MlstmGate gate, Regime regime) {
+  return gate == MlstmGate::exponential &&
+         (regime == Regime::remember || regime == Regime::open || regime == Regime::beyond_caps);
 }
 
 MlstmGates random_gates(Regime regime, int t, int length, std::mt19937& random) {
@@ -43,6 +49,7 @@ MlstmGates random_gates(Regime regime, int t, int length, std::mt19937& random) 
     case Regime::constant: return {0, 0};
     case Regime::one_huge: return {t == length / 2 ? 12.0 : -12.0, 3};
     case Regime::open: return {12, 12};
+    case Regime::closed: return {-25, -25};
     case Regime::beyond_caps:
       return {uniform(random) < 0.5 ? -80.0 : 80.0, uniform(random) < 0.5 ? -80.0 : 80.0};
   }

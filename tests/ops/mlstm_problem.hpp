@@ -20,12 +20,17 @@ enum class Regime {
   constant,     ///< all gates 0: decay 1/2
   one_huge,     ///< one i = 12 among i = -12
   open,         ///< i = 12, f = 12
+  closed,       ///< i = -25, f = -25: of h nearly nothing is left
   beyond_caps,  ///< gates of +-80, which no cap would let pass
 };
-inline constexpr Regime kRegimes[] = {Regime::typical, Regime::remember,   Regime::forget,
-                                      Regime::resets,  Regime::constant,   Regime::one_huge,
-                                      Regime::open,    Regime::beyond_caps};
+inline constexpr Regime kRegimes[] = {Regime::typical, Regime::remember, Regime::forget,
+                                      Regime::resets,  Regime::constant, Regime::one_huge,
+                                      Regime::open,    Regime::closed,   Regime::beyond_caps};
 const char* to_string(Regime regime);
+/// Whether l = n q / sqrt(dqk), a sum of numbers of both signs, can be next to nothing beside them
+/// while no floor keeps the denominator from it. Then h is as wrong as n and l are in their last
+/// bits times what has cancelled, and float32 numbers are far off.
+bool cancels(MlstmGate gate, Regime regime);
 
 struct MlstmGates {
   double i, f;  // before the sigmoid

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cuda/norm_error.hpp"
 #include "ops/mlstm_problem.hpp"
 #include "oracle/golden.hpp"
 
@@ -52,6 +53,34 @@ TEST(Mlstm, MatchesTheOracleInEveryRegime) {
       }
       comparison.expect_at_most_twice_naive();
     }
+  });
+}
+
+// By norms, over all sequences of a call, also where l cancels: it and n are double within a call.
+TEST(Mlstm, FloatsAreAsExactInEveryRegime) {
+  for_each_isa([] {
+    for (Regime regime : kRegimes)
+      for (int chunk : {1, 64}) {
+        SCOPED_TRACE(testing::Message() << to_string(regime) << ", chunk " << chunk);
+        MlstmProblem problem({2, 64, 96}, {200, 1, 64, 130}, regime, 8);
+        problem.run(2, chunk);
+        std::vector<double> h, c, n, want, want_c, want_n;
+        const auto append = [](std::vector<double>& to, const auto& from) {
+          to.insert(to.end(), from.begin(), from.end());
+        };
+        for (std::size_t s = 0; s < problem.lengths().size(); ++s) {
+          oracle::MlstmState state = problem.state(s);
+          append(want, oracle::mlstm_recurrent(problem.inputs(s), state));
+          append(want_c, state.c);
+          append(want_n, state.n);
+          append(h, problem.h(s));
+          append(c, problem.c(s));
+          append(n, problem.n(s));
+        }
+        EXPECT_LE(distance(h, want), 1e-5);
+        EXPECT_LE(distance(c, want_c), 1e-5);
+        EXPECT_LE(distance(n, want_n), 1e-5);
+      }
   });
 }
 

@@ -25,11 +25,14 @@ struct MlstmTask {
   const MlstmPlan& plan;
   std::int64_t sequence, head, x0, x1;
   float* c;  ///< the state C [dqk, dv], updated in place
-  float* n;  ///< a copy of the normaliser [dqk], updated
-  double m;  ///< a float32 value
+  /// A copy of the normaliser [dqk], updated. l = n q / sqrt(dqk) sums numbers of both signs, and
+  /// where no floor is near, h has all that n is wrong by times what cancels: floats take it 1e-3
+  /// off.
+  double* n;
+  double m;
   float scale;
-  float *n_before = nullptr,
-        *n_scratch = nullptr;  ///< [dqk], n as it was before a chunk, and room for another
+  double *n_before = nullptr,
+         *n_scratch = nullptr;  ///< [dqk], n as it was before a chunk, and room for another
   float *q_rows = nullptr, *k_rows = nullptr;      ///< [chunk, qk_stride]
   float *v_rows = nullptr, *numerators = nullptr;  ///< [chunk, v_stride], one unit of columns
   float* scores = nullptr;                         ///< [chunk, chunk_stride]
@@ -80,13 +83,6 @@ HWY_BEFORE_NAMESPACE();
 namespace xlstm::ops::cpu {
 namespace HWY_NAMESPACE {
 
-HWY_INLINE float dot(const float* a, const float* b, std::size_t count) {
-  VF sum = hn::Zero(DF());
-  for (std::size_t i = 0; i < count; i += lanes())
-    sum = hn::MulAdd(load_up_to(a + i, count - i), load_up_to(b + i, count - i), sum);
-  return sum_of_lanes(sum);
-}
-
 /// kRows rows of C at once: C = F C + I k v^T and num (+)= C^T q.
 template <std::size_t kRows>
 HWY_INLINE void step_rows(float* HWY_RESTRICT c, std::size_t c_stride, VF forget, const VF* k,
@@ -114,30 +110,28 @@ struct Step {
   double l;
 };
 
-/// Moves n and m over token t.
-Step advance(const MlstmTask& task, std::int64_t t, float* n, double& m) {
-  const auto dqk = static_cast<std::size_t>(task.plan.dqk);
-  // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
-  // collects no rounding errors.
-  const double decayed = task.log_f(t) + m, i = task.i(t);
-  const double m_new = !task.has_stabiliser() ? 0.0 : i > decayed ? i : decayed;
-  const auto forget = static_cast<float>(std::exp(decayed - m_new));
-  const auto input = static_cast<float>(std::exp(i - m_new));
-  m = static_cast<float>(m_new);
-
+/// n = F n + I k of token t. Returns l.
+double advance_n(const MlstmTask& task, std::int64_t t, double forget, double input, double* n) {
   const float *q = task.q(t), *k = task.k(t);
-  const VF by_forget = hn::Set(DF(), forget), by_input = hn::Set(DF(), input);
-  VF l = hn::Zero(DF());
-  for (std::size_t a = 0; a < dqk; a += lanes()) {
-    const std::size_t count = dqk - a;
-    const VF value = hn::MulAdd(by_input, load_up_to(k + a, count),
-                                hn::Mul(by_forget, load_up_to(n + a, count)));
-    store_up_to(value, n + a, count);
-    l = hn::MulAdd(value, load_up_to(q + a, count), l);
+  double l = 0;
+#pragma omp simd reduction(+ : l)
+  for (std::int64_t a = 0; a < task.plan.dqk; ++a) {
+    n[a] = forget * n[a] + input * static_cast<double>(k[a]);
+    l += n[a] * static_cast<double>(q[a]);
   }
-  const double scaled = task.scale * sum_of_lanes(l);
-  const double reciprocal = task.reciprocal(scaled, std::exp(-m_new));
-  return {forget, input, static_cast<float>(task.scale * reciprocal), scaled};
+  return task.scale * l;
+}
+
+/// Moves n and m over token t.
+Step advance(const MlstmTask& task, std::int64_t t, double* n, double& m) {
+  const double decayed = task.log_f(t) + m, i = task.i(t);
+  // Where nothing new is larger, F is exactly 1 and C collects no rounding errors.
+  m = !task.has_stabiliser() ? 0.0 : i > decayed ? i : decayed;
+  const double forget = std::exp(decayed - m), input = std::exp(i - m);
+  const double l = advance_n(task, t, forget, input, n);
+  const double reciprocal = task.reciprocal(l, std::exp(-m));
+  return {static_cast<float>(forget), static_cast<float>(input),
+          static_cast<float>(task.scale * reciprocal), l};
 }
 
 /// Columns [x0, x1) of C and h for token t, in one pass over C. Memory bound.
@@ -186,16 +180,6 @@ HWY_INLINE void scale_row(const float* from, float factor, float* to, std::size_
     store_up_to(hn::Mul(by, load_up_to(from + i, count - i)), to + i, count - i);
 }
 
-/// row *= factor, and sum += the same.
-HWY_INLINE void scale_and_add(float* row, float factor, float* sum, std::size_t count) {
-  const VF by = hn::Set(DF(), factor);
-  for (std::size_t i = 0; i < count; i += lanes()) {
-    const VF value = hn::Mul(by, load_up_to(row + i, count - i));
-    store_up_to(value, row + i, count - i);
-    store_up_to(hn::Add(value, load_up_to(sum + i, count - i)), sum + i, count - i);
-  }
-}
-
 /// Copies rows; false if any value is NaN or infinite.
 bool copy_rows(const float* from, std::int64_t from_stride, float* to, std::int64_t to_stride,
                std::int64_t rows, std::int64_t columns) {
@@ -218,14 +202,13 @@ bool finite_gates(const MlstmTask& task, std::int64_t t0, std::int64_t length) {
   return true;
 }
 
-/// Row t of the scores times its decays, zero after the diagonal; returns the sum. Exponents are
-/// differences of sums over the chunk, so both sides come as an upper and a lower float.
-HWY_INLINE float weigh_scores(float* scores, const float* beta_hi, const float* beta_lo, double mu,
-                              std::size_t t, std::size_t length) {
+/// Row t of the scores times its decays, zero after the diagonal. Exponents are differences of sums
+/// over the chunk, so both sides come as an upper and a lower float.
+HWY_INLINE void weigh_scores(float* scores, const float* beta_hi, const float* beta_lo, double mu,
+                             std::size_t t, std::size_t length) {
   const DF d;
   const auto upper = static_cast<float>(mu);
   const VF mu_hi = hn::Set(d, upper), mu_lo = hn::Set(d, static_cast<float>(mu - upper));
-  VF sum = hn::Zero(d);
   std::size_t j = 0;
   for (; j <= t; j += lanes()) {
     const VF exponent =
@@ -233,10 +216,8 @@ HWY_INLINE float weigh_scores(float* scores, const float* beta_hi, const float* 
     const VF weight = hn::Mul(load(scores + j), exp(exponent));
     const VF kept = hn::IfThenElseZero(hn::FirstN(d, std::min(lanes(), t + 1 - j)), weight);
     store(kept, scores + j);
-    sum = hn::Add(sum, kept);
   }
   for (; j < length; j += lanes()) store(hn::Zero(d), scores + j);
-  return sum_of_lanes(sum);
 }
 
 /// Specification A.4 (3) for tokens [t0, t0 + length). With b the sums of log f, beta_j = i_j - b_j
@@ -263,26 +244,28 @@ void chunk(MlstmTask& task, std::int64_t t0, std::int64_t length) {
   auto* mu = reinterpret_cast<double*>(out + stride);  // two rows of floats
   const double m_before = task.m;
   double b = 0, high = task.m;
+  std::copy_n(task.n, dqk, task.n_before);
   for (std::size_t j = 0; j < count; ++j) {
     const std::int64_t t = t0 + static_cast<std::int64_t>(j);
     b += task.log_f(t);
-    const double beta = task.i(t) - b;
+    const double beta = task.i(t) - b, before = high;
     high = task.has_stabiliser() ? std::max(high, beta) : -b;
     mu[j] = high;
     beta_hi[j] = static_cast<float>(beta);
     beta_lo[j] = static_cast<float>(beta - beta_hi[j]);
     q_weight[j] = static_cast<float>(m_before - high);
-    out[j] = static_cast<float>(-(b + high));
+    const double l = advance_n(task, t, std::exp(before - high), std::exp(beta - high), task.n);
+    out[j] = static_cast<float>(task.reciprocal(l, std::exp(-(b + high))));
+    task.save_l(t, l);
     task.save_m(t, b + high);
   }
   for (std::size_t j = 0; j < count; ++j)  // k_j enters the state with e^(beta_j - mu_L)
     k_weight[j] = static_cast<float>(static_cast<double>(beta_hi[j]) + beta_lo[j] - high);
   const auto decay = static_cast<float>(std::exp(m_before - high));
-  task.m = static_cast<float>(b + high);
+  task.m = b + high;
   for (std::size_t j = 0; j < count; j += lanes()) {
     store(hn::Mul(hn::Set(DF(), task.scale), exp(load(q_weight + j))), q_weight + j);
     store(exp(load(k_weight + j)), k_weight + j);
-    store(exp(load(out + j)), out + j);
   }
 
   // Products with scores go by blocks of rows, leaving out the blocks above the diagonal.
@@ -293,17 +276,9 @@ void chunk(MlstmTask& task, std::int64_t t0, std::int64_t length) {
   }
   for (std::size_t j = 0; j < count; ++j) {
     const auto row = static_cast<std::int64_t>(j);
-    const float before = dot(task.q_rows + row * qk_stride, task.n, dqk);
-    const float inside =
-        weigh_scores(task.scores + row * stride, beta_hi, beta_lo, mu[j], j, count);
-    const double l = static_cast<double>(q_weight[j]) * before + inside;
-    task.save_l(t0 + row, l);
-    out[j] = static_cast<float>(task.reciprocal(l, out[j]));
+    weigh_scores(task.scores + row * stride, beta_hi, beta_lo, mu[j], j, count);
+    scale_row(task.k_rows + row * qk_stride, k_weight[j], task.k_rows + row * qk_stride, dqk);
   }
-  std::copy_n(task.n, dqk, task.n_before);
-  scale_row(task.n, decay, task.n, dqk);
-  for (std::int64_t j = 0; j < length; ++j)
-    scale_and_add(task.k_rows + j * qk_stride, k_weight[j], task.n, dqk);
 
   const std::int64_t v_stride = plan.v_stride();
   for (std::int64_t x = task.x0; x < task.x1; x += MlstmPlan::kUnit) {
@@ -379,13 +354,14 @@ void run_task(const MlstmArgs& a, const MlstmPlan& plan, std::int64_t index, flo
     scratch += floats;
     return begin;
   };
-  float* local_n = take(MlstmPlan::padded(plan.dqk));
+  const auto take_n = [&] { return reinterpret_cast<double*>(take(plan.n_floats())); };
+  double* local_n = take_n();
   float* c = nullptr;
   if (slot != nullptr) {
     std::copy_n(n, plan.dqk, local_n);
     c = at<float>(slot, a.state.c) + head * plan.dqk * plan.dv;
   } else {  // from the zero state
-    std::fill_n(local_n, plan.dqk, 0.0F);
+    std::fill_n(local_n, plan.dqk, 0.0);
     c = take(plan.own_c_floats());
     for (std::int64_t row = 0; row < plan.dqk; ++row)
       std::fill(c + row * plan.dv + plan.column(group), c + row * plan.dv + plan.column(group + 1),
@@ -403,8 +379,8 @@ void run_task(const MlstmArgs& a, const MlstmPlan& plan, std::int64_t index, flo
                  .m = has_m ? *m : 0.0F,
                  .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk))};
   if (plan.chunk > 1) {
-    task.n_before = take(MlstmPlan::padded(plan.dqk));
-    task.n_scratch = take(MlstmPlan::padded(plan.dqk));
+    task.n_before = take_n();
+    task.n_scratch = take_n();
     task.q_rows = take(plan.chunk * plan.qk_stride());
     task.k_rows = take(plan.chunk * plan.qk_stride());
     task.v_rows = take(plan.chunk * plan.v_stride());

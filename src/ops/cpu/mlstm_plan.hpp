@@ -39,12 +39,13 @@ struct MlstmPlan {
   static constexpr std::int64_t kChunkRows = 7;  ///< of numbers per token: gates and factors
   std::int64_t qk_stride() const { return padded(dqk) + 16; }
   std::int64_t v_stride() const { return padded(std::min(kUnit, dv)) + 16; }
+  std::int64_t n_floats() const { return 2 * padded(dqk); }  ///< n in double
   /// C of a sequence without a record.
   std::int64_t own_c_floats() const { return null_slots ? padded(dqk * dv) : 0; }
   std::int64_t worker_floats() const {
     const std::int64_t per_token = 2 * qk_stride() + 2 * v_stride() + chunk_stride;
-    return padded(dqk) + own_c_floats() +
-           (chunk > 1 ? 2 * padded(dqk) + chunk * per_token + kChunkRows * chunk_stride : 0);
+    return n_floats() + own_c_floats() +
+           (chunk > 1 ? 2 * n_floats() + chunk * per_token + kChunkRows * chunk_stride : 0);
   }
   /// n and m of every sequence and head wait here until no task reads the old ones any more.
   std::int64_t result_floats() const { return groups > 1 ? sequences * heads * (dqk + 1) : 0; }

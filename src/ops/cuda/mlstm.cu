@@ -71,7 +71,94 @@ __global__ void __launch_bounds__(kThreads, 3) step_kernel(Cell cell, std::int64
   store(cell.h.row<Out>(t) + head * cell.dv + x, cell.gate(kOut, head)[t] * sum);
 }
 
-// --- longer sequences: specification A.4 (3), in float32 ---
+// --- longer sequences: specification A.4 (3), in float32, but for n and l ---
+
+/// Sums over a warp: lanes that differ in one bit share the numbers out among them, until each has
+/// that of its own place, at the first.
+template <int kHalf>
+__device__ __forceinline__ void share_out(double (&sums)[kWarp], int lane) {
+  const bool upper = (lane & kHalf) != 0;
+#pragma unroll
+  for (int t = 0; t < kHalf; ++t) {
+    const double other = __shfl_xor_sync(~0U, upper ? sums[t] : sums[t + kHalf], kHalf);
+    sums[t] = (upper ? sums[t + kHalf] : sums[t]) + other;
+  }
+  if constexpr (kHalf > 1) share_out<kHalf / 2>(sums, lane);
+}
+
+/// 1 / N of every token, and n. l sums numbers of both signs and can come near 0 with no floor
+/// above it; then h has all that n, its weights and the sum are wrong by: floats take it 1e-3 off.
+/// So they are double here, from token to token. It runs before the scan of the gates, which moves
+/// m of the record. A block has a sequence and head; it takes kWarp tokens at a time, a lane the
+/// gates and the sum of one.
+template <class In>
+__global__ void __launch_bounds__(kThreads) normaliser_kernel(Cell cell) {
+  __shared__ double forget[kWarp], input[kWarp], partial[kWarps][kWarp];
+  XLSTM_DYNAMIC_SHARED(double, n);
+  const std::int64_t s = blockIdx.x, head = blockIdx.y, begin = cell.batch.offsets[s];
+  const std::int64_t length = cell.batch.offsets[s + 1] - begin;
+  if (length == 1) return;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  float* const record = cell.record_n(s, head);
+  const auto store_n = [&](float* to) {
+    for (std::int64_t a = threadIdx.x; a < cell.dqk; a += kThreads)
+      to[a] = static_cast<float>(n[a]);
+  };
+  for (std::int64_t a = threadIdx.x; a < cell.dqk; a += kThreads)
+    n[a] = record != nullptr ? record[a] : 0.0F;
+
+  double m = cell.first_m(s, head);
+  for (std::int64_t t0 = 0; t0 < length; t0 += kWarp) {
+    if (cell.saved.has_border(t0))
+      store_n(cell.saved.n + cell.saved.index(begin, s, t0, cell.heads, head) * cell.dqk);
+    // As in the scan of the gates. Beyond the end: log f = 0, i = -inf, which change nothing.
+    const int count = static_cast<int>(min(std::int64_t{kWarp}, length - t0));
+    const std::int64_t own = begin + t0 + lane;
+    double b = lane < count ? Cell::log_forget(cell.log_f.row(own)[head]) : 0.0;
+    for (int step = 1; step < kWarp; step *= 2) {
+      const double other = __shfl_up_sync(~0U, b, step);
+      if (lane >= step) b += other;
+    }
+    const double beta = lane < count ? cell.i.row(own)[head] - b : -INFINITY;
+    double mu = beta;
+    for (int step = 1; step < kWarp; step *= 2) {
+      const double other = __shfl_up_sync(~0U, mu, step);
+      if (lane >= step) mu = larger(other, mu);
+    }
+    mu = cell.has_stabiliser ? larger(m, mu) : -b;
+    const double before = __shfl_up_sync(~0U, mu, 1);
+    if (warp == 0) {
+      forget[lane] = exp((lane > 0 ? before : m) - mu);
+      input[lane] = exp(beta - mu);
+    }
+    m = __shfl_sync(~0U, b + mu, kWarp - 1);
+    __syncthreads();  // the last sums are read, too
+
+    double sums[kWarp] = {};
+    for (std::int64_t a = threadIdx.x; a < cell.dqk; a += kThreads) {
+      double value = n[a];
+#pragma unroll
+      for (int t = 0; t < kWarp; ++t) {
+        if (t >= count) continue;
+        const In* q = cell.q.row<In>(begin + t0 + t) + head * cell.dqk;
+        const In* k = cell.k.row<In>(begin + t0 + t) + head * cell.dqk;
+        value = fma(input[t], double{to_float(k[a])}, forget[t] * value);
+        sums[t] = fma(value, double{to_float(q[a])}, sums[t]);
+      }
+      n[a] = value;
+    }
+    share_out<kWarp / 2>(sums, lane);
+    partial[warp][lane] = sums[0];
+    __syncthreads();
+    if (warp > 0 || lane >= count) continue;
+    double l = 0;
+    for (int w = 0; w < kWarps; ++w) l += partial[w][lane];
+    const auto whole = static_cast<float>(cell.scale * l);
+    cell.gate(kReciprocal, head)[own] = cell.reciprocal(whole, static_cast<float>(exp(-(b + mu))));
+    if (cell.saved.any()) cell.saved.l_of(own, head) = whole;
+  }
+  if (record != nullptr) store_n(record);
+}
 
 /// C before a chunk, in rows of c_pitch.
 __device__ float* state_c(const Cell& cell, std::int64_t c_pitch, std::int64_t state,
@@ -79,8 +166,8 @@ __device__ float* state_c(const Cell& cell, std::int64_t c_pitch, std::int64_t s
   return static_cast<float*>(cell.c) + (state * cell.heads + head) * cell.dqk * c_pitch;
 }
 
-/// The states before every chunk of a window, and those after the sequences. A block has one tile
-/// of C of a sequence and head, in registers; those of the first columns have n too.
+/// C before every chunk of a window, and after the sequences. A block has one tile of it of a
+/// sequence and head, in registers.
 template <class In>
 __global__ void __launch_bounds__(kThreads, 3)
     states_kernel(Cell cell, Window window, std::int64_t c_pitch, std::int64_t row_tiles,
@@ -93,42 +180,38 @@ __global__ void __launch_bounds__(kThreads, 3)
 
   const std::int64_t a0 = tile / column_tiles * kTile, x0 = tile % column_tiles * kTile;
   const int row = threadIdx.x / kSide * 4, column = threadIdx.x % kSide * 4;
-  const std::int64_t columns = cell.dv - x0 - column;  // of the thread, if less than 4
-  const bool has_n = x0 == 0 && threadIdx.x < kTile && a0 + threadIdx.x < cell.dqk;
-  float c[4][4] = {}, n = 0;
-  const auto load_state = [&](const float* from, std::int64_t pitch, const float* from_n) {
+  // Of the thread, if less than 4.
+  const int rows = static_cast<int>(min(std::int64_t{4}, cell.dqk - a0 - row));
+  const int columns = static_cast<int>(min(std::int64_t{4}, cell.dv - x0 - column));
+  float c[4][4] = {};
+  const auto load_state = [&](const float* from, std::int64_t pitch) {
     for (int i = 0; i < 4; ++i)
       for (int j = 0; j < 4; ++j)
-        if (a0 + row + i < cell.dqk && j < columns)
-          c[i][j] = from[(a0 + row + i) * pitch + x0 + column + j];
-    if (has_n) n = from_n[a0 + threadIdx.x];
+        if (i < rows && j < columns) c[i][j] = from[(a0 + row + i) * pitch + x0 + column + j];
   };
-  const auto store_state = [&](float* to, std::int64_t pitch, float* to_n) {
+  const auto store_state = [&](float* to, std::int64_t pitch) {
     for (int i = 0; i < 4; ++i)
-      if (a0 + row + i < cell.dqk)
-        store_four(to + (a0 + row + i) * pitch + x0 + column, c[i], columns);
-    if (has_n) to_n[a0 + threadIdx.x] = n;
+      if (i < rows) store_four(to + (a0 + row + i) * pitch + x0 + column, c[i], columns);
   };
   if (part.chunk_begin > 0) {
-    load_state(cell.carry_c(window.carry_in, head), cell.dv, cell.carry_n(window.carry_in, head));
+    load_state(cell.carry_c(window.carry_in, head), cell.dv);
   } else if (cell.batch.slots[s] != nullptr) {
-    load_state(cell.record_c(s, head), cell.dv, cell.record_n(s, head));
+    load_state(cell.record_c(s, head), cell.dv);
   }
 
   const float* kept = cell.gate(kKept, head);
   for (std::int64_t chunk = part.chunk_begin; chunk < part.chunk_end; ++chunk) {
     const std::int64_t state = part.first + chunk - window.begin;
-    store_state(state_c(cell, c_pitch, state, head), c_pitch, cell.state_n(state, head));
+    store_state(state_c(cell, c_pitch, state, head), c_pitch);
     if (cell.saved.has_border(chunk * kChunk)) {
       const std::int64_t at = cell.saved.index(part.begin, s, chunk * kChunk, cell.heads, head);
-      store_state(cell.saved.c + at * cell.dqk * cell.dv, cell.dv, cell.saved.n + at * cell.dqk);
+      store_state(cell.saved.c + at * cell.dqk * cell.dv, cell.dv);
     }
     const std::int64_t t0 = part.begin + chunk * kChunk;
     const std::int64_t t1 = min(t0 + kChunk, part.begin + part.length);
     const float decay = cell.gate(kDecay, head)[t0];
     for (int i = 0; i < 4; ++i)
       for (int j = 0; j < 4; ++j) c[i][j] *= decay;
-    n = __fmul_rn(n, decay);  // in no multiply-add with what follows, as in C
     for (std::int64_t t = t0; t < t1; t += kDepth) {
       const int depth = depth_from(t, t1);
       __syncthreads();
@@ -138,31 +221,25 @@ __global__ void __launch_bounds__(kThreads, 3)
         tiles.a[d][threadIdx.x % kTile] *= kept[t + d];
       __syncthreads();
       multiply(tiles, depth, row, column, c);
-      if (has_n)
-        for (int d = 0; d < depth; ++d) n += tiles.a[d][threadIdx.x];
     }
   }
   if (part.goes_on()) {
-    store_state(cell.carry_c(window.carry_out, head), cell.dv,
-                cell.carry_n(window.carry_out, head));
+    store_state(cell.carry_c(window.carry_out, head), cell.dv);
   } else if (cell.batch.slots[s] != nullptr) {
-    store_state(cell.record_c(s, head), cell.dv, cell.record_n(s, head));
+    store_state(cell.record_c(s, head), cell.dv);
   }
 }
 
-/// W of A.4 (3) on and below the diagonal, transposed, and 1/N. A block a chunk and head.
+/// W of A.4 (3) on and below the diagonal, transposed. A block a chunk and head.
 template <class In>
 __global__ void __launch_bounds__(kThreads, 3) scores_kernel(Cell cell, Window window) {
   __shared__ Tiles tiles;
-  __shared__ float n[kDepth], carried_l[kChunk];
   const std::int64_t state = blockIdx.x, head = blockIdx.y;
   const Chunk chunk(cell, window.begin + state);
   const int row = threadIdx.x / kSide * 4, column = threadIdx.x % kSide * 4;
   const std::int64_t head_column = head * cell.dqk;
 
-  // n q_t by four threads a token.
-  const int token = threadIdx.x / 4, part = threadIdx.x % 4;
-  float sum[4][4] = {}, n_q = 0;
+  float sum[4][4] = {};
   for (std::int64_t a = 0; a < cell.dqk; a += kDepth) {
     const int depth = depth_from(a, cell.dqk);
     __syncthreads();
@@ -170,19 +247,11 @@ __global__ void __launch_bounds__(kThreads, 3) scores_kernel(Cell cell, Window w
                     chunk.length, depth);
     load_transposed(tiles.b, cell.k.row<In>(chunk.begin) + head_column + a, cell.k.stride,
                     chunk.length, depth);
-    if (static_cast<int>(threadIdx.x) < depth)
-      n[threadIdx.x] = cell.state_n(state, head)[a + threadIdx.x];
     __syncthreads();
     multiply(tiles, depth, row, column, sum);
-    for (int d = part; d < depth; d += 4) n_q = fmaf(tiles.a[d][token], n[d], n_q);
   }
-  n_q += __shfl_xor_sync(~0U, n_q, 1);
-  n_q += __shfl_xor_sync(~0U, n_q, 2);
-  if (part == 0) carried_l[token] = n_q;
-  __syncthreads();
 
   const auto gate = [&](GateRow r) { return cell.gate(r, head) + chunk.begin; };
-  float l[4] = {};
   for (int j = 0; j < 4; ++j) {
     const int from = column + j;
     const bool has_token = from < chunk.length;
@@ -195,18 +264,9 @@ __global__ void __launch_bounds__(kThreads, 3) scores_kernel(Cell cell, Window w
       if (from > t || t >= chunk.length) continue;
       const float exponent = (beta_high - gate(kMuHigh)[t]) + (beta_low - gate(kMuLow)[t]);
       weights[i] = cell.scale * sum[i][j] * expf(exponent);
-      l[i] = __fadd_rn(l[i], weights[i]);  // of what the outputs are made from
     }
     store_four(cell.scores + ((state * cell.heads + head) * kChunk + from) * kChunk + row, weights,
                4);
-  }
-  for (int i = 0; i < 4; ++i) {
-    for (int bits = kSide / 2; bits > 0; bits /= 2) l[i] += __shfl_xor_sync(~0U, l[i], bits);
-    const int t = row + i;
-    if (column > 0 || t >= chunk.length) continue;
-    const float whole = gate(kCarried)[t] * carried_l[t] + l[i];
-    gate(kReciprocal)[t] = cell.reciprocal(whole, gate(kFloor)[t]);
-    if (cell.saved.any()) cell.saved.l_of(chunk.begin + t, head) = whole;
   }
 }
 
@@ -305,6 +365,13 @@ void run(Context& context, const Cell& cell, const MlstmPlan& plan) {
   };
   const bool has_steps = cell.steps && plan.longs < plan.sequences;
   if (cell.saved.border != 0 && has_steps) mlstm_save_states_of_steps(context, cell, plan);
+  if (!plan.tensor && cell.longer && plan.longs > 0)
+    launch(context, kName,
+           {.x = plan.sequences,
+            .y = plan.heads,
+            .threads = kThreads,
+            .shared = static_cast<std::size_t>(plan.dqk) * sizeof(double)},
+           normaliser_kernel<In>, cell);
   const Grid gates{.x = plan.sequences * plan.heads,
                    .threads = plan.longest > kGateThreads / kWarp * plan.chunk ? kMostGateThreads
                                                                                : kGateThreads};

@@ -28,7 +28,7 @@ enum GateRow {
   kKept,        // e^(beta_j - mu_L): k_j v_j in the state after the chunk
   kFloor,       // e^-m_t
   kDecay,       // e^(m - mu_L): the state before the chunk in that after it; first token only. With
-                // a minus on tensor cores where one token is most of that state (AloneToken)
+                // a minus on tensor cores where that state takes two bf16 (AloneToken)
   kReciprocal,  // 1 / N_t; not used on tensor cores
   // Of the token of a sequence of one.
   kForget = 0,
@@ -64,7 +64,7 @@ struct Cell {
   std::int32_t* firsts;                   // [sequences], the first chunk of each
   std::int32_t *longs, *chunk_sequences;  // the sequences of more than one token, of each chunk
   void* c;        // the states before chunks; how, the kernels that write them know
-  float* n;       // [states, heads, dqk]
+  float* n;       // [states, heads, dqk]; on tensor cores alone
   float* carry;   // C [2, heads, dqk, dv] and n [2, heads, dqk] of sequences that go on
   float* scores;  // [window, heads, chunk (j), chunk (t)]; not used on tensor cores
 

@@ -183,7 +183,7 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
     if constexpr (kSplits) {
       const AloneToken before[1] = {lane < warp ? chunk_of_lane[0] : AloneToken()};
       split =
-          cell.has_stabiliser && AloneToken::is_most(warp_total(before, alone).squares, m_chunk);
+          AloneToken::splits(warp_total(before, alone).squares, cell.has_stabiliser ? m_chunk : 0);
       alone = warp_total(chunk_of_lane, alone);
       alone.top += sum_before;
     }

@@ -53,7 +53,7 @@ struct MlstmPlan {
     long_sequences = place(longs);
     chunk_sequences = place(chunks);
     c = place(window * c_numbers());
-    n = place(window * heads * dqk);
+    n = place(tensor ? window * heads * dqk : 0);
     carry = place(window < chunks ? 2 * heads * dqk * (dv + 1) : 0);
     scores = place(tensor ? 0 : window * heads * kChunk * kChunk);
   }

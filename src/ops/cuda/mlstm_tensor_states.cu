@@ -1,6 +1,7 @@
 // C and n before every chunk, on tensor cores.
 
 #include <cmath>
+#include <cstring>
 
 #include "ops/cuda/mlstm_tensor.cuh"
 
@@ -22,6 +23,35 @@ struct alignas(16) StateStage {
   // e^(beta_j - mu_L) of two tokens, in bf16, and what that leaves.
   Pack<unsigned, 2> kept[kStateDepth / 2];
 };
+
+constexpr unsigned kMinus = 0x80008000U;  // of both numbers of a pair
+
+/// Two numbers times two others, each of which comes as a sum.
+__device__ __forceinline__ unsigned weighted(unsigned pair, unsigned high, unsigned low) {
+  return fma_bf16(pair, high, fma_bf16(pair, low, kMinus));
+}
+
+/// What rounding weighted v leaves out, in place of v, with weights of 1.
+__device__ __forceinline__ void keep_rest(StateStage& stage) {
+  __syncthreads();  // everybody has read the stage
+  constexpr int kPairs = kStateX / 2;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < kStateDepth * kPairs; i += kStateThreads) {
+    const int row = i / kPairs;
+    std::uint16_t* const at = &stage.v[row][i % kPairs * 2];
+    unsigned pair = 0;
+    std::memcpy(&pair, at, sizeof(pair));
+    const Pack<unsigned, 2> kept = stage.kept[row / 2];
+    const auto both = [row](unsigned word) { return (word >> row % 2 * 16 & 0xffffU) * 0x10001U; };
+    const unsigned high = both(kept.words[0]), low = both(kept.words[1]);
+    pair = fma_bf16(pair, low, fma_bf16(pair, high, weighted(pair, high, low) ^ kMinus));
+    std::memcpy(at, &pair, sizeof(pair));
+  }
+  __syncthreads();
+  constexpr unsigned kOnes = 0x3f803f80U;
+  if (threadIdx.x < kStateDepth / 2) stage.kept[threadIdx.x] = {{kOnes, 0}};
+  __syncthreads();
+}
 
 /// A block's part in the states of one sequence and head.
 struct StateTile {
@@ -160,7 +190,7 @@ struct StateSum {
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
             unsigned& pair = now.v[i][2 * half + r];
-            pair = fma_bf16(pair, kept.words[0], fma_bf16(pair, kept.words[1], 0x80008000U));
+            pair = weighted(pair, kept.words[0], kept.words[1]);
           }
       }
 #pragma unroll
@@ -196,6 +226,28 @@ struct StateSum {
   }
 };
 
+/// The first chunk whose weighted v go into C with what rounding them leaves out: those before are
+/// forgotten at the end of the sequence, where what they left is less than kForgotten of C.
+__device__ __forceinline__ std::int64_t fine_from(const Cell& cell, const Stretch& part,
+                                                  std::int64_t head) {
+  constexpr float kForgotten = 9e-4F;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const float* decays = cell.gate(kDecay, head) + part.begin;
+  float kept = 1;  // of what a chunk leaves, until the end
+  for (std::int64_t end = (part.length + kSpan - 1) / kSpan;; end -= kWarp) {
+    const std::int64_t chunk = end - 1 - lane;
+    float own = chunk >= 0 ? fabsf(decays[chunk * kSpan]) : 0.0F;
+#pragma unroll
+    for (int step = 1; step < kWarp; step *= 2) {
+      const float later = __shfl_up_sync(~0U, own, step);
+      if (lane >= step) own *= later;
+    }
+    const unsigned fine = __ballot_sync(~0U, kept * own >= kForgotten);
+    if (fine != ~0U) return max(std::int64_t{0}, end - 1 - __popc(fine));
+    kept *= __shfl_sync(~0U, own, kWarp - 1);
+  }
+}
+
 /// C before every chunk of a window and after the sequences.
 template <int kStages, bool kSaves>
 __device__ void advance_c(const StateTile& tile, const Stretch& part, const Window& window,
@@ -220,6 +272,11 @@ __device__ void advance_c(const StateTile& tile, const Stretch& part, const Wind
     end_copy_group();
   }
   constexpr int kPerChunk = kSpan / kStateDepth;
+  __shared__ int first_fine;  // stage: no register
+  if (threadIdx.x < kWarp) {
+    const std::int64_t chunk = fine_from(cell, part, tile.head) - part.chunk_begin;
+    if (threadIdx.x == 0) first_fine = static_cast<int>(chunk) * kPerChunk;
+  }
   const float* decays = cell.gate(kDecay, tile.head) + t_begin;
   float decay = decays[0];
   std::int64_t state = part.first + part.chunk_begin - window.begin;
@@ -238,7 +295,14 @@ __device__ void advance_c(const StateTile& tile, const Stretch& part, const Wind
       const int next = (stage + kPerChunk) * kStateDepth;
       if (next < tokens) decay = decays[next];
     }
-    sum.add(stages[stage % kStages], [&](int quarter) { load(stage + kStages - 1, quarter); });
+#pragma unroll 1
+    for (int rest = 0;; ++rest) {
+      sum.add(stages[stage % kStages], [&](int quarter) {
+        if (rest == 0) load(stage + kStages - 1, quarter);
+      });
+      if (rest > 0 || stage < first_fine) break;
+      keep_rest(stages[stage % kStages]);
+    }
     end_copy_group();
   }
   float* to =

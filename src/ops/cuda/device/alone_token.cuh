@@ -1,5 +1,5 @@
 #pragma once
-// Where C of an mLSTM cell is hardly more than one token's k v.
+// Where C of an mLSTM cell takes more than one bf16 in a product.
 
 #include <cuda_runtime.h>
 
@@ -7,9 +7,10 @@
 
 namespace xlstm::ops::cuda {
 
-/// Whether one token may be most of C, from the weights of all. Then q C nearly cancels where n q
-/// does, and h is what is left of both: C rounded to bf16 would not do. While e^-m is not small it
-/// keeps the denominator away from 0.
+/// Whether rounding C to bf16 would show in its product with q, from the weights of all tokens.
+/// Where one token is most of C, q C nearly cancels where n q does, and h is what is left of both,
+/// or so small itself that a norm behind it shows the rounding. And where e^-m keeps nothing away
+/// from 0, h may be what is left of q C over hardly any n q.
 struct AloneToken {
   double top = -INFINITY;  ///< of the exponents of weights so far
   float squares = 0;       ///< of all weights, in those of the largest
@@ -29,9 +30,9 @@ struct AloneToken {
     return squares > 0 ? squares * square_of(top - exponent) : 0;
   }
   /// @param squares  of all weights, in those of the largest
-  /// @param m        the stabiliser
-  __device__ static bool is_most(float squares, double m) {
-    return squares > 0 && squares < kAlone && m > kSmall;
+  /// @param m        the stabiliser; 0 for the sigmoid gate
+  __device__ static bool splits(float squares, double m) {
+    return (squares > 0 && squares < kAlone) || m > kLarge;
   }
   /// e^(beta - top), squared, of a token; without one, 0.
   __device__ static float square(double beta, double top) {
@@ -39,8 +40,8 @@ struct AloneToken {
   }
 
  private:
-  static constexpr float kAlone = 1.04F;
-  static constexpr double kSmall = 1.0, kLarge = 6.0;
+  static constexpr float kAlone = 1.1F;
+  static constexpr double kLarge = 6.0;
 
   __device__ static float square_of(double exponent) {
     return __expf(static_cast<float>(2 * exponent));

@@ -18,8 +18,9 @@
 // the last mu_t. That would lose tokens of small mu_t where M is very far above m: there (`guard`)
 // the scores get e^(beta_j - mu_t) one by one, and num starts at e^(frame - mu_t) C q_t.
 // C, n, l and the stabiliser are float or better; C, scores and weighted v are rounded to bf16 for
-// the products that make num. Where one token may be most of C (AloneToken; `split`) what rounding
-// leaves out of C goes through the product, too.
+// the products that make num. Where that would show (AloneToken; `split`) what rounding leaves out
+// of C goes through the product, too; and what it leaves out of weighted v goes into C
+// from the chunk on whose tokens are not forgotten at the end of the sequence (`fine_from`).
 //
 // A head of more than 256 keys is kParts parts of as many keys each: C, n, q and k of a part lie
 // where those of a head of its own would. Parts share v, the gates and so M, and num and l are sums
@@ -46,6 +47,9 @@ constexpr int kGateSlots = 4;
 // The frame moves in steps of kKeep: the largest weight of a chunk is below e^(kAbove + kKeep), and
 // not below e^kAbove once the frame has moved. That and e^kGuard leave room for e^-m in float.
 constexpr double kKeep = 20.0, kAbove = 16.0, kGuard = 60.0;
+// A chunk is forgotten where all weights up to its end are below e^-kForgotten of the largest at
+// the end of the sequence: 64 e^(-2 kForgotten) of them squared are 5e-5 of its square.
+constexpr double kForgotten = 7.0;
 
 /// What the products of a chunk and head need of its gates. Beyond the end of the sequence weights
 /// are 0.
@@ -59,7 +63,7 @@ struct __align__(16) ChunkGates {
   float carried[kChunk], beta_high[kChunk], beta_low[kChunk], mu_high[kChunk], mu_low[kChunk];
   float decay;  // e^(frame - M)
   int guard;
-  int split;  // whether C goes into its product with q as the sum of two bf16
+  int split;  // C goes into its product with q as the sum of so many bf16 and one: 0 or 2
   int padding;
 };
 
@@ -165,6 +169,7 @@ enum FusedBarrier {
   kEmptyScores = kFullScores + 4,
   kFullGates = kEmptyScores + 2,
   kFullN = kFullGates + kGateSlots,
+  kFineFromThere,
   kFusedBarriers
 };
 
@@ -197,7 +202,8 @@ struct FusedShared {
   static constexpr int kTileN = kGates + kGateSlots * kGateSlot;
   static constexpr int kFactors = kTileN + (kOutputs ? kBoxes * 1024 : 0);
   static constexpr int kOutputPlaces = kFactors + 2 * kChunk * 4;
-  static constexpr int kN = kOutputPlaces + 4 * 16;
+  static constexpr int kFineFrom = kOutputPlaces + 4 * 16;
+  static constexpr int kN = kFineFrom + 16;
   static constexpr int kOwnGates = kN + kDqk * 4;
   static constexpr int kSegmentFactors = kOwnGates + sizeof(FusedOwnGates);
   static constexpr int kBarriers = kSegmentFactors + MlstmFusedPlan::kMaxSegments * 4;
@@ -303,6 +309,12 @@ __device__ __forceinline__ FusedFrame last_frame(const FusedCell& cell, const Fu
   const int chunks =
       (cell.batch.offsets[work.s + 1] - cell.batch.offsets[work.s] + kChunk - 1) / kChunk;
   return cell.frame(work.s, head)[chunks];
+}
+
+/// Whether a chunk that ends here is forgotten at the end of its sequence.
+__device__ __forceinline__ bool is_forgotten(const FusedFrame& end, const FusedFrame& last) {
+  // m less the sum of all log f so far, but for one number that both have.
+  return end.m - (end.frame + end.decay) < last.m - (last.frame + last.decay) - kForgotten;
 }
 
 /// What makes a state in a frame that of a record: times this, twice. Without a stabiliser states

@@ -6,6 +6,9 @@
 namespace xlstm::ops::cuda::sm90 {
 namespace {
 
+/// v as it is, weighted, or what rounding weighted v leaves out.
+enum class Part { plain, weighted, rest };
+
 template <int kDqk, bool kOutputs, bool kSaves, int kParts>
 __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs, kParts>& at,
                              const CUtensorMap& h_map) {
@@ -115,7 +118,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     for (float& value : c) value *= factor;
   };
 
-  const auto load_v = [&](std::uint32_t(&v)[4][4], int chunk, bool weighted) {
+  const auto load_v = [&](std::uint32_t(&v)[4][4], int chunk, Part part) {
     const ChunkGates& gates = at.gates(chunk);
     const int thread = thread_index(), lane = thread % 32, warp = thread / 32 % 4;
     const int group = thread / kGroup - 1;
@@ -129,11 +132,14 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       for (int half = 0; half < 2; ++half) {
         float2 weight =
             *reinterpret_cast<const float2*>(gates.weight + 16 * step + 8 * half + 2 * (lane % 4));
-        if (!weighted) weight = make_float2(1, 1);
+        if (part == Part::plain) weight = make_float2(1, 1);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           std::uint32_t& pair = v[step][2 * half + r];
-          pair = pack_bf16(first_of(pair) * weight.x, second_of(pair) * weight.y);
+          const float first = first_of(pair) * weight.x, second = second_of(pair) * weight.y;
+          pair = pack_bf16(first, second);
+          if (part == Part::rest)
+            pair = pack_bf16(first - first_of(pair), second - second_of(pair));
         }
       }
     }
@@ -150,6 +156,10 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     wgmma_commit();
   };
 
+  // From there on what rounding weighted v leaves out goes into C, too.
+  if (!cell.own_gates) barrier_wait(at.barrier(kFineFromThere), 0);
+  const int fine_from = cell.own_gates ? 0 : at.fine_from();
+
   if constexpr (!kOutputs) {
     const auto wait_for_v = [&](int chunk) {
       at.wait_v(kFullV, chunk);
@@ -161,16 +171,24 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       __syncwarp();
       if (thread_index() % 32 == 0) barrier_arrive(at.barrier_v(kEmptyV, chunk));
     };
+    const int begin_fine = fine_from < chunks ? fine_from / 2 * 2 : chunks;  // `even` has it
     // The next v is loaded beside the product with this one.
-    const auto step = [&](const std::uint32_t(&v)[4][4], std::uint32_t(&next)[4][4], int chunk) {
+    const auto step = [&]<bool kFine>(std::uint32_t(&v)[4][4], std::uint32_t(&next)[4][4],
+                                      int chunk) {
       const float decay = at.gates(chunk).decay;
       if (decay != 1.0F) scale(decay);
+      if constexpr (kFine) {
+        load_v(next, chunk, Part::rest);
+        release_v(chunk);
+        update(next, chunk);
+      }
       update(v, chunk);
+      if constexpr (kFine) wgmma_wait<1>();
       if (chunk + 1 < chunks) {
         at.wait_gates(chunk + 1);
         wait_for_v(chunk + 1);
-        load_v(next, chunk + 1, true);
-        release_v(chunk + 1);
+        load_v(next, chunk + 1, Part::weighted);
+        if (!kFine && chunk + 1 < begin_fine) release_v(chunk + 1);
       }
       wgmma_wait<0>();
       release_k(chunk);
@@ -178,13 +196,17 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     std::uint32_t even[4][4], odd[4][4];
     at.wait_gates(0);
     wait_for_v(0);
-    load_v(even, 0, true);
-    release_v(0);
+    load_v(even, 0, Part::weighted);
+    if (begin_fine > 0) release_v(0);
+    const auto steps = [&]<bool kFine>(int begin, int end) {
 #pragma unroll 1
-    for (int chunk = 0; chunk < chunks; chunk += 2) {
-      step(even, odd, chunk);
-      if (chunk + 1 < chunks) step(odd, even, chunk + 1);
-    }
+      for (int chunk = begin; chunk < end; chunk += 2) {
+        step.template operator()<kFine>(even, odd, chunk);
+        if (chunk + 1 < end) step.template operator()<kFine>(odd, even, chunk + 1);
+      }
+    };
+    steps.template operator()<false>(0, begin_fine);
+    steps.template operator()<true>(begin_fine, chunks);
     const FusedWork done(cell);
     keep_c(done, done.segment);
   } else {
@@ -214,22 +236,23 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
           to[j * (2 * kGroup)] =
               make_float4(num[4 * j], num[4 * j + 1], num[4 * j + 2], num[4 * j + 3]);
     };
-    for (int chunk = 0; chunk < chunks; ++chunk) {
+    // Code of its own for chunks that are not forgotten at the end, or with `guard` or `split`: the
+    // others so have more registers, and fewer instructions to fetch.
+    const auto step = [&]<bool kPlain>(int chunk) {
       if constexpr (kSaves)
         at.borders().at(chunk, [&](int border, const FusedFrame& frame) { save_c(border, frame); });
       const ChunkGates& gates = at.gates(chunk);
-      at.wait_gates(chunk);
       const float decay = gates.decay;
-      const bool guard = gates.guard != 0;
+      const bool guard = !kPlain && gates.guard != 0;
 
       float num[32];
       if (!guard && decay != 1.0F) scale(decay);
       at.wait_q(kFullQ, chunk);
       const std::uint64_t q_tile = wgmma_matrix(at.q(chunk));
       std::uint32_t fragments[2][2][4];
-      // First what C is in bf16, and then, if it is wanted, what that leaves out.
+      // First what C is in bf16, and then, if they are wanted, the two parts that leaves out.
 #pragma unroll 1
-      for (int turn = 0; turn == 0 || turn <= at.gates(chunk).split; ++turn) {
+      for (int turn = 0; turn == 0 || (!kPlain && turn <= at.gates(chunk).split); ++turn) {
         const auto convert = [&](int pair) {
           const auto each = [&](auto&& two_of) {
 #pragma unroll
@@ -240,9 +263,12 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
           if (turn == 0)
             each([](float a, float b) { return pack_bf16(a, b); });
           else
-            each([](float a, float b) {
+            each([turn](float a, float b) {
               const std::uint32_t rounded = pack_bf16(a, b);
-              return pack_bf16(a - first_of(rounded), b - second_of(rounded));
+              a -= first_of(rounded);
+              b -= second_of(rounded);
+              const std::uint32_t next = pack_bf16(a, b);
+              return turn == 1 ? next : pack_bf16(a - first_of(next), b - second_of(next));
             });
         };
         convert(0);
@@ -293,7 +319,12 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
         else
           barrier_wait(at.barrier(kFullTail), 0);
       }
-      load_v(v, chunk, !guard);
+      if constexpr (!kPlain) {
+        load_v(v, chunk, Part::rest);
+        update(v, chunk);
+        wgmma_wait<0>();
+      }
+      load_v(v, chunk, guard ? Part::plain : Part::weighted);
       at.wait_scores(chunk);
       wgmma_fence();
 #pragma unroll
@@ -304,12 +335,12 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       wgmma_commit();
       if (guard) {
         wgmma_wait<0>();
-        load_v(v, chunk, true);
+        load_v(v, chunk, Part::weighted);
       }
       update(v, chunk);
 
-      const int thread = thread_index(), lane = thread % 32, warp = thread / 32 % 4;
-      const int group = thread / kGroup - 1;
+      const int thread = thread_index(), lane = thread % 32;
+      [[maybe_unused]] const int warp = thread / 32 % 4, group = thread / kGroup - 1;
       [[maybe_unused]] float2 factors[8];
       if constexpr (kParts == 1) {
 #pragma unroll
@@ -376,6 +407,15 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       }
       wgmma_wait<0>();
       release_k(chunk);
+    };
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      at.wait_gates(chunk);  // before anything reads frames, too: the same kernel makes both
+      const ChunkGates& gates = at.gates(chunk);
+      if (chunk < fine_from && gates.guard == 0 && gates.split == 0)
+        step.template operator()<true>(chunk);
+      else
+        step.template operator()<false>(chunk);
     }
     if (kParts == 1 && thread_index() % kGroup == 0) wait_stores_read<0>();
 

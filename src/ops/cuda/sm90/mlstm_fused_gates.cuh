@@ -106,7 +106,7 @@ struct ChunkTops {
   double first_m, sum_before, sum;  // of log f before the chunk, and up to its end
   FusedTop before, after;
 
-  bool alone;  // one token is most of C before the chunk
+  bool split;  // of C before the chunk (AloneToken)
 
   /// @param highest  as FusedTop's, before the chunk
   /// @param squares  of all weights before the chunk, in those of the largest
@@ -117,7 +117,7 @@ struct ChunkTops {
         sum(so_far + total.log_f),
         before(first, highest),
         after(first, larger(highest, total.top - so_far)),
-        alone(AloneToken::is_most(squares, highest + so_far)) {}
+        split(AloneToken::splits(squares, highest + so_far)) {}
   __device__ FusedFrame frame_before() const {
     return {before.highest + sum_before, before.frame + sum_before, first_m - before.frame};
   }
@@ -167,7 +167,7 @@ __device__ __forceinline__ void write_gates(const FusedCell& cell, ChunkGates& t
   if (lane == 0) {
     to.decay = expf(static_cast<float>(tops.before.frame - tops.after.frame));
     to.guard = guard ? 1 : 0;
-    to.split = tops.alone ? 1 : 0;
+    to.split = tops.split ? 2 : 0;
   }
 }
 

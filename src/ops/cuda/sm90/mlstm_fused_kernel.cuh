@@ -106,6 +106,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     for (int stage = 0; stage < 2; ++stage) barrier_init(at.barrier(kEmptyScores + stage), 16);
     for (int slot = 0; slot < kGateSlots; ++slot) barrier_init(at.barrier(kFullGates + slot), 1);
     barrier_init(at.barrier(kFullN), 1);
+    barrier_init(at.barrier(kFineFromThere), 1);
     barrier_fence_init();
   }
   __syncwarp();

@@ -102,6 +102,8 @@ struct FusedPlaces {
   __device__ FusedEnds& ends() const {
     return *reinterpret_cast<FusedEnds*>(bytes + Shared::kOutputPlaces + 3 * 16);
   }
+  /// The first chunk whose weighted v goes into C with what rounding it leaves out.
+  __device__ int& fine_from() const { return *reinterpret_cast<int*>(bytes + Shared::kFineFrom); }
   /// Where n of the record or of states arrives; later gates of chunks do.
   __device__ std::uint32_t staged_n(int stage) const {
     return base + Shared::kGates + Shared::kGatesAhead * Shared::kGateSlot + stage * (kDqk * 4);

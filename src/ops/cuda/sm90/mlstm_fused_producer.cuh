@@ -169,6 +169,24 @@ __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const Fuse
   if (lane == 0) barrier_arrive(at.barrier(kFullGates + chunk));
 }
 
+/// Of chunks whose gates another kernel has made. By a warp.
+template <int kDqk, bool kOutputs, int kParts>
+__device__ __forceinline__ void find_fine_from(const FusedCell& cell, const FusedWork& work,
+                                               const FusedPlaces<kDqk, kOutputs, kParts>& at) {
+  const int head = work.head / kParts;
+  const FusedFrame* const frames = cell.frame(work.s, head) + cell.cuts.begin_of(work.segment);
+  const FusedFrame last = last_frame(cell, work, head, at.own());
+  const int lane = thread_index() % 32;
+  int forgotten = 0;  // which all are that come before one that is
+#pragma unroll 1
+  for (int chunk = lane; chunk < work.chunks; chunk += 32)
+    forgotten += is_forgotten(frames[chunk + 1], last) ? 1 : 0;
+  forgotten = __reduce_add_sync(~0U, forgotten);
+  if (lane > 0) return;
+  at.fine_from() = forgotten;
+  barrier_arrive(at.barrier(kFineFromThere));
+}
+
 template <int kDqk, bool kOutputs, bool kSaves, int kParts>
 __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs, kParts>& at,
                              const CUtensorMap& q_map, const CUtensorMap& k_map,
@@ -203,6 +221,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     __syncwarp();
     if (!kOutputs || !cell.beside_states()) grid_wait();
     grid_trigger();
+    if (thread_index() / 32 == 1) find_fine_from(cell, FusedWork(cell), at);
   }
 
   // n lies in shared memory.
