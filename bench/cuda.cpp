@@ -132,7 +132,11 @@ void mlstms(Bench& bench) {
       {2, 32768, kHeads, 256, 512},
       {2, 32768, kHeads, 256, 512, true},
       {8, 8192, 16, 128, 256},
-      {8, 8192, 16, 128, 256, true}};
+      {8, 8192, 16, 128, 256, true},
+      {1, 128, 4, 512, 512},
+      {1, 2048, 4, 512, 512},
+      {8, 2048, 4, 512, 512},
+      {8, 8192, 4, 512, 512}};
   Memory& memory = bench.memory;
   for (const Shape& s : kShapes) {
     const std::int64_t tokens = s.sequences * s.length, qk = s.heads * s.dqk, v = s.heads * s.dv;

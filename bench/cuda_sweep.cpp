@@ -207,19 +207,20 @@ void compare_products(const Layer& layer, std::int64_t rows, int multiprocessors
             few.rows > 0 ? describe(few) : describe(tiled), middle(packed));
 }
 
-void sweep_segments(std::int64_t sequences, std::int64_t length) {
-  constexpr std::int64_t kHeads = 8, kDqk = 256, kDv = 512;
+void sweep_segments(std::int64_t heads, std::int64_t dqk, std::int64_t sequences,
+                    std::int64_t length) {
+  constexpr std::int64_t kDv = 512;
   Memory memory;
   const std::int64_t tokens = sequences * length;
-  const Tensor q = memory.numbers(DType::bf16, {tokens, kHeads * kDqk}),
-               k = memory.numbers(DType::bf16, {tokens, kHeads * kDqk}),
-               v = memory.numbers(DType::bf16, {tokens, kHeads * kDv}),
-               h = memory.numbers(DType::bf16, {tokens, kHeads * kDv}),
-               i = memory.numbers(DType::f32, {tokens, kHeads}),
-               log_f = memory.log_gates({tokens, kHeads});
-  constexpr auto kC = static_cast<std::size_t>(kHeads * kDqk * kDv) * 4;
-  constexpr auto kN = static_cast<std::size_t>(kHeads * kDqk) * 4;
-  const Sequences all(memory, sequences, length, kC + kN + 256);
+  const Tensor q = memory.numbers(DType::bf16, {tokens, heads * dqk}),
+               k = memory.numbers(DType::bf16, {tokens, heads * dqk}),
+               v = memory.numbers(DType::bf16, {tokens, heads * kDv}),
+               h = memory.numbers(DType::bf16, {tokens, heads * kDv}),
+               i = memory.numbers(DType::f32, {tokens, heads}),
+               log_f = memory.log_gates({tokens, heads});
+  const auto c = static_cast<std::size_t>(heads * dqk * kDv) * 4;
+  const auto n = static_cast<std::size_t>(heads * dqk) * 4;
+  const Sequences all(memory, sequences, length, c + n + 256);
   const ops::Batch batch = all.batch();
   const ops::MlstmArgs args{.q = q,
                             .k = k,
@@ -227,12 +228,12 @@ void sweep_segments(std::int64_t sequences, std::int64_t length) {
                             .i = i,
                             .log_f = log_f,
                             .batch = batch,
-                            .state = {.c = 0, .n = kC, .m = kC + kN},
+                            .state = {.c = 0, .n = c, .m = c + n},
                             .h = h};
   using Plan = ops::cuda::sm90::MlstmFusedPlan;
   const auto time = [&](std::int64_t segments) {
-    const std::vector<std::function<void(Context&)>> calls(2, [&, segments](Context& c) {
-      if (!ops::cuda::sm90::mlstm_fused(c, args, false, segments))
+    const std::vector<std::function<void(Context&)>> calls(2, [&, segments](Context& context) {
+      if (!ops::cuda::sm90::mlstm_fused(context, args, false, segments))
         throw Error(ErrorCode::internal, "the kernel does not serve");
     });
     return time_calls(calls, Plan(args, segments).bytes());
@@ -249,8 +250,8 @@ void sweep_segments(std::int64_t sequences, std::int64_t length) {
     least = seconds;
     fastest = wanted;
   }
-  print_row(fmt::format("mlstm {}x{}", sequences, length), describe(chosen), chosen_time,
-            describe(fastest), least);
+  print_row(fmt::format("mlstm {}x{} {}x{}", sequences, length, heads, dqk), describe(chosen),
+            chosen_time, describe(fastest), least);
 }
 
 int run(const std::string& list, bool packed) {
@@ -281,7 +282,8 @@ int run(const std::string& list, bool packed) {
                                           {2, 8192},
                                           {8, 2048},
                                           {2, 32768}})
-    sweep_segments(sequences, length);
+    for (const auto& [heads, dqk] : {std::pair{8, 256}, {4, 512}})
+      sweep_segments(heads, dqk, sequences, length);
   return 0;
 }
 

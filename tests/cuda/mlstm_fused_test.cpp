@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numeric>
 
 #include "cuda/mlstm_bounds.hpp"
 #include "cuda/mlstm_call.hpp"
@@ -63,6 +64,22 @@ TEST(MlstmFusedPlan, CutsFewLongSequences) {
   EXPECT_EQ(plan_of(1, 64, 64, {100000}).segments, Plan::kMaxSegments);
 }
 
+// A head of more than 256 keys is cut like two.
+TEST(MlstmFusedPlan, PartsOfHeadsCountAsHeads) {
+  const Plan whole = plan_of(8, 256, 512, {8192}), parts = plan_of(4, 512, 512, {8192});
+  EXPECT_EQ(whole.parts, 1);
+  EXPECT_EQ(whole.num, 0U);
+  EXPECT_EQ(parts.parts, 2);
+  EXPECT_EQ(parts.heads, 4);
+  EXPECT_EQ(parts.dqk, 256);
+  EXPECT_EQ(parts.segments, whole.segments);
+  EXPECT_EQ(parts.cuts.begin_of(2), whole.cuts.begin_of(2));
+  EXPECT_EQ(parts.blocks(4), whole.blocks(4));
+  EXPECT_EQ(plan_of(4, 272, 512, {8192}).dqk, 136);
+  EXPECT_EQ(plan_of(4, 272, 512, {8192}).padded_dqk, 256);
+  EXPECT_FALSE(plan_of(2, 512, 128, {64}).own_gates);
+}
+
 // Every chunk of every sequence is in exactly one segment, and none begins behind the longest.
 TEST(MlstmFusedPlan, SegmentsCoverTheLongest) {
   for (std::int32_t length : {1, 64, 65, 255, 256, 257, 1000, 5000, 65536})
@@ -91,6 +108,16 @@ TEST(MlstmFusedPlan, ScratchMemoryIsBounded) {
   EXPECT_TRUE(mixed.has_steps);
   EXPECT_EQ(mixed.segments, 1);
   EXPECT_LT(mixed.bytes() >> 20, 6U);
+  // Parts leave floats of num, some more of them than q, k, v and h have bytes.
+  for (const auto& lengths_of_parts :
+       {std::vector<std::int32_t>{16384}, lengths, std::vector<std::int32_t>(8, 2048)}) {
+    const Plan parts = plan_of(4, 512, 512, lengths_of_parts);
+    const std::int64_t tokens =
+        std::accumulate(lengths_of_parts.begin(), lengths_of_parts.end(), std::int64_t{0});
+    const auto sequences = static_cast<std::int64_t>(lengths_of_parts.size());
+    const std::int64_t num = 2 * 4 * 512 * 4 * (tokens + 8 * sequences);
+    EXPECT_LT(static_cast<std::int64_t>(parts.bytes()) - num, std::int64_t{32} << 20);
+  }
 }
 
 // A place for each chunk of each sequence, which none shares.
@@ -104,6 +131,19 @@ TEST(MlstmFusedPlan, ChunksHavePlacesOfTheirOwn) {
     free = first + (lengths[s] + Plan::kChunk - 1) / Plan::kChunk;
   }
   EXPECT_LE(free, plan.all_chunks);
+}
+
+// And one for each strip of 8 tokens, likewise.
+TEST(MlstmFusedPlan, StripsHavePlacesOfTheirOwn) {
+  const std::vector<std::int32_t> lengths{1, 64, 65, 1, 1, 127, 63, 7, 8, 9, 15, 2, 16, 200, 2};
+  const Plan plan = plan_of(1, 320, 64, lengths);
+  std::int64_t token = 0, free = 0;
+  for (std::size_t s = 0; s < lengths.size(); token += lengths[s], ++s) {
+    const std::int64_t first = token / Plan::kStrip + static_cast<std::int64_t>(s);
+    EXPECT_GE(first, free);
+    free = first + (lengths[s] + Plan::kStrip - 1) / Plan::kStrip;
+  }
+  EXPECT_LE(free, plan.strips);
 }
 
 TEST(MlstmFusedPlan, GatesOfAChunkHaveAWarp) {
@@ -149,7 +189,11 @@ TEST(MlstmFusedPlan, ServesWhatTheKernelHas) {
   EXPECT_TRUE(serves(256, 512, 64));
   EXPECT_TRUE(serves(24, 40, 64));
   EXPECT_FALSE(serves(256, 520, 64));
-  EXPECT_FALSE(serves(264, 512, 64));
+  EXPECT_TRUE(serves(272, 40, 64));
+  EXPECT_TRUE(serves(512, 512, 64));
+  EXPECT_FALSE(serves(264, 512, 64));  // halves of it are not made of whole 16 bytes
+  EXPECT_FALSE(serves(528, 512, 64));
+  EXPECT_FALSE(serves(1024, 64, 64));
   EXPECT_FALSE(serves(20, 40, 64));
   EXPECT_FALSE(serves(256, 512, 1));
   EXPECT_FALSE(serves(256, 512, 64, DType::f32));
@@ -159,7 +203,8 @@ TEST(CudaMlstmFused, SegmentsAndClustersMatchTheOracle) {
   if (test_device().is_cpu() || cuda::level(test_device()) != cuda::Level::sm90)
     GTEST_SKIP() << "no kernel of compute capability 9.0";
   for (MlstmShape shape : {MlstmShape{1, 256, 512}, MlstmShape{2, 128, 256}, MlstmShape{1, 64, 64},
-                           MlstmShape{2, 64, 512}}) {  // the last one's segments differ
+                           MlstmShape{2, 64, 512},  // its segments differ
+                           MlstmShape{1, 512, 512}, MlstmShape{2, 272, 128}}) {
     MlstmCall call(shape, {1600, 300, 65, 1}, MlstmGate::exponential, 7, DType::bf16,
                    Regime::typical, true);
     call.has_record[1] = false;
@@ -175,13 +220,14 @@ TEST(CudaMlstmFused, SegmentsAndClustersMatchTheOracle) {
   }
 }
 
-// Blocks make their own gates here, for one to four chunks.
+// Blocks make their own gates here, for one to four chunks, where heads are not in parts.
 TEST(CudaMlstmFused, ShortSequencesMatchTheOracle) {
   if (test_device().is_cpu() || cuda::level(test_device()) != cuda::Level::sm90)
     GTEST_SKIP() << "no kernel of compute capability 9.0";
   for (const MlstmGate gate : {MlstmGate::exponential, MlstmGate::sigmoid})
-    for (const MlstmShape shape : {MlstmShape{2, 256, 512}, MlstmShape{1, 128, 256},
-                                   MlstmShape{3, 64, 64}, MlstmShape{1, 200, 384}}) {
+    for (const MlstmShape shape :
+         {MlstmShape{2, 256, 512}, MlstmShape{1, 128, 256}, MlstmShape{3, 64, 64},
+          MlstmShape{1, 200, 384}, MlstmShape{1, 512, 512}, MlstmShape{2, 320, 40}}) {
       SCOPED_TRACE(std::to_string(shape.dqk) + " x " + std::to_string(shape.dv));
       MlstmCall call(shape, {256, 130, 64, 1, 2, 192}, gate, 9, DType::bf16, Regime::typical, true);
       call.has_record[2] = false;
@@ -217,23 +263,24 @@ TEST(CudaMlstmFused, LongSequencesMatchTheOracle) {
 TEST(CudaMlstmFused, NanStaysInItsSequenceAndHead) {
   if (test_device().is_cpu() || cuda::level(test_device()) != cuda::Level::sm90)
     GTEST_SKIP() << "no kernel of compute capability 9.0";
-  const MlstmShape shape{2, 64, 128};
-  MlstmCall call(shape, {70, 200, 90}, MlstmGate::exponential, 8, DType::bf16, Regime::typical,
-                 true);
-  call.run();
-  const auto clean = call.h_out.values();
-  for (int row : {70, 150}) {  // also the first behind the tail of another sequence
-    call.v.set(row, shape.dv + 3, NAN);
-    call.k.set(row, shape.dqk + 3, NAN);
+  for (const MlstmShape shape : {MlstmShape{2, 64, 128}, MlstmShape{2, 288, 128}}) {
+    MlstmCall call(shape, {70, 200, 90}, MlstmGate::exponential, 8, DType::bf16, Regime::typical,
+                   true);
     call.run();
-    const auto got = call.h_out.values();
-    for (int t = 0; t < 360; ++t)
-      for (int x = 0; x < 2 * shape.dv; ++x) {
-        const auto at = static_cast<std::size_t>(t * 2 * shape.dv + x);
-        if (t < 70 || t >= 270 || x < shape.dv) {
-          EXPECT_EQ(got[at], clean[at]) << t << " " << x;
+    const auto clean = call.h_out.values();
+    for (int row : {70, 150}) {  // also the first behind the tail of another sequence
+      call.v.set(row, shape.dv + 3, NAN);
+      call.k.set(row, shape.dqk + 3, NAN);
+      call.run();
+      const auto got = call.h_out.values();
+      for (int t = 0; t < 360; ++t)
+        for (int x = 0; x < 2 * shape.dv; ++x) {
+          const auto at = static_cast<std::size_t>(t * 2 * shape.dv + x);
+          if (t < 70 || t >= 270 || x < shape.dv) {
+            EXPECT_EQ(got[at], clean[at]) << t << " " << x;
+          }
         }
-      }
+    }
   }
 }
 

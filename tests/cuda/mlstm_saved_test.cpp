@@ -28,12 +28,14 @@ TEST(CudaMlstmSaved, MatchesTheOracleInEveryRegime) {
   for (const MlstmGate gate : {MlstmGate::exponential, MlstmGate::sigmoid})
     for (const Regime regime : kRegimes) {
       SCOPED_TRACE(to_string(regime));
-      MlstmCall call({2, 64, 128}, {1, 700, 128, 2, 129, 17, 256, 127}, gate, 6, DType::bf16,
-                     regime, true);
-      call.has_record[2] = call.has_record[5] = call.has_record[6] = false;
-      call.border = 128;
-      call.run();
-      expect_near_the_oracle(call);
+      for (const MlstmShape shape : {MlstmShape{2, 64, 128}, MlstmShape{2, 320, 64}}) {
+        MlstmCall call(shape, {1, 700, 128, 2, 129, 17, 256, 127}, gate, 6, DType::bf16, regime,
+                       true);
+        call.has_record[2] = call.has_record[5] = call.has_record[6] = false;
+        call.border = 128;
+        call.run();
+        expect_near_the_oracle(call);
+      }
     }
 }
 
@@ -44,7 +46,8 @@ TEST(CudaMlstmSaved, FusedKernelMatchesTheOracleAndRepeats) {
   for (const MlstmGate gate : {MlstmGate::exponential, MlstmGate::sigmoid})
     for (const MlstmShape shape :
          {MlstmShape{1, 256, 512}, MlstmShape{2, 128, 256}, MlstmShape{3, 64, 64},
-          MlstmShape{1, 200, 384}, MlstmShape{1, 24, 40}, MlstmShape{2, 64, 384}}) {
+          MlstmShape{1, 200, 384}, MlstmShape{1, 24, 40}, MlstmShape{2, 64, 384},
+          MlstmShape{1, 512, 256}, MlstmShape{2, 272, 128}}) {
       SCOPED_TRACE(std::to_string(shape.dqk) + " x " + std::to_string(shape.dv));
       MlstmCall call(shape, {1100, 300, 65, 1, 128}, gate, 7, DType::bf16, Regime::resets, true);
       call.has_record[1] = false;

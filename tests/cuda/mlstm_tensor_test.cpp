@@ -35,21 +35,29 @@ TEST(CudaMlstmTensor, EveryRegime) {
 TEST(CudaMlstmTensor, EveryRegimeOfLargeHeads) {
   expect_every_regime({1, 256, 512}, {65, 300, 128, 2});
 }
+// Which the fused kernel has in parts.
+TEST(CudaMlstmTensor, EveryRegimeOfManyKeys) {
+  expect_every_regime({2, 320, 64}, {1, 700, 128, 2, 129, 17, 256, 127});
+}
 
 TEST(CudaMlstmTensor, EveryWidth) {
-  for (MlstmShape shape : {MlstmShape{1, 16, 16}, MlstmShape{3, 24, 40}, MlstmShape{1, 136, 264},
-                           MlstmShape{2, 32, 72}, MlstmShape{1, 512, 512}, MlstmShape{1, 72, 520},
-                           MlstmShape{1, 1024, 64}, MlstmShape{1, 256, 512}}) {
+  for (MlstmShape shape :
+       {MlstmShape{1, 16, 16}, MlstmShape{3, 24, 40}, MlstmShape{1, 136, 264},
+        MlstmShape{2, 32, 72}, MlstmShape{1, 512, 512}, MlstmShape{1, 72, 520},
+        MlstmShape{1, 1024, 64}, MlstmShape{1, 256, 512}, MlstmShape{2, 384, 512},
+        MlstmShape{3, 272, 128}, MlstmShape{2, 304, 264}}) {
     SCOPED_TRACE(std::to_string(shape.dqk) + " x " + std::to_string(shape.dv));
     MlstmCall call(shape, {1, 200, 130}, MlstmGate::exponential, 2, DType::bf16, Regime::typical,
                    true);
     call.has_record[2] = false;
     expect_near_the_oracle(call);
   }
-  MlstmCall sums({2, 32, 48}, {1, 150, 2}, MlstmGate::sigmoid, 3, DType::bf16, Regime::typical,
-                 true);
-  sums.normalise = false;
-  expect_near_the_oracle(sums);
+  for (int dqk : {32, 288}) {
+    MlstmCall sums({2, dqk, 48}, {1, 150, 2}, MlstmGate::sigmoid, 3, DType::bf16, Regime::typical,
+                   true);
+    sums.normalise = false;
+    expect_near_the_oracle(sums);
+  }
 }
 
 TEST(CudaMlstmTensor, OtherRowsTakeTheFloatKernels) {

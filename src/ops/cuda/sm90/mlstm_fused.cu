@@ -6,6 +6,7 @@
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/sm90/mlstm_fused_gates.cuh"
 #include "ops/cuda/sm90/mlstm_fused_kernel.cuh"
+#include "ops/cuda/sm90/mlstm_fused_parts.cuh"
 #include "ops/cuda/sm90/mlstm_fused_plan.hpp"
 #include "ops/cuda/sm90/tensor_map.cuh"
 
@@ -13,6 +14,7 @@ namespace xlstm::ops::cuda::sm90 {
 namespace {
 
 static_assert(kChunk == MlstmFusedPlan::kChunk && kColumns == MlstmFusedPlan::kColumns);
+static_assert(kStrip == MlstmFusedPlan::kStrip);
 static_assert(MlstmFusedPlan::kOwnChunks <= kGateSlots &&
               MlstmFusedPlan::kOwnChunks * 32 <= kGroup);
 static_assert(MlstmSaved::kUnit % kChunk == 0);
@@ -25,11 +27,11 @@ bool has_units(const Tensor& matrix) {
          matrix.row_stride() % 8 == 0;
 }
 
-template <int kDqk>
+template <int kDqk, int kParts = 1>
 void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, FusedCell cell) {
   constexpr const char* kName = "mlstm";
-  const CUtensorMap q = head_box_map(a.q, plan.heads, kChunk),
-                    k = head_box_map(a.k, plan.heads, kChunk),
+  const CUtensorMap q = head_box_map(a.q, cell.heads, kChunk),
+                    k = head_box_map(a.k, cell.heads, kChunk),
                     v = head_box_map(a.v, plan.heads, kChunk),
                     h = head_box_map(a.h, plan.heads, kChunk);
   const auto gate_cluster = static_cast<int>(plan.gate_cluster);
@@ -38,7 +40,7 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, Fused
                    .cluster = gate_cluster,
                    .overlap = true};
   if (!plan.own_gates)
-    launch(context, kName, gates, mlstm_fused_gates_kernel, cell, gate_cluster, kDqk);
+    launch(context, kName, gates, mlstm_fused_gates_kernel<kParts>, cell, gate_cluster, kDqk);
   const auto launch_segments = [&](auto* kernel, std::size_t shared, std::int64_t first,
                                    std::int64_t count) {
     cell.first_segment = static_cast<int>(first);
@@ -50,14 +52,20 @@ void run(Context& context, const MlstmArgs& a, const MlstmFusedPlan& plan, Fused
     launch(context, kName, grid, kernel, q, k, v, h, cell);
   };
   const auto outputs = [&](std::int64_t first, std::int64_t count) {
-    launch_segments(a.saved ? mlstm_fused_kernel<kDqk, true, true> : mlstm_fused_kernel<kDqk, true>,
-                    FusedShared<kDqk, true>::kBytes, first, count);
+    launch_segments(a.saved ? mlstm_fused_kernel<kDqk, true, true, kParts>
+                            : mlstm_fused_kernel<kDqk, true, false, kParts>,
+                    FusedShared<kDqk, true, kParts>::kBytes, first, count);
   };
   if (plan.segments > 1)
-    launch_segments(mlstm_fused_kernel<kDqk, false>, FusedShared<kDqk, false>::kBytes, 1,
-                    plan.segments - 2);
+    launch_segments(mlstm_fused_kernel<kDqk, false, false, kParts>,
+                    FusedShared<kDqk, false, kParts>::kBytes, 1, plan.segments - 2);
   outputs(0, 1);
   if (plan.segments > 1) outputs(1, plan.segments - 1);
+  if constexpr (kParts > 1) {
+    const Grid grid{
+        .x = plan.all_chunks * plan.heads * plan.slices, .threads = kPartsThreads, .overlap = true};
+    launch(context, kName, grid, mlstm_fused_parts_kernel<kParts>, cell);
+  }
 }
 
 }  // namespace
@@ -77,14 +85,14 @@ bool mlstm_fused(Context& context, const MlstmArgs& a, bool early, std::int64_t 
                        .h_stride = a.h.row_stride(),
                        .batch = DeviceBatch(a.batch),
                        .offsets = a.state,
-                       .heads = static_cast<int>(plan.heads),
+                       .heads = static_cast<int>(plan.heads * plan.parts),
                        .dqk = static_cast<int>(plan.dqk),
                        .dv = static_cast<int>(plan.dv),
                        .slices = static_cast<int>(plan.slices),
                        .segments = static_cast<int>(plan.segments),
                        .first_segment = 0,
                        .cuts = plan.cuts,
-                       .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk)),
+                       .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk * plan.parts)),
                        .eps = a.eps,
                        .exponential = a.gate == MlstmGate::exponential,
                        .normalise = a.normalise,
@@ -97,8 +105,13 @@ bool mlstm_fused(Context& context, const MlstmArgs& a, bool early, std::int64_t 
                        .first_n = reinterpret_cast<float*>(scratch + plan.first_n),
                        .c = reinterpret_cast<float*>(scratch + plan.c),
                        .n = reinterpret_cast<float*>(scratch + plan.n),
-                       .saved = SavedCell(a.saved)};
-  if (plan.padded_dqk == 64)
+                       .saved = SavedCell(a.saved),
+                       .all_strips = plan.strips,
+                       .num = reinterpret_cast<float4*>(scratch + plan.num),
+                       .l = reinterpret_cast<float*>(scratch + plan.l)};
+  if (plan.parts == 2)
+    run<256, 2>(context, a, plan, cell);
+  else if (plan.padded_dqk == 64)
     run<64>(context, a, plan, cell);
   else if (plan.padded_dqk == 128)
     run<128>(context, a, plan, cell);

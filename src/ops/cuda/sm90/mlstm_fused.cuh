@@ -21,6 +21,13 @@
 // the products that make num. Where that would show (AloneToken; `split`, `fine`) what rounding
 // leaves out of C and of weighted v goes through the products, too. And the latter goes into C from
 // the chunk on whose tokens are not forgotten at the end of the sequence (`fine_from`).
+//
+// A head of more than 256 keys is kParts parts of as many keys each: C, n, q and k of a part lie
+// where those of a head of its own would. Parts share v, the gates and so M, and num and l are sums
+// over keys: each part leaves its own in scratch memory, and another kernel adds them up and makes
+// h (mlstm_fused_parts.cuh). Scores of a part may be far larger than those of the head, so they go
+// through their product as the sum of two bf16. In what follows a part is a head; the one that it
+// belongs to is head / kParts.
 
 #include <cstdint>
 
@@ -35,6 +42,7 @@ constexpr int kChunk = 64;
 constexpr int kColumns = 128;  // of C in a block, half of them in each of two warpgroups
 constexpr int kGroup = 128;    // threads of a warpgroup
 constexpr int kFusedThreads = 3 * kGroup;
+constexpr int kStrip = 8;  // tokens whose num lies together, as the 2 kGroup threads have it
 constexpr int kGateSlots = 4;
 // The frame moves in steps of kKeep: the largest weight of a chunk is below e^(kAbove + kKeep), and
 // not below e^kAbove once the frame has moved. That and e^kGuard leave room for e^-m in float.
@@ -80,9 +88,9 @@ struct FusedCell {
   std::int64_t h_stride;
   DeviceBatch batch;
   MlstmStateOffsets offsets;
-  int heads, dqk, dv, slices;
-  int segments;       // of the longest sequence
-  int first_segment;  // of the launch
+  int heads, dqk, dv, slices;  // parts of heads count as heads
+  int segments;                // of the longest sequence
+  int first_segment;           // of the launch
   MlstmSegments cuts;
   float scale, eps;
   bool exponential, normalise;
@@ -97,6 +105,10 @@ struct FusedCell {
   float* c;            // of segments
   float* n;
   SavedCell saved;  // by blocks that do not make their gates
+  // Of parts of heads, in scratch memory, too.
+  std::int64_t all_strips;
+  float4* num;  // [heads, slices, all strips, 2 kGroup], what a thread has of kStrip tokens
+  float* l;     // s l, [heads, all chunks, kChunk]
 
   /// Whether this is the first segment's launch. It begins when that of the states has begun, which
   /// had waited for the gates, and ends after that: so the next one has to wait for this one alone.
@@ -109,12 +121,32 @@ struct FusedCell {
   /// Where the chunks of sequence s begin among all, known without counting those before: some
   /// places stay empty.
   __device__ int first_chunk(int s) const { return batch.offsets[s] / kChunk + s; }
+  /// And its strips, likewise.
+  __device__ int first_strip(int s) const { return batch.offsets[s] / kStrip + s; }
   __device__ FusedFrame* frame(int s, int head) const {
     return frames + head * (all_chunks + batch.sequences) + first_chunk(s) + s;
   }
   __device__ float* record(std::int64_t s, std::size_t offset, std::int64_t floats) const {
     std::byte* slot = batch.slots[s];
     return slot == nullptr ? nullptr : reinterpret_cast<float*>(slot + offset) + floats;
+  }
+};
+
+/// A chunk by its place among all.
+struct FusedChunk {
+  int s, number;  // its sequence, and which of its chunks
+  int begin;      // the first token
+  int tokens;     // from there to the end of the sequence; not above 0: there is no such chunk
+
+  __device__ FusedChunk(const FusedCell& cell, int place) : s(0) {
+    // The last sequence whose places begin at this one or before it.
+    for (int end = static_cast<int>(cell.batch.sequences); s + 1 < end;) {
+      const int middle = (s + end) / 2;
+      (cell.first_chunk(middle) <= place ? s : end) = middle;
+    }
+    number = place - cell.first_chunk(s);
+    begin = cell.batch.offsets[s] + number * kChunk;
+    tokens = cell.length(s) - number * kChunk;
   }
 };
 
@@ -133,7 +165,8 @@ enum FusedBarrier {
   kEmptyK = kFullK + 4,
   kFullV = kEmptyK + 4,
   kEmptyV = kFullV + 4,
-  kFullScores = kEmptyV + 4,  // stages as of V
+  kFullScores = kEmptyV + 4,
+  kFullTail = kFullScores + 2,  // with parts: v of the last chunk is cleared
   kEmptyScores = kFullScores + 4,
   kFullGates = kEmptyScores + 2,
   kFullN = kFullGates + kGateSlots,
@@ -142,11 +175,14 @@ enum FusedBarrier {
 };
 
 /// @tparam kOutputs  false: of the pass that has no q, scores and h
-template <int kDqk, bool kOutputs>
+template <int kDqk, bool kOutputs, int kParts = 1>
 struct FusedShared {
   static constexpr int kStagesQ = kOutputs ? 2 : 0;
   static constexpr int kStagesK = kOutputs ? 3 : 4;
-  static constexpr int kStagesV = kOutputs ? 2 : 4;
+  // With parts h does not take the place of v, which is free as soon as v is in registers: then one
+  // place is enough, and that of another is for scores as two bf16.
+  static constexpr int kStagesV = !kOutputs ? 4 : (kParts == 1 ? 2 : 1);
+  static constexpr int kStagesScores = 2;
   // A stage is filled again so many chunks after its own.
   static constexpr int kLag = kOutputs ? 1 : 2;
   static constexpr int kGatesAhead = 2;
@@ -154,12 +190,13 @@ struct FusedShared {
   static constexpr int kBox = kChunk * 128;
   static constexpr int kTile = kBoxes * kBox;  // of q or k
   static constexpr int kTileV = 2 * kBox;
+  static constexpr int kTileScores = (kParts == 1 ? 1 : 2) * kBox;
   // From the beginning, on 1024 bytes.
   static constexpr int kQ = 0;
   static constexpr int kK = kQ + kStagesQ * kTile;
   static constexpr int kV = kK + kStagesK * kTile;
   static constexpr int kScores = kV + kStagesV * kTileV;
-  static constexpr int kGates = kScores + kStagesQ * kBox;
+  static constexpr int kGates = kScores + kStagesQ * kTileScores;
   static constexpr int kGateSlot = 3072;  // whole 1024 bytes for the tile of weights
   /// So many n of segments fit into the gates' places that the first chunks leave free.
   static constexpr int kStagesN = (kGateSlots - kGatesAhead) * kGateSlot / (kDqk * 4);
@@ -177,9 +214,12 @@ struct FusedShared {
 
 /// Where a warpgroup writes h; in shared memory, not in registers.
 struct FusedOutput {
-  std::uint16_t* h;  // its first column in the block's first token
-  int columns;       // from there to the end of the head
-  int length;        // tokens of the block
+  union {
+    std::uint16_t* h;  // its first column in the block's first token
+    float4* num;       // with parts: the block's first strip
+  };
+  int columns;  // from there to the end of the head
+  int length;   // tokens of the block
 };
 /// Where its tiles and gates are.
 struct __align__(16) FusedTiles {
@@ -233,11 +273,12 @@ struct FusedBorders {
   int chunks;                // from a border to the next
   int behind;                // that border
 
-  __device__ FusedBorders(const FusedCell& cell, const FusedWork& work) {
+  /// @param head  that the gates belong to
+  __device__ FusedBorders(const FusedCell& cell, const FusedWork& work, int head) {
     const int number = cell.cuts.begin_of(work.segment);
     chunks = static_cast<int>(cell.saved.border) / kChunk;
     behind = number % chunks;
-    frames = cell.frame(work.s, work.head) + number;
+    frames = cell.frame(work.s, head) + number;
     const std::int64_t at = cell.saved.index(cell.batch.offsets[work.s], work.s, number * kChunk,
                                              cell.heads, work.head);
     c = cell.saved.c + at * cell.dqk * cell.dv;
@@ -254,21 +295,21 @@ struct FusedBorders {
 /// Where the state before a block's first chunk lies.
 enum class FusedSource { none, record, scratch };
 
-/// By how much a state fades over a segment.
+/// By how much a state fades over a segment. @param head  that the gates belong to
 __device__ __forceinline__ float segment_factor(const FusedCell& cell, const FusedWork& work,
-                                                int segment) {
-  const FusedFrame* frames = cell.frame(work.s, work.head);
+                                                int head, int segment) {
+  const FusedFrame* frames = cell.frame(work.s, head);
   return expf(static_cast<float>(frames[cell.cuts.begin_of(segment + 1)].decay -
                                  frames[cell.cuts.begin_of(segment)].decay));
 }
 
-/// After the last chunk of the sequence.
+/// After the last chunk of the sequence. @param head  that the gates belong to
 __device__ __forceinline__ FusedFrame last_frame(const FusedCell& cell, const FusedWork& work,
-                                                 const FusedOwnGates& own) {
+                                                 int head, const FusedOwnGates& own) {
   if (cell.own_gates) return own.last;
   const int chunks =
       (cell.batch.offsets[work.s + 1] - cell.batch.offsets[work.s] + kChunk - 1) / kChunk;
-  return cell.frame(work.s, work.head)[chunks];
+  return cell.frame(work.s, head)[chunks];
 }
 
 /// Whether a chunk that ends here is forgotten at the end of its sequence.
@@ -282,6 +323,12 @@ __device__ __forceinline__ bool is_forgotten(const FusedFrame& end, const FusedF
 /// may be so small that the whole factor is no normal float.
 __device__ __forceinline__ float record_factor(const FusedCell& cell, const FusedFrame& at) {
   return expf(static_cast<float>(0.5 * (cell.exponential ? at.frame - at.m : at.frame)));
+}
+
+/// What makes s l of token t of a chunk what is saved.
+__device__ __forceinline__ float saved_factor(const FusedCell& cell, const ChunkGates& gates,
+                                              int t) {
+  return !cell.exponential ? 1.0F / gates.floor[t] : gates.guard != 0 ? 1.0F : gates.carried[t];
 }
 
 }  // namespace xlstm::ops::cuda::sm90

@@ -9,10 +9,10 @@ namespace {
 /// v as it is, weighted, or what rounding weighted v leaves out.
 enum class Part { plain, weighted, rest };
 
-template <int kDqk, bool kOutputs, bool kSaves>
-__device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs>& at,
+template <int kDqk, bool kOutputs, bool kSaves, int kParts>
+__device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs, kParts>& at,
                              const CUtensorMap& h_map) {
-  using Shared = FusedShared<kDqk, kOutputs>;
+  using Shared = FusedShared<kDqk, kOutputs, kParts>;
   constexpr int kSums = kDqk / 2;
   const FusedWork work(cell);
   const int chunks = at.chunks();
@@ -216,6 +216,24 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       }
       __syncwarp();
     };
+    // The same where h does not come there.
+    const auto give_back_v = [&](int chunk) {
+      __syncwarp();
+      if (chunk + Shared::kStagesV < chunks && thread_index() % 32 == 0)
+        barrier_arrive(at.barrier_v(kEmptyV, chunk));
+    };
+    // For what adds up the parts of a head.
+    const auto leave_num = [&](const float(&num)[32], int chunk) {
+      const FusedOutput& from = at.output(0);
+      float4* const to =
+          from.num + chunk * (kChunk / kStrip * 2 * kGroup) + (thread_index() - kGroup);
+      const int tokens = from.length - chunk * kChunk;
+#pragma unroll
+      for (int j = 0; j < kChunk / kStrip; ++j)
+        if (j * kStrip < tokens)
+          to[j * (2 * kGroup)] =
+              make_float4(num[4 * j], num[4 * j + 1], num[4 * j + 2], num[4 * j + 3]);
+    };
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const ChunkGates& gates = at.gates(chunk);
@@ -257,7 +275,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
             convert(pair);
           }
           // The last h has left the place of its v, which the copy after the next takes.
-          if (kFirst && pair == (kDqk > 64 ? 2 : 1)) release_v(chunk - 1);
+          if (kFirst && kParts == 1 && pair == (kDqk > 64 ? 2 : 1)) release_v(chunk - 1);
           wgmma_fence();
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
@@ -293,13 +311,20 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       std::uint32_t v[4][4];
       const std::uint64_t score_tile = wgmma_matrix(at.scores(chunk));
       at.wait_v(kFullV, chunk);
-      if (at.output(0).length < (chunk + 1) * kChunk) at.wait_v(kFullScores, chunk);
+      if (at.output(0).length < (chunk + 1) * kChunk) {
+        if constexpr (kParts == 1)
+          at.wait_scores(chunk);
+        else
+          barrier_wait(at.barrier(kFullTail), 0);
+      }
       const auto add_scores = [&] {
-        at.wait_v(kFullScores, chunk);
+        at.wait_scores(chunk);
         wgmma_fence();
 #pragma unroll
-        for (int step = 0; step < 4; ++step)
-          wgmma<64>(num, v[step], moved(score_tile, step * 32), 1);
+        for (int x = 0; x < Shared::kTileScores / Shared::kBox; ++x)
+#pragma unroll
+          for (int step = 0; step < 4; ++step)
+            wgmma<64>(num, v[step], moved(score_tile, x * Shared::kBox + step * 32), 1);
         wgmma_commit();
       };
       const bool fine = gates.fine != 0;
@@ -321,74 +346,82 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       }
       update(v, chunk);
 
-      const int thread = thread_index(), lane = thread % 32, warp = thread / 32 % 4;
-      const int group = thread / kGroup - 1;
-      float2 factors[8];
+      const int thread = thread_index(), lane = thread % 32;
+      [[maybe_unused]] const int warp = thread / 32 % 4, group = thread / kGroup - 1;
+      [[maybe_unused]] float2 factors[8];
+      if constexpr (kParts == 1) {
 #pragma unroll
-      for (int j = 0; j < 8; ++j)
-        factors[j] = *reinterpret_cast<const float2*>(at.factors(chunk) + 8 * j + 2 * (lane % 4));
+        for (int j = 0; j < 8; ++j)
+          factors[j] = *reinterpret_cast<const float2*>(at.factors(chunk) + 8 * j + 2 * (lane % 4));
+      }
       wgmma_wait<1>();
+      if constexpr (kParts > 1) give_back_v(chunk);
       if (cell.cluster > 1) {  // for the block of the pair that makes them
         __syncwarp();
         if (chunk + 2 < chunks && lane == 0)
           barrier_arrive_at(at.barrier(kEmptyScores + chunk % 2),
                             (cluster_rank() & ~1U) + chunk % 2);
       }
-      // h takes the place of v: a warp's columns are its own.
-      const std::uint32_t out = at.v(chunk) + group * Shared::kBox;
+      if constexpr (kParts > 1) {
+        leave_num(num, chunk);
+      } else {
+        // h takes the place of v: a warp's columns are its own.
+        const std::uint32_t out = at.v(chunk) + group * Shared::kBox;
 #pragma unroll
-      for (int j = 0; j < 8; j += 2) {
-        std::uint32_t packed[4];
+        for (int j = 0; j < 8; j += 2) {
+          std::uint32_t packed[4];
 #pragma unroll
-        for (int x = 0; x < 2; ++x) {
-          const float2 factor = factors[j + x];
+          for (int x = 0; x < 2; ++x) {
+            const float2 factor = factors[j + x];
 #pragma unroll
-          for (int r = 0; r < 2; ++r)
-            packed[2 * x + r] = pack_bf16(num[4 * (j + x) + 2 * r] * factor.x,
-                                          num[4 * (j + x) + 2 * r + 1] * factor.y);
+            for (int r = 0; r < 2; ++r)
+              packed[2 * x + r] = pack_bf16(num[4 * (j + x) + 2 * r] * factor.x,
+                                            num[4 * (j + x) + 2 * r + 1] * factor.y);
+          }
+          store_matrices_transposed(
+              out + box_offset(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2), packed);
         }
-        store_matrices_transposed(
-            out + box_offset(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2), packed);
-      }
-      const FusedOutput& to = at.output(group);
-      const bool full = (chunk + 1) * kChunk <= to.length;
-      if (full) {
-        fence_async();
-        named_barrier(2 + group, kGroup);
-        if (thread % kGroup == 0) {
-          const FusedTiles tiles = at.tiles();
-          store_head_box(out, &h_map, tiles.begin + chunk * kChunk, tiles.head,
-                         tiles.column + group * 64);
-          commit_stores();
-        }
-      } else {  // the last chunk: behind its end lies another sequence
-        __syncwarp();
-        // Each warp writes its own 16 columns: 32 bytes of a row.
-        const int sixteen = 2 * warp + lane % 2;  // of 8 columns
-        const bool has_columns = 8 * sixteen < to.columns;
-        std::uint16_t* h = to.h + 8 * sixteen;
-        uint4 values[4];
+        const FusedOutput& to = at.output(group);
+        const bool full = (chunk + 1) * kChunk <= to.length;
+        if (full) {
+          fence_async();
+          named_barrier(2 + group, kGroup);
+          if (thread % kGroup == 0) {
+            const FusedTiles tiles = at.tiles();
+            store_head_box(out, &h_map, tiles.begin + chunk * kChunk, tiles.head,
+                           tiles.column + group * 64);
+            commit_stores();
+          }
+        } else {  // the last chunk: behind its end lies another sequence
+          __syncwarp();
+          // Each warp writes its own 16 columns: 32 bytes of a row.
+          const int sixteen = 2 * warp + lane % 2;  // of 8 columns
+          const bool has_columns = 8 * sixteen < to.columns;
+          std::uint16_t* h = to.h + 8 * sixteen;
+          uint4 values[4];
 #pragma unroll
-        for (int x = 0; x < 4; ++x)
-          values[x] = *reinterpret_cast<const uint4*>(at.bytes + (out - at.base) +
-                                                      box_offset(lane / 2 + 16 * x, sixteen));
-        h += (chunk * kChunk + lane / 2) * cell.h_stride;
+          for (int x = 0; x < 4; ++x)
+            values[x] = *reinterpret_cast<const uint4*>(at.bytes + (out - at.base) +
+                                                        box_offset(lane / 2 + 16 * x, sixteen));
+          h += (chunk * kChunk + lane / 2) * cell.h_stride;
 #pragma unroll
-        for (int x = 0; x < 4; ++x) {
-          if (has_columns && chunk * kChunk + lane / 2 + 16 * x < to.length)
-            *reinterpret_cast<uint4*>(h) = values[x];
-          h += 16 * cell.h_stride;
+          for (int x = 0; x < 4; ++x) {
+            if (has_columns && chunk * kChunk + lane / 2 + 16 * x < to.length)
+              *reinterpret_cast<uint4*>(h) = values[x];
+            h += 16 * cell.h_stride;
+          }
         }
       }
       wgmma_wait<0>();
       release_k(chunk);
     }
-    if (thread_index() % kGroup == 0) wait_stores_read<0>();
+    if (kParts == 1 && thread_index() % kGroup == 0) wait_stores_read<0>();
 
     const FusedWork done(cell);
     if (at.ends().last == 0 && cell.first_segment == 0) keep_c(done, 0);
     if (at.ends().last != 0 && cell.batch.slots[done.s] != nullptr) {
-      const float factor = record_factor(cell, last_frame(cell, done, at.own()));
+      const float factor =
+          record_factor(cell, last_frame(cell, done, done.head / kParts, at.own()));
 #pragma unroll
       for (float& value : c) value = factor * (factor * value);
       each(done, [](float& value, float* to, bool live) {

@@ -180,7 +180,7 @@ __device__ __forceinline__ void write_gates(const FusedCell& cell, ChunkGates& t
 /// What a backward pass wants of a chunk's gates, and what the products need for l.
 __device__ __forceinline__ void save_gates(const FusedCell& cell, ChunkGates& to,
                                            const LaneScan& scan, const ChunkTops& tops,
-                                           const ChunkPlace& at, int head, int lane) {
+                                           const ChunkPlace& at, int heads, int head, int lane) {
   const double m = tops.before.highest + tops.sum_before;
   const double top = tops.after.frame + tops.sum_before;
   const bool guard = !(tops.after.frame - tops.before.highest <= kGuard);
@@ -195,7 +195,7 @@ __device__ __forceinline__ void save_gates(const FusedCell& cell, ChunkGates& to
   }
   if (lane > 0 || !cell.saved.has_border(at.number * kChunk)) return;
   const int begin = at.first - at.number * kChunk;
-  cell.saved.state_m[cell.saved.index(begin, at.s, at.number * kChunk, cell.heads, head)] =
+  cell.saved.state_m[cell.saved.index(begin, at.s, at.number * kChunk, heads, head)] =
       cell.exponential ? static_cast<float>(m) : 0.0F;
 }
 
@@ -221,7 +221,8 @@ __device__ __forceinline__ void prefetch_c(const FusedCell& cell, int s, int hea
     prefetch_bytes(c + rank * part, part * static_cast<unsigned>(sizeof(float)));
 }
 
-/// A cluster has a sequence and head, a warp of it one of its chunks at a time.
+/// A cluster has a sequence and head (of kParts), a warp of it one of its chunks at a time.
+template <int kParts>
 __global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
     mlstm_fused_gates_kernel(const __grid_constant__ FusedCell cell, int cluster, int padded_dqk) {
   constexpr int kMost = MlstmFusedPlan::kMostGateWarps * MlstmFusedPlan::kMostGateCluster;
@@ -231,7 +232,7 @@ __global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
   const int warps = static_cast<int>(blockDim.x) / 32, rank = static_cast<int>(cluster_rank());
   const int at_once = warps * cluster, place = rank * warps + warp;
   const int pair = static_cast<int>(blockIdx.x) / cluster;
-  const int s = pair / cell.heads, head = pair % cell.heads;
+  const int heads = cell.heads / kParts, s = pair / heads, head = pair % heads;
   const int begin = cell.batch.offsets[s], length = cell.length(s);
   const int chunks = (length + kChunk - 1) / kChunk;
   const float* record_m = cell.record(s, cell.offsets.m, head);
@@ -249,8 +250,12 @@ __global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
     const LaneGates own_gates(cell, at.first, at.tokens, head, lane);
     if (turn == 0) {  // all loads together
       const float m = record_m != nullptr && cell.exponential ? *record_m : 0.0F;
-      copy_first_n(cell, s, head, rank, cluster, padded_dqk);
-      if (cell.segments > 1 && threadIdx.x == 0) prefetch_c(cell, s, head, rank, cluster);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        copy_first_n(cell, s, head * kParts + part, rank, cluster, padded_dqk);
+        if (cell.segments > 1 && threadIdx.x == 0)
+          prefetch_c(cell, s, head * kParts + part, rank, cluster);
+      }
       first_m = m;
     }
     const LaneScan scan(own_gates, lane);
@@ -300,7 +305,7 @@ __global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
     }
     ChunkGates& gates = cell.gates[head * cell.all_chunks + cell.first_chunk(s) + number];
     write_gates(cell, gates, scan, tops, lane);
-    if (cell.saved.any()) save_gates(cell, gates, scan, tops, at, head, lane);
+    if (cell.saved.any()) save_gates(cell, gates, scan, tops, at, heads, head, lane);
   }
 }
 

@@ -14,8 +14,8 @@ template <int kDqk>
 constexpr int kConsumerRegisters = kDqk == 64 ? 200 : (kDqk == 128 ? 208 : 216);
 
 /// kOutputs false: the pass that makes the states between segments. kSaves: what FusedCell::saved
-/// asks for.
-template <int kDqk, bool kOutputs, bool kSaves = false>
+/// asks for. kParts: of a head.
+template <int kDqk, bool kOutputs, bool kSaves = false, int kParts = 1>
 __global__ void __launch_bounds__(kFusedThreads, 1)
     mlstm_fused_kernel(const __grid_constant__ CUtensorMap q_map,
                        const __grid_constant__ CUtensorMap k_map,
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
                        const __grid_constant__ FusedCell cell) {
   // A base that the compiler knows saves registers.
   extern __shared__ __align__(1024) unsigned char shared_bytes[];
-  const FusedPlaces<kDqk, kOutputs> at{shared_bytes, shared_address(shared_bytes)};
+  const FusedPlaces<kDqk, kOutputs, kParts> at{shared_bytes, shared_address(shared_bytes)};
   // The kernel of the gates lets others begin when the products are done: q, k, v and records are
   // there, and copies of them and all preparations run beside the kernel before this one.
   if (cell.own_gates && !cell.early) grid_wait();
@@ -39,8 +39,16 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     if (threadIdx.x < 2) {
       const int group = static_cast<int>(threadIdx.x), column = work.slice * kColumns + group * 64;
       FusedOutput& to = at.output(group);
-      to.h = cell.h + std::int64_t{work.begin} * cell.h_stride + std::int64_t{work.head} * cell.dv +
-             column;
+      if constexpr (kParts == 1) {
+        to.h = cell.h + std::int64_t{work.begin} * cell.h_stride +
+               std::int64_t{work.head} * cell.dv + column;
+      } else {
+        const int chunk = work.first_chunk - cell.first_chunk(work.s);
+        const int strip = cell.first_strip(work.s) + chunk * (kChunk / kStrip);
+        to.num = cell.num +
+                 ((std::int64_t{work.head} * cell.slices + work.slice) * cell.all_strips + strip) *
+                     (2 * kGroup);
+      }
       to.columns = cell.dv - column;
       to.length = work.length;
       if (group == 0)
@@ -52,8 +60,8 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
                      max(1, work.segment), work.last ? 1 : 0};
     }
     if (kOutputs && threadIdx.x > 0 && static_cast<int>(threadIdx.x) < work.segment)
-      at.segment_factor(threadIdx.x) = segment_factor(cell, work, threadIdx.x);
-    if (kSaves && threadIdx.x == 0) at.borders() = FusedBorders(cell, work);
+      at.segment_factor(threadIdx.x) = segment_factor(cell, work, work.head / kParts, threadIdx.x);
+    if (kSaves && threadIdx.x == 0) at.borders() = FusedBorders(cell, work, work.head / kParts);
     // Before any block of the head can write its record: they meet below.
     if (cell.own_gates && threadIdx.x < kGroup) {
       const bool has_record = record != nullptr;
@@ -73,7 +81,7 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     prefetch_map(&v_map);
     prefetch_map(&h_map);
     const auto blocks = static_cast<std::uint32_t>(cell.cluster);
-    using Shared = FusedShared<kDqk, kOutputs>;
+    using Shared = FusedShared<kDqk, kOutputs, kParts>;
     // The empty ones of q and k: warps of all blocks, two warpgroups' and the producer's.
     for (int stage = 0; stage < Shared::kStagesQ; ++stage) {
       barrier_init(at.barrier(kFullQ + stage), 1);
@@ -85,8 +93,14 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     }
     for (int stage = 0; stage < Shared::kStagesV; ++stage) {
       barrier_init(at.barrier(kFullV + stage), 1);
-      barrier_init(at.barrier(kEmptyV + stage), kOutputs ? 2 : 8);  // warpgroups or warps
+      // Warpgroups whose h takes the place of v, or warps.
+      barrier_init(at.barrier(kEmptyV + stage), kOutputs && kParts == 1 ? 2 : 8);
       barrier_init(at.barrier(kFullScores + stage), kGroup);
+    }
+    if constexpr (kOutputs && kParts > 1) {
+      for (int stage = Shared::kStagesV; stage < Shared::kStagesScores; ++stage)
+        barrier_init(at.barrier(kFullScores + stage), kGroup);
+      barrier_init(at.barrier(kFullTail), kGroup);
     }
     // Warps of two warpgroups and two blocks.
     for (int stage = 0; stage < 2; ++stage) barrier_init(at.barrier(kEmptyScores + stage), 16);
@@ -102,10 +116,10 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
 
   if (threadIdx.x < kGroup) {
     fewer_registers<kProducerRegisters<kDqk>>();
-    run_producer<kDqk, kOutputs, kSaves>(cell, at, q_map, k_map, v_map);
+    run_producer<kDqk, kOutputs, kSaves, kParts>(cell, at, q_map, k_map, v_map);
   } else {
     more_registers<kConsumerRegisters<kDqk>>();
-    run_consumer<kDqk, kOutputs, kSaves>(cell, at, h_map);
+    run_consumer<kDqk, kOutputs, kSaves, kParts>(cell, at, h_map);
   }
   if (kOutputs) {  // what the other block still reads
     __syncwarp();

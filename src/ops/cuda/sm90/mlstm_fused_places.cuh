@@ -19,9 +19,9 @@ __device__ __forceinline__ int thread_index() {
 }
 
 /// Where a block's shared memory lies.
-template <int kDqk, bool kOutputs>
+template <int kDqk, bool kOutputs, int kParts>
 struct FusedPlaces {
-  using Shared = FusedShared<kDqk, kOutputs>;
+  using Shared = FusedShared<kDqk, kOutputs, kParts>;
   unsigned char* bytes;
   std::uint32_t base;
 
@@ -39,7 +39,7 @@ struct FusedPlaces {
     return base + Shared::kV + chunk % Shared::kStagesV * Shared::kTileV;
   }
   __device__ std::uint32_t scores(int chunk) const {
-    return base + Shared::kScores + chunk % 2 * Shared::kBox;
+    return base + Shared::kScores + chunk % 2 * Shared::kTileScores;
   }
   __device__ std::uint32_t barrier_q(int kind, int chunk) const {
     return barrier(kind + chunk % 2);
@@ -69,6 +69,12 @@ struct FusedPlaces {
   }
   __device__ void wait_v(int kind, int chunk) const {
     barrier_wait(barrier_v(kind, chunk), chunk / Shared::kStagesV % 2);
+  }
+  __device__ std::uint32_t full_scores(int chunk) const {
+    return barrier(kFullScores + chunk % Shared::kStagesScores);
+  }
+  __device__ void wait_scores(int chunk) const {
+    barrier_wait(full_scores(chunk), chunk / Shared::kStagesScores % 2);
   }
   __device__ void wait_gates(int chunk) const {
     barrier_wait(barrier(kFullGates + chunk % kGateSlots), chunk / kGateSlots % 2);
@@ -129,10 +135,10 @@ struct FusedPlaces {
 };
 
 /// Orders the copies of tiles. The blocks of a cluster copy a part of q and k each, to all.
-template <int kDqk, bool kOutputs>
+template <int kDqk, bool kOutputs, int kParts>
 struct FusedCopies {
-  using Shared = FusedShared<kDqk, kOutputs>;
-  const FusedPlaces<kDqk, kOutputs>& at;
+  using Shared = FusedShared<kDqk, kOutputs, kParts>;
+  const FusedPlaces<kDqk, kOutputs, kParts>& at;
   const CUtensorMap &q_map, &k_map, &v_map;
   const FusedCell& cell;
 
@@ -175,7 +181,15 @@ struct FusedCopies {
 #pragma unroll
     for (int box = 0; box < 2; ++box)
       load_head_box(at.v(chunk) + box * Shared::kBox, &v_map, tiles.begin + chunk * kChunk,
-                    tiles.head, tiles.column + box * 64, barrier);
+                    tiles.head / kParts, tiles.column + box * 64, barrier);
+  }
+  /// Into the second-level cache: for a copy that comes late.
+  __device__ void prefetch_v(int chunk) const {
+    const FusedTiles tiles = at.tiles();
+#pragma unroll
+    for (int box = 0; box < 2; ++box)
+      prefetch_head_box(&v_map, tiles.begin + chunk * kChunk, tiles.head / kParts,
+                        tiles.column + box * 64);
   }
   /// Some of the n that FusedEnds names.
   __device__ void n(int first, int count) const {
@@ -192,26 +206,23 @@ struct FusedCopies {
     barrier_expect(barrier, sizeof(ChunkGates));
     const FusedTiles tiles = at.tiles();
     load_bytes(at.base + Shared::kGates + slot * Shared::kGateSlot,
-               cell.gates + tiles.head * cell.all_chunks + tiles.first_chunk + chunk,
+               cell.gates + tiles.head / kParts * cell.all_chunks + tiles.first_chunk + chunk,
                sizeof(ChunkGates), barrier);
   }
 };
 
-/// Sets the rows from `row` on of the tiles of k and v to zero: there lies another sequence.
-template <int kDqk, bool kOutputs>
-__device__ void clear_rows(const FusedPlaces<kDqk, kOutputs>& at, int chunk, int row) {
-  using Shared = FusedShared<kDqk, kOutputs>;
+/// Sets the rows from `row` on of some boxes to zero: there lies another sequence.
+template <int kDqk, bool kOutputs, int kParts>
+__device__ void clear_rows(const FusedPlaces<kDqk, kOutputs, kParts>& at, std::uint32_t tile,
+                           int boxes, int row) {
+  using Shared = FusedShared<kDqk, kOutputs, kParts>;
   const int count = (kChunk - row) * 8;
-  const auto clear = [&](std::uint32_t box) {
+#pragma unroll 1
+  for (int box = 0; box < boxes; ++box)
 #pragma unroll 1
     for (int x = thread_index(); x < count; x += kGroup)
-      *reinterpret_cast<uint4*>(at.bytes + (box - at.base) + row * 128 + x * 16) =
-          make_uint4(0, 0, 0, 0);
-  };
-#pragma unroll 1
-  for (int box = 0; box < Shared::kBoxes; ++box) clear(at.k(chunk) + box * Shared::kBox);
-#pragma unroll 1
-  for (int box = 0; box < 2; ++box) clear(at.v(chunk) + box * Shared::kBox);
+      *reinterpret_cast<uint4*>(at.bytes + (tile + box * Shared::kBox - at.base) + row * 128 +
+                                x * 16) = make_uint4(0, 0, 0, 0);
 }
 
 }  // namespace

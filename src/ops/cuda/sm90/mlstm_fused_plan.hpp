@@ -27,9 +27,16 @@ struct MlstmSegments {
 /// there are too few of them for the card, sequences are cut into segments: beside the first, which
 /// is short, a pass makes what each further one but the last adds to the state, and then each
 /// begins with the sum of those before it.
+///
+/// A head of more than kMostKeys keys is two parts of half of them, which blocks take for heads
+/// that share v and gates. They leave sums of products in scratch memory, from which another kernel
+/// makes h.
 struct MlstmFusedPlan {
   static constexpr std::int64_t kChunk = 64;
   static constexpr std::int64_t kColumns = 128;
+  static constexpr std::int64_t kMostKeys = 256;
+  /// Of so many tokens and a block's columns what a part leaves lies together.
+  static constexpr std::int64_t kStrip = 8;
   static constexpr std::int64_t kGateBytes = 2448;  ///< of a chunk and head
   static constexpr std::int64_t kFrameBytes = 32;   ///< before a chunk of a head
   static constexpr std::int64_t kMaxSegments = 16;
@@ -53,7 +60,8 @@ struct MlstmFusedPlan {
   explicit MlstmFusedPlan(const MlstmArgs& a, std::int64_t wanted_segments = 0)
       : sequences(a.batch.sequences()),
         heads(a.i.dim(1)),
-        dqk(a.q.dim(1) / heads),
+        parts(a.q.dim(1) / heads > kMostKeys ? 2 : 1),
+        dqk(a.q.dim(1) / heads / parts),
         dv(a.v.dim(1) / heads),
         padded_dqk(dqk <= 64 ? 64 : (dqk <= 128 ? 128 : 256)),
         slices((dv + kColumns - 1) / kColumns) {
@@ -67,7 +75,7 @@ struct MlstmFusedPlan {
     }
     all_chunks = a.batch.tokens() / kChunk + sequences;
     const std::int64_t chunks = (longest + kChunk - 1) / kChunk;
-    const std::int64_t blocks = std::max<std::int64_t>(1, sequences * heads * slices);
+    const std::int64_t blocks = std::max<std::int64_t>(1, sequences * heads * parts * slices);
     cuts.first = static_cast<int>(std::max<std::int64_t>(1, chunks));
     // Behind the first segment so many run at once.
     std::int64_t wanted = kMultiprocessors / blocks;
@@ -77,7 +85,7 @@ struct MlstmFusedPlan {
     if (wanted > 1) cut(chunks, wanted);
     cluster = slices % 2 == 0 ? 2 : 1;
     own_gates = segments == 1 && chunks <= kOwnChunks && blocks <= kMultiprocessors &&
-                slices != 3 && !a.saved;
+                slices != 3 && parts == 1 && !a.saved;
     if (own_gates) cluster = slices;
     const auto place = [this](std::int64_t bytes) {
       const std::size_t at = bytes_;
@@ -93,9 +101,14 @@ struct MlstmFusedPlan {
         std::clamp<std::int64_t>((chunks + gate_cluster - 1) / gate_cluster, 1, kMostGateWarps);
     gates = place(heads * all_chunks * kGateBytes);
     frames = place(heads * (all_chunks + sequences) * kFrameBytes);
-    first_n = place(sequences * heads * padded_dqk * 4);
+    first_n = place(sequences * heads * parts * padded_dqk * 4);
+    if (parts > 1) {
+      strips = a.batch.tokens() / kStrip + sequences;
+      num = place(heads * parts * slices * strips * kStrip * kColumns * 4);
+      l = place(heads * parts * all_chunks * kChunk * 4);
+    }
     if (segments == 1) return;
-    const std::int64_t states = sequences * (segments - 1) * heads;
+    const std::int64_t states = sequences * (segments - 1) * heads * parts;
     c = place(states * slices * kColumns * padded_dqk * 4);
     n = place(states * padded_dqk * 4);
   }
@@ -106,16 +119,19 @@ struct MlstmFusedPlan {
     for (const Tensor& t : {a.q, a.k, a.v, a.h})
       if (t.dtype != DType::bf16) return false;
     const MlstmFusedPlan plan(a);
-    return plan.dqk <= 256 && plan.dqk % 8 == 0 && plan.dv <= 4 * kColumns && plan.dv % 8 == 0 &&
-           plan.longest > 1;
+    return plan.dqk <= kMostKeys && a.q.dim(1) / plan.heads % (8 * plan.parts) == 0 &&
+           plan.dv <= 4 * kColumns && plan.dv % 8 == 0 && plan.longest > 1;
   }
   /// Of so many segments of each sequence.
   std::int64_t blocks(std::int64_t of_segments) const {
-    return sequences * of_segments * heads * slices;
+    return sequences * of_segments * heads * parts * slices;
   }
   std::size_t bytes() const { return bytes_; }
 
-  std::int64_t sequences, heads, dqk, dv;
+  std::int64_t sequences, heads;
+  std::int64_t parts;  ///< of a head
+  std::int64_t dqk;    ///< of a part
+  std::int64_t dv;
   std::int64_t padded_dqk, slices;
   std::int64_t longest = 0;
   std::int64_t all_chunks = 0;  ///< places for chunks, some more than there are
@@ -133,8 +149,11 @@ struct MlstmFusedPlan {
   // Bytes from the beginning of the scratch memory: what the kernel of the gates leaves, and n of
   // the records, which a block may write before another has read it.
   std::size_t gates = 0, frames = 0, first_n = 0;
-  // States [sequences, segments - 1, heads], of which the first is that after the first segment and
-  // number p that which segment p adds.
+  /// Places for strips, some more than there are.
+  std::int64_t strips = 0;
+  std::size_t num = 0, l = 0;  // what parts leave
+  // States [sequences, segments - 1, heads x parts], of which the first is that after the first
+  // segment and number p that which segment p adds.
   std::size_t c = 0, n = 0;
 
  private:

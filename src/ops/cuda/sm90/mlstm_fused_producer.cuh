@@ -37,8 +37,8 @@ __device__ __forceinline__ int share_sums(float* sums, int lane) {
 
 /// Adds the products of kTiles tiles of keys with the three parts of the weights to n.
 /// @param parts  whether the next chunk's scores, which want them, are made here
-template <int kTiles, int kDqk, bool kOutputs>
-__device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs>& at, float decay,
+template <int kTiles, int kDqk, bool kOutputs, int kParts>
+__device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs, kParts>& at, float decay,
                                          const float (&sums)[kTiles][4], int first_tile,
                                          bool parts) {
   const int thread = thread_index(), lane = thread % 32, warp = thread / 32;
@@ -60,9 +60,11 @@ __device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs>& at, 
 }
 
 /// Masked scores of a warp's 16 tokens for the products with v, and s / N of the tokens.
+/// @tparam kWhole  false: of a part of the keys; scores are the sum of two bf16, and in place of
+///                 s / N, which does not follow from them, there is s l
 /// @param q_n   what products with the three parts of n gave
-/// @param save  called with each token and its l, relative to the frame, by one lane
-template <class Save>
+/// @param save  called with each token and its s l, relative to the frame, by one lane
+template <bool kWhole, class Save>
 __device__ __forceinline__ void finish_scores(const FusedCell& cell, const ChunkGates& gates,
                                               float (&s)[32], const float (&q_n)[4],
                                               std::uint32_t scores, float* factors, Save&& save) {
@@ -116,6 +118,13 @@ __device__ __forceinline__ void finish_scores(const FusedCell& cell, const Chunk
     for (int x = 0; x < 4; ++x) packed[x] = pack_bf16(s[4 * j + 2 * x], s[4 * j + 2 * x + 1]);
     const int t = 16 * warp + lane % 16;
     store_matrices(scores + box_offset(t, j + lane / 16), packed);
+    if constexpr (!kWhole) {
+#pragma unroll
+      for (int x = 0; x < 4; ++x)
+        packed[x] = pack_bf16(s[4 * j + 2 * x] - first_of(packed[x]),
+                              s[4 * j + 2 * x + 1] - second_of(packed[x]));
+      store_matrices(scores + kChunk * 128 + box_offset(t, j + lane / 16), packed);
+    }
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -124,15 +133,17 @@ __device__ __forceinline__ void finish_scores(const FusedCell& cell, const Chunk
     const int t = row + 8 * r;
     const float floor = gates.floor[t], magnitude = fabsf(cell.scale * l[r]);
     const float denominator = (magnitude <= floor ? floor : magnitude) + gates.eps[t];
-    if (lane % 4 == 0) factors[t] = __fdividef(cell.scale, cell.normalise ? denominator : floor);
+    if (lane % 4 == 0)
+      factors[t] =
+          kWhole ? __fdividef(cell.scale, cell.normalise ? denominator : floor) : cell.scale * l[r];
     if (lane % 4 == 0) save(t, cell.scale * l[r]);
   }
 }
 
 /// The gates of all chunks into shared memory, each by a warp. The first m is there.
-template <int kDqk, bool kOutputs>
+template <int kDqk, bool kOutputs, int kParts>
 __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const FusedWork& work,
-                                               const FusedPlaces<kDqk, kOutputs>& at) {
+                                               const FusedPlaces<kDqk, kOutputs, kParts>& at) {
   const int lane = thread_index() % 32, chunk = thread_index() / 32;
   FusedOwnGates& own = at.own();
   const LaneScan scan(
@@ -158,11 +169,12 @@ __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const Fuse
 }
 
 /// Of chunks whose gates another kernel has made. By a warp.
-template <int kDqk, bool kOutputs>
+template <int kDqk, bool kOutputs, int kParts>
 __device__ __forceinline__ void find_fine_from(const FusedCell& cell, const FusedWork& work,
-                                               const FusedPlaces<kDqk, kOutputs>& at) {
-  const FusedFrame* const frames = cell.frame(work.s, work.head) + cell.cuts.begin_of(work.segment);
-  const FusedFrame last = last_frame(cell, work, at.own());
+                                               const FusedPlaces<kDqk, kOutputs, kParts>& at) {
+  const int head = work.head / kParts;
+  const FusedFrame* const frames = cell.frame(work.s, head) + cell.cuts.begin_of(work.segment);
+  const FusedFrame last = last_frame(cell, work, head, at.own());
   const int lane = thread_index() % 32;
   int forgotten = 0;  // which all are that come before one that is
 #pragma unroll 1
@@ -174,13 +186,13 @@ __device__ __forceinline__ void find_fine_from(const FusedCell& cell, const Fuse
   barrier_arrive(at.barrier(kFineFromThere));
 }
 
-template <int kDqk, bool kOutputs, bool kSaves>
-__device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs>& at,
+template <int kDqk, bool kOutputs, bool kSaves, int kParts>
+__device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOutputs, kParts>& at,
                              const CUtensorMap& q_map, const CUtensorMap& k_map,
                              const CUtensorMap& v_map) {
-  using Shared = FusedShared<kDqk, kOutputs>;
+  using Shared = FusedShared<kDqk, kOutputs, kParts>;
   const int chunks = at.chunks();
-  const FusedCopies<kDqk, kOutputs> copies{at, q_map, k_map, v_map, cell};
+  const FusedCopies<kDqk, kOutputs, kParts> copies{at, q_map, k_map, v_map, cell};
   if (threadIdx.x / 32 == 3) {  // has gates to make only where there are four chunks
     if (cell.early) grid_wait();
     if (cell.own_gates) grid_trigger();
@@ -270,12 +282,16 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     const FusedTiles tiles = at.tiles();
     const int token = chunk * kChunk + t;
     if (tiles.column >= cell.cluster * kColumns || token >= at.output(0).length) return;
-    const ChunkGates& gates = at.gates(chunk);
-    const float to_stabiliser = !cell.exponential  ? 1.0F / gates.floor[t]
-                                : gates.guard != 0 ? 1.0F
-                                                   : gates.carried[t];
-    cell.saved.l_of(tiles.begin + token, tiles.head) = l * to_stabiliser;
+    cell.saved.l_of(tiles.begin + token, tiles.head) = l * saved_factor(cell, at.gates(chunk), t);
   };
+  // For what adds up the parts of a head.
+  const auto leave_l = [&](int chunk) {
+    const FusedTiles tiles = at.tiles();
+    if (tiles.column >= cell.cluster * kColumns || thread_index() >= kChunk) return;
+    cell.l[(tiles.head * cell.all_chunks + tiles.first_chunk + chunk) * kChunk + thread_index()] =
+        at.factors(chunk)[thread_index()];
+  };
+  constexpr int kFactorBytes = kParts == 1 ? kChunk * 4 : 0;
   if constexpr (kSaves) save_n(0);
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int rows = min(kChunk, at.output(0).length - chunk * kChunk);
@@ -284,8 +300,9 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     at.wait_k(kFullK, chunk);
     if (kOutputs) at.wait_q(kFullQ, chunk);
     if (rows < kChunk) {
-      at.wait_v(kFullV, chunk);
-      clear_rows(at, chunk, rows);
+      if (kParts == 1 || !kOutputs) at.wait_v(kFullV, chunk);
+      clear_rows(at, at.k(chunk), Shared::kBoxes, rows);
+      if (kParts == 1 || !kOutputs) clear_rows(at, at.v(chunk), 2, rows);
       fence_async();
       named_barrier(1, kGroup);
       if (!kOutputs) barrier_arrive(at.barrier(kFullScores));
@@ -311,29 +328,35 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       wgmma_commit();
       wgmma_wait<0>();
       at.release_q(cell, chunk, chunks);
-      finish_scores(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk), [&](int t, float l) {
-        if constexpr (kSaves) save_l(chunk, t, l);
-      });
+      finish_scores<kParts == 1>(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk),
+                                 [&](int t, float l) {
+                                   if constexpr (kSaves && kParts == 1) save_l(chunk, t, l);
+                                 });
       fence_async();
-      barrier_arrive(at.barrier_v(kFullScores, chunk));
-      if (cell.cluster > 1) {
+      barrier_arrive(at.full_scores(chunk));
+      if constexpr (kParts > 1) {
         named_barrier(1, kGroup);
+        leave_l(chunk);
+      }
+      if (cell.cluster > 1) {
+        if (kParts == 1) named_barrier(1, kGroup);
         if (thread_index() == 0) {
           const unsigned peer = cluster_rank() ^ 1;
-          const SharedAddress barrier = cluster_address(at.barrier_v(kFullScores, chunk), peer);
+          const SharedAddress barrier = cluster_address(at.full_scores(chunk), peer);
           const SharedAddress factors = at.base + Shared::kFactors + chunk % 2 * (kChunk * 4);
-          send_bytes(cluster_address(at.scores(chunk), peer), at.scores(chunk), Shared::kBox,
+          send_bytes(cluster_address(at.scores(chunk), peer), at.scores(chunk), Shared::kTileScores,
                      barrier);
-          send_bytes(cluster_address(factors, peer), factors, kChunk * 4, barrier);
+          if (kFactorBytes > 0)
+            send_bytes(cluster_address(factors, peer), factors, kFactorBytes, barrier);
         }
         __syncwarp();
       }
     } else {
       if (kOutputs) {
         at.release_q(cell, chunk, chunks);
-        const std::uint32_t barrier = at.barrier_v(kFullScores, chunk);
+        const std::uint32_t barrier = at.full_scores(chunk);
         if (thread_index() == 0)
-          barrier_expect(barrier, Shared::kBox + kChunk * 4);
+          barrier_expect(barrier, Shared::kTileScores + kFactorBytes);
         else
           barrier_arrive(barrier);
       }
@@ -388,6 +411,8 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       if (chunk >= kLag && chunk + Shared::kStagesV - kLag < chunks) {
         at.wait_v(kEmptyV, chunk - kLag);
         copies.v(chunk + Shared::kStagesV - kLag);
+        if constexpr (Shared::kStagesV == 1)
+          if (chunk + 1 < chunks) copies.prefetch_v(chunk + 1);
       }
       if (chunk + Shared::kGatesAhead < chunks && !cell.own_gates)
         copies.gates(chunk + Shared::kGatesAhead);
@@ -399,6 +424,15 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     __syncwarp();
     if constexpr (kSaves) save_n(chunk + 1);
   }
+  if constexpr (kOutputs && kParts > 1) {
+    const int chunk = chunks - 1, rows = at.output(0).length - chunk * kChunk;
+    if (rows < kChunk) {
+      named_barrier(1, kGroup);  // v of the last chunk has been asked for
+      at.wait_v(kFullV, chunk);
+      clear_rows(at, at.v(chunk), 2, rows);
+      barrier_arrive(at.barrier(kFullTail));
+    }
+  }
 
   named_barrier(1, kGroup);
   const FusedWork done(cell);
@@ -407,13 +441,13 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     keep(done, done.segment);
   } else if (ends && done.slice == 0 && cell.batch.slots[done.s] != nullptr) {
     float* record = cell.record(done.s, cell.offsets.n, std::int64_t{done.head} * cell.dqk);
-    const FusedFrame last = last_frame(cell, done, at.own());
+    const FusedFrame last = last_frame(cell, done, done.head / kParts, at.own());
     const float factor = record_factor(cell, last);
     each_key([&](float n, int key) {
       if (key < cell.dqk) record[key] = factor * (factor * n);
     });
-    if (thread_index() == 0)
-      *cell.record(done.s, cell.offsets.m, done.head) =
+    if (thread_index() == 0 && done.head % kParts == 0)
+      *cell.record(done.s, cell.offsets.m, done.head / kParts) =
           cell.exponential ? static_cast<float>(last.m) : 0.0F;
   }
 }

@@ -73,6 +73,14 @@ __device__ __forceinline__ void load_head_box_to(unsigned ranks, SharedAddress t
       : "memory");
 }
 
+/// Asks the second-level cache for such a box.
+__device__ __forceinline__ void prefetch_head_box(const CUtensorMap* map, int row, int head,
+                                                  int column) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(map),
+               "r"(column), "r"(head), "r"(row)
+               : "memory");
+}
+
 /// Loads `bytes` that lie together, whole units of 16 bytes at both ends.
 __device__ __forceinline__ void load_bytes(SharedAddress to, const void* from, unsigned bytes,
                                            SharedAddress barrier) {
