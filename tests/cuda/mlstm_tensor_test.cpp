@@ -8,14 +8,15 @@
 #include "cuda/mlstm_bounds.hpp"
 #include "cuda/mlstm_call.hpp"
 #include "cuda/norm_error.hpp"
+#include "ops/cuda/level.hpp"
 
 namespace xlstm::ops::test {
 namespace {
 
-void expect_near_the_oracle(MlstmCall& call) {
+void expect_near_the_oracle(MlstmCall& call, const MlstmBounds& bounds = {}) {
   call.run();
   EXPECT_TRUE(call.on_tensor_cores);
-  expect_results_near(call);
+  expect_results_near(call, bounds);
 }
 
 void expect_every_regime(MlstmShape shape, const std::vector<int>& lengths) {
@@ -24,7 +25,11 @@ void expect_every_regime(MlstmShape shape, const std::vector<int>& lengths) {
       SCOPED_TRACE(to_string(regime));
       MlstmCall call(shape, lengths, gate, 1, DType::bf16, regime, true);
       for (std::size_t s = 2; s < lengths.size(); s += 3) call.has_record[s] = false;
-      expect_near_the_oracle(call);
+      MlstmBounds bounds;
+      // A row may be small by chance, where C is most of two or three tokens and not of one.
+      if (regime == Regime::typical && cuda::level(test_device()) == cuda::Level::sm90)
+        bounds.row = 2.5e-2;
+      expect_near_the_oracle(call, bounds);
     }
 }
 
