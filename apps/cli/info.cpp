@@ -192,6 +192,7 @@ struct RunningMemory {
   Device device;
   DType arithmetic;
   Packing packing;
+  bool packing_unknown;  ///< the device would have to be there to be asked
   model::MemoryNeeds needs;
   std::int64_t slice;  ///< tokens of a prompt that share a pass
   std::optional<std::uint64_t> free = {};
@@ -201,11 +202,13 @@ struct RunningMemory {
 
 RunningMemory running_memory(const Config& config, std::span<const ParameterInfo> weights,
                              LoadOptions options, std::int64_t sequences, std::int64_t prompt) {
+  bool packing_unknown = false;
   if (!options.device.is_cpu()) {
     try {
       options.packing = model::choose_packing(config, weights, options);
     } catch (const Error&) {  // no such device: nothing tells how much memory is free
       options.packing = Packing::off;
+      packing_unknown = true;
     }
   }
   model::MemoryMeter meter(config, weights, options);
@@ -213,6 +216,7 @@ RunningMemory running_memory(const Config& config, std::span<const ParameterInfo
       .device = options.device,
       .arithmetic = options.dtype,
       .packing = options.packing,
+      .packing_unknown = packing_unknown,
       .needs = meter.needs(sequences, prompt),
       .slice = prompt > 0 ? std::min(prompt, meter.limits().slice) : meter.limits().slice};
   if (options.device.is_cpu()) {
@@ -261,9 +265,11 @@ std::string memory_text(const RunningMemory& memory) {
     text += fmt::format("  {:<20}{}\n", name, value);
   };
   row("weights",
-      format_bytes(needs.weights) + (memory.packing == Packing::both ? ", packed and as they are"
-                                     : memory.packing == Packing::on ? ", packed"
-                                                                     : ""));
+      format_bytes(needs.weights) +
+          (memory.packing == Packing::both ? ", packed and as they are"
+           : memory.packing == Packing::on ? ", packed"
+           : memory.packing_unknown ? ", as they are; on an H100 or H200 packed (--pack-weights on)"
+                                    : ""));
   row("states",
       fmt::format("{}, {} each", format_bytes(needs.states()), format_bytes(needs.state)));
   row("scratch", fmt::format("{}: the larger of {} for a step and {} for {} tokens of a prompt",

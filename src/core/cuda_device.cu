@@ -9,6 +9,8 @@
 namespace xlstm {
 namespace {
 
+constexpr const char* kNoDriver = "no NVIDIA driver is installed";
+
 // False and an entry in the report if a call failed; later calls start clean.
 bool succeeded(cudaError_t error, const char* call, CudaReport& report) {
   if (error == cudaSuccess) return true;
@@ -34,7 +36,7 @@ CudaReport query_cuda() {
   succeeded(cudaRuntimeGetVersion(&report.runtime_version), "cudaRuntimeGetVersion", report);
   succeeded(cudaDriverGetVersion(&report.driver_version), "cudaDriverGetVersion", report);
   if (report.driver_version == 0 && report.problem.empty()) {
-    report.problem = "no NVIDIA driver is installed";
+    report.problem = kNoDriver;
     return report;
   }
   int count = 0;
@@ -106,10 +108,13 @@ class CurrentDevice {
       throw Error(ErrorCode::internal,
                   to_string(device) + ": cudaSetDevice: " + cudaGetErrorString(why));
     static_cast<void>(cudaGetLastError());
+    int driver = 0;
+    static_cast<void>(cudaDriverGetVersion(&driver));
     throw Error(ErrorCode::not_found,
                 to_string(device) + ": there is no such device: " +
-                    (error != cudaSuccess ? std::string(cudaGetErrorString(error))
-                                          : "CUDA names " + std::to_string(count)));
+                    (driver == 0            ? std::string(kNoDriver)
+                     : error != cudaSuccess ? std::string(cudaGetErrorString(error))
+                                            : "CUDA names " + std::to_string(count)));
   }
 
   int before_ = 0;
