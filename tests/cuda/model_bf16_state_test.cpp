@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "cuda/state_numbers.hpp"
 #include "formats/expect_error.hpp"
 #include "formats/temp_dir.hpp"
 #include "model/memory_needs.hpp"
@@ -40,25 +41,6 @@ std::vector<float> step(Model& model, std::vector<State*> states, std::uint32_t 
 }
 
 std::vector<float> numbers(const Tensor& t) { return {t.as<float>(), t.as<float>() + t.count()}; }
-std::vector<float> all_numbers(const State& s) {
-  std::vector<float> all;
-  for (std::int64_t i = 0; i < s.blocks(); ++i)
-    for (const Tensor& t : {s.c(i), s.n(i), s.m(i), s.h(i), s.window(i)})
-      if (t)
-        for (const float x : numbers(t)) all.push_back(x);
-  return all;
-}
-
-double distance(std::span<const float> a, std::span<const float> b) {
-  EXPECT_EQ(a.size(), b.size());
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(a[i] - b[i], 2);
-    size += std::pow(b[i], 2);
-  }
-  return std::sqrt(difference / size);
-}
-
 /// Of the first mLSTM cell's first head: how many tokens C holds.
 std::uint32_t position(const State& s) {
   const State::Impl& state = s.impl();

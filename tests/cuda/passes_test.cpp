@@ -3,11 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "cuda/state_numbers.hpp"
 #include "model/model_impl.hpp"
 #include "model/small_model.hpp"
 
@@ -18,21 +18,9 @@ constexpr std::int64_t kVocabulary = 101;
 
 /// What a sequence has read: its last logits and the states of all its cells.
 std::vector<float> outcome(const State& s) {
-  std::vector<float> all(s.last_logits().begin(), s.last_logits().end());
-  for (std::int64_t i = 0; i < s.blocks(); ++i)
-    for (const Tensor& t : {s.c(i), s.n(i), s.m(i), s.h(i), s.window(i)})
-      if (t) all.insert(all.end(), t.as<float>(), t.as<float>() + t.count());
+  std::vector<float> all = all_numbers(s);
+  all.insert(all.end(), s.last_logits().begin(), s.last_logits().end());
   return all;
-}
-
-double distance(std::span<const float> a, std::span<const float> b) {
-  EXPECT_EQ(a.size(), b.size());
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(a[i] - b[i], 2);
-    size += std::pow(b[i], 2);
-  }
-  return std::sqrt(difference / size);
 }
 
 struct Kind {
