@@ -112,10 +112,21 @@ struct Step {
 
 /// n = F n + I k of token t. Returns l.
 double advance_n(const MlstmTask& task, std::int64_t t, double forget, double input, double* n) {
+  const hn::ScalableTag<double> d;
+  const hn::Rebind<float, decltype(d)> half;
   const float *q = task.q(t), *k = task.k(t);
-  double l = 0;
-#pragma omp simd reduction(+ : l)
-  for (std::int64_t a = 0; a < task.plan.dqk; ++a) {
+  const auto dqk = static_cast<std::size_t>(task.plan.dqk);
+  const auto by_forget = hn::Set(d, forget), by_input = hn::Set(d, input);
+  auto sum = hn::Zero(d);
+  std::size_t a = 0;
+  for (; a + hn::Lanes(d) <= dqk; a += hn::Lanes(d)) {
+    const auto value = hn::MulAdd(by_input, hn::PromoteTo(d, hn::LoadU(half, k + a)),
+                                  hn::Mul(by_forget, hn::LoadU(d, n + a)));
+    hn::StoreU(value, d, n + a);
+    sum = hn::MulAdd(value, hn::PromoteTo(d, hn::LoadU(half, q + a)), sum);
+  }
+  double l = hn::GetLane(hn::SumOfLanes(d, sum));
+  for (; a < dqk; ++a) {
     n[a] = forget * n[a] + input * static_cast<double>(k[a]);
     l += n[a] * static_cast<double>(q[a]);
   }
