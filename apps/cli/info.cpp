@@ -194,7 +194,6 @@ struct RunningMemory {
   Packing packing;
   bool packing_unknown;  ///< the device would have to be there to be asked
   model::MemoryNeeds needs;
-  std::int64_t slice;  ///< tokens of a prompt that share a pass
   std::optional<std::uint64_t> free = {};
   std::string why_unknown = {};
   std::int64_t fit = 0;  ///< sequences, where `free` is known
@@ -212,13 +211,11 @@ RunningMemory running_memory(const Config& config, std::span<const ParameterInfo
     }
   }
   model::MemoryMeter meter(config, weights, options);
-  RunningMemory memory{
-      .device = options.device,
-      .arithmetic = options.dtype,
-      .packing = options.packing,
-      .packing_unknown = packing_unknown,
-      .needs = meter.needs(sequences, prompt),
-      .slice = prompt > 0 ? std::min(prompt, meter.limits().slice) : meter.limits().slice};
+  RunningMemory memory{.device = options.device,
+                       .arithmetic = options.dtype,
+                       .packing = options.packing,
+                       .packing_unknown = packing_unknown,
+                       .needs = meter.needs(sequences, prompt)};
   if (options.device.is_cpu()) {
     if (const auto machine = machine_memory()) memory.free = machine->available;
   } else {
@@ -243,7 +240,7 @@ Json memory_json(const RunningMemory& memory) {
                {"states_bytes", needs.states()},
                {"decode_scratch_bytes", needs.decode_scratch},
                {"prompt_scratch_bytes", needs.prompt_scratch},
-               {"prompt_tokens_of_a_pass", memory.slice},
+               {"prompt_tokens_of_a_pass", needs.prompt_tokens},
                {"step_inputs_bytes", needs.step_inputs},
                {"results_bytes", needs.results},
                {"total_bytes", needs.total()},
@@ -274,7 +271,7 @@ std::string memory_text(const RunningMemory& memory) {
       fmt::format("{}, {} each", format_bytes(needs.states()), format_bytes(needs.state)));
   row("scratch", fmt::format("{}: the larger of {} for a step and {} for {} tokens of a prompt",
                              format_bytes(needs.scratch()), format_bytes(needs.decode_scratch),
-                             format_bytes(needs.prompt_scratch), memory.slice));
+                             format_bytes(needs.prompt_scratch), needs.prompt_tokens));
   if (!memory.device.is_cpu()) {
     row("step inputs", format_bytes(needs.step_inputs));
     row("results of a step", format_bytes(needs.results));

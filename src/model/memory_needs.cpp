@@ -140,22 +140,22 @@ MemoryNeeds MemoryMeter::needs(std::int64_t sequences, std::int64_t prompt) {
   std::vector<std::int32_t> offsets(static_cast<std::size_t>(shared) + 1);
   std::iota(offsets.begin(), offsets.end(), 0);
   needs.decode_scratch = measure(offsets);
-  const std::int64_t slice = prompt > 0 ? std::min(prompt, limits_.slice) : limits_.slice;
-  needs.prompt_scratch = measure(std::array{0, static_cast<std::int32_t>(slice)});
+  needs.prompt_tokens = prompt > 0 ? std::min(prompt, limits_.slice) : limits_.slice;
+  needs.prompt_scratch = measure(std::array{0, static_cast<std::int32_t>(needs.prompt_tokens)});
   if (context_.device().is_cpu()) return needs;
   if (network_.state.cuda_c() == DType::bf16 && shared > 1) {  // prompts on copies in float32
     for (std::size_t s = 0; s < offsets.size(); ++s)
-      offsets[s] =
-          static_cast<std::int32_t>(static_cast<std::int64_t>(s) *
-                                    std::clamp<std::int64_t>(limits_.shared_tokens / shared, 2,
-                                                             std::max<std::int64_t>(2, slice)));
+      offsets[s] = static_cast<std::int32_t>(
+          static_cast<std::int64_t>(s) *
+          std::clamp<std::int64_t>(limits_.shared_tokens / shared, 2,
+                                   std::max<std::int64_t>(2, needs.prompt_tokens)));
     needs.prompt_scratch = std::max(needs.prompt_scratch, measure(offsets));
   }
   const auto rows = static_cast<std::size_t>(shared),
-             tokens = static_cast<std::size_t>(limits_.slice);
+             slice = static_cast<std::size_t>(limits_.slice);
   // Of any pass, and of steps that draw their tokens, which have logits of two steps.
   needs.step_inputs =
-      StepInputs::bytes(rows, tokens, rows) + StepInputs::bytes(rows, rows, rows, rows);
+      StepInputs::bytes(rows, slice, rows) + StepInputs::bytes(rows, rows, rows, rows);
   const std::int64_t results =
       network_.hp.vocab > 0 ? 3 * shared * network_.hp.vocab : limits_.slice * network_.hp.d;
   needs.results = static_cast<std::uint64_t>(results) * sizeof(float);

@@ -20,7 +20,8 @@ struct MemoryNeeds {
   std::uint64_t loading = 0;         ///< beside the weights, until they are loaded
   std::uint64_t state = 0;           ///< of one sequence, on that device
   std::uint64_t decode_scratch = 0;  ///< of a token for each sequence that shares a pass
-  std::uint64_t prompt_scratch = 0;  ///< of a slice of one sequence, or of the prompts asked for
+  std::int64_t prompt_tokens = 0;    ///< of a prompt that share a pass: a slice or a shorter prompt
+  std::uint64_t prompt_scratch = 0;  ///< of those
   std::uint64_t step_inputs = 0;     ///< 0 on the CPU, which reads them where they are
   /// What a pass gives: logits of one token for each sequence that shares it, or the vectors of a
   /// model without a vocabulary. All logits of a prompt take more. 0 on the CPU.

@@ -67,17 +67,7 @@ struct MlstmCall {
     for (std::size_t s = 0; s < records.size(); ++s)
       slots.push_back(has_record[s] ? reinterpret_cast<std::byte*>(records[s].data()) : nullptr);
     const Batch batch{offsets, slots};
-    MlstmArgs args{.q = q.tensor(),
-                   .k = k.tensor(),
-                   .v = v.tensor(),
-                   .i = i.tensor(),
-                   .log_f = log_f.tensor(),
-                   .batch = batch,
-                   .state = {0, 4 * n_at, 4 * m_at},
-                   .chunk = chunk,
-                   .h = h_out.tensor(),
-                   .gate = gate,
-                   .normalise = normalise};
+    MlstmArgs args = args_of(batch);
     if (border > 0) args.saved = to_save(batch);
     Context context(test_device(), threads);
     const cuda::MlstmPlan plan(args);
@@ -91,6 +81,20 @@ struct MlstmCall {
     EXPECT_TRUE(border == 0 || (saved_l.gaps_untouched() && saved_m.gaps_untouched()));
   }
 
+  /// Nothing saved.
+  MlstmArgs args_of(const Batch& batch) {
+    return {.q = q.tensor(),
+            .k = k.tensor(),
+            .v = v.tensor(),
+            .i = i.tensor(),
+            .log_f = log_f.tensor(),
+            .batch = batch,
+            .state = {0, 4 * n_at, 4 * m_at},
+            .chunk = chunk,
+            .h = h_out.tensor(),
+            .gate = gate,
+            .normalise = normalise};
+  }
   /// Poisoned places for what is saved.
   MlstmSaved to_save(const Batch& batch) {
     const std::int64_t states = MlstmSaved::states(batch, border);

@@ -120,30 +120,26 @@ TEST(MlstmFusedPlan, ScratchMemoryIsBounded) {
   }
 }
 
-// A place for each chunk of each sequence, which none shares.
-TEST(MlstmFusedPlan, ChunksHavePlacesOfTheirOwn) {
-  const std::vector<std::int32_t> lengths{1, 64, 65, 1, 1, 127, 63, 200, 2};
-  const Plan plan = plan_of(1, 64, 64, lengths);
+/// Whether each piece of so many tokens of each sequence has a place of its own among `all`.
+void expect_own_places(const std::vector<std::int32_t>& lengths, std::int64_t piece,
+                       std::int64_t all) {
   std::int64_t token = 0, free = 0;
   for (std::size_t s = 0; s < lengths.size(); token += lengths[s], ++s) {
-    const std::int64_t first = token / Plan::kChunk + static_cast<std::int64_t>(s);
+    const std::int64_t first = token / piece + static_cast<std::int64_t>(s);
     EXPECT_GE(first, free);
-    free = first + (lengths[s] + Plan::kChunk - 1) / Plan::kChunk;
+    free = first + (lengths[s] + piece - 1) / piece;
   }
-  EXPECT_LE(free, plan.all_chunks);
+  EXPECT_LE(free, all);
 }
 
-// And one for each strip of 8 tokens, likewise.
+TEST(MlstmFusedPlan, ChunksHavePlacesOfTheirOwn) {
+  const std::vector<std::int32_t> lengths{1, 64, 65, 1, 1, 127, 63, 200, 2};
+  expect_own_places(lengths, Plan::kChunk, plan_of(1, 64, 64, lengths).all_chunks);
+}
+
 TEST(MlstmFusedPlan, StripsHavePlacesOfTheirOwn) {
   const std::vector<std::int32_t> lengths{1, 64, 65, 1, 1, 127, 63, 7, 8, 9, 15, 2, 16, 200, 2};
-  const Plan plan = plan_of(1, 320, 64, lengths);
-  std::int64_t token = 0, free = 0;
-  for (std::size_t s = 0; s < lengths.size(); token += lengths[s], ++s) {
-    const std::int64_t first = token / Plan::kStrip + static_cast<std::int64_t>(s);
-    EXPECT_GE(first, free);
-    free = first + (lengths[s] + Plan::kStrip - 1) / Plan::kStrip;
-  }
-  EXPECT_LE(free, plan.strips);
+  expect_own_places(lengths, Plan::kStrip, plan_of(1, 320, 64, lengths).strips);
 }
 
 TEST(MlstmFusedPlan, GatesOfAChunkHaveAWarp) {

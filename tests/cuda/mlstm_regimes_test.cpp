@@ -39,14 +39,7 @@ void for_each_regime(const std::vector<Problem>& problems, const Body& body,
 cuda::sm90::MlstmFusedPlan fused_plan(MlstmCall& call) {
   const std::vector<std::byte*> slots(call.initial.size());
   const Batch batch{call.offsets, slots};
-  return cuda::sm90::MlstmFusedPlan({.q = call.q.tensor(),
-                                     .k = call.k.tensor(),
-                                     .v = call.v.tensor(),
-                                     .i = call.i.tensor(),
-                                     .log_f = call.log_f.tensor(),
-                                     .batch = batch,
-                                     .state = {},
-                                     .h = call.h_out.tensor()});
+  return cuda::sm90::MlstmFusedPlan(call.args_of(batch));
 }
 
 TEST(CudaMlstmRegimes, InSegments) {

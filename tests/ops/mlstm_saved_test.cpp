@@ -81,15 +81,8 @@ TEST(MlstmSaved, RefusesBadArguments) {
   call.border = 128;
   std::byte* slot = nullptr;
   const Batch batch{call.offsets, {&slot, 1}};
-  MlstmArgs args{.q = call.q.tensor(),
-                 .k = call.k.tensor(),
-                 .v = call.v.tensor(),
-                 .i = call.i.tensor(),
-                 .log_f = call.log_f.tensor(),
-                 .batch = batch,
-                 .state = {},
-                 .h = call.h_out.tensor(),
-                 .saved = call.to_save(batch)};
+  MlstmArgs args = call.args_of(batch);
+  args.saved = call.to_save(batch);
   check_mlstm(args);
   const MlstmSaved good = args.saved;
   args.saved.l = {};
