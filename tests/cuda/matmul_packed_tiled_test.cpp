@@ -66,7 +66,7 @@ TEST(PackedTiledMatmulOnCuda, ResultsAreThoseOfTheWeights) {
   if (no_card()) GTEST_SKIP() << "no card of capability 9.0";
   std::mt19937 random(52);
   for (const Case& c : {Case{300, 4096, {264, 64}}, Case{600, 1000, {512}}, Case{129, 10944, {136}},
-                        Case{1100, 768, {40, 1040, 40}}}) {
+                        Case{1100, 768, {40, 1040, 40}}, Case{2100, 712, {2064, 264}}}) {
     Operands p = normal(random, c.rows, c.outputs, c.depth, 0.02);
     test::Array same(DType::f32, {p.rows, p.columns});
     Context context(test_device());
@@ -97,7 +97,8 @@ TEST(PackedTiledMatmulOnCuda, EveryWidthFormsSwiglu) {
     for (const auto& [rows, f, depth] :
          {std::tuple<std::int64_t, std::int64_t, std::int64_t>{150, 200, 520},
           {400, 72, 136},
-          {1000, 1096, 256}}) {
+          {1000, 1096, 256},
+          {2100, 1160, 264}}) {
       Operands p = normal(random, rows, {f, f}, depth, 0.1);
       test::Array same(type, {rows, f}, 8);
       Context context(test_device());

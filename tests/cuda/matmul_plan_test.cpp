@@ -92,5 +92,27 @@ TEST(MatmulPlan, ManyRowsTakeWideTiles) {
   EXPECT_EQ(plan(512, kHidden, 4096).columns, 128);  // 64 clusters instead of 32
 }
 
+TEST(MatmulPlan, ClustersTakeWholeColumnsOfABandWhereThatTakesNoMoreTurns) {
+  EXPECT_EQ(tile_order(8192, 32, 48, 66), (TileOrder{64, 8}));  // q, k, v, o: 24 turns
+  EXPECT_EQ(tile_order(8192, 32, 16, 66), (TileOrder{64, 8}));  // out, down: 8
+  EXPECT_EQ(tile_order(8192, 32, 86, 66), (TileOrder{66, 8}));  // gate and up: 42, not 43
+  EXPECT_EQ(tile_order(8192, 32, 8, 66), (TileOrder{66, 0}));   // all columns at once
+  EXPECT_EQ(tile_order(2048, 8, 7, 66), (TileOrder{56, 0}));
+  EXPECT_EQ(tile_order(1024, 4, 48, 66), (TileOrder{66, 0}));  // whose x stays in the cache
+  EXPECT_EQ(tile_order(8192, 32, 48, 4), (TileOrder{4, 0}));
+  for (const std::int64_t rows : {1, 300, 1793, 2048, 8192, 100000})
+    for (const std::int64_t columns : {1, 2, 9, 16, 43, 197})
+      for (const std::int64_t most : {1, 4, 8, 39, 57, 66})
+        for (const std::int64_t height : {128, 192, 256}) {
+          const std::int64_t row_tiles = pieces_of(rows, height);
+          const TileOrder order = tile_order(rows, row_tiles, columns, most);
+          EXPECT_GE(order.clusters, 1);
+          EXPECT_LE(order.clusters, most);
+          EXPECT_EQ(pieces_of(row_tiles * columns, order.clusters),
+                    pieces_of(row_tiles * columns, most));
+          EXPECT_EQ(order.turn, tile_order(rows, pieces_of(rows, 256), columns, most).turn);
+        }
+}
+
 }  // namespace
 }  // namespace xlstm::ops::cuda

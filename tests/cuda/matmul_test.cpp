@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "core/cuda_device.hpp"
@@ -281,6 +282,27 @@ TEST(MatmulOnCuda, EveryPlanOfCapability90IsExact) {
           p.expect_done();
         }
       }
+    }
+  }
+}
+
+// More tiles than clusters in a whole band of rows: columns that take the depth from its end
+// (TileOrder), of an odd number of stages and an even one.
+TEST(MatmulOnCuda, ColumnsThatTakeTheDepthFromItsEnd) {
+  if (cuda::level(test_device()) != cuda::Level::sm90) GTEST_SKIP() << "no card of capability 9.0";
+  std::mt19937 random(31);
+  for (const auto& [depth, type, accumulate] :
+       {std::tuple{std::int64_t{264}, DType::f32, true}, {std::int64_t{200}, DType::bf16, false}}) {
+    Exact p(random, 2310, {2056, 264}, depth, type, accumulate);
+    const LinearArgs a = p.args();
+    for (int i = 0; i < 3; ++i) {
+      p.start_again();
+      Context context(test_device());
+      ASSERT_TRUE(cuda::planned_product(
+          context, {.x = a.x, .w = a.w, .b = a.b, .y = a.y, .accumulate = a.accumulate},
+          {MatmulKernel::tiled, 256, 256, 256, 1, 0, 0}));
+      context.synchronize();
+      p.expect_done();
     }
   }
 }

@@ -47,6 +47,12 @@ MatmulArgs args_of(const Product& p, int height, int split) {
   return args;
 }
 
+/// Of the tiled kernels, whose clusters have two blocks.
+TileOrder order_of(const Context& context, const MatmulArgs& args) {
+  return tile_order(args.rows, args.row_tiles, args.column_tiles,
+                    multiprocessors(context.device()) / kPackedTiledCluster);
+}
+
 }  // namespace
 
 bool takes_product(const Product& p) {
@@ -132,10 +138,12 @@ bool planned_product(Context& context, const Product& p, const MatmulPlan& plan)
     args.tile_end[i] = args.column_tiles;
     first += w.dim(0);
   }
-  if (tiled)
-    launch_tiled(context, plan, maps, args, multiprocessors(context.device()));
-  else
+  if (!tiled) {
     launch_streamed(context, plan, maps, args);
+    return true;
+  }
+  args.order = order_of(context, args);
+  launch_tiled(context, plan, maps, args);
   return true;
 }
 
@@ -183,6 +191,7 @@ bool planned_product(Context& context, const Product& p, const PackedTiledPlan& 
   if (!takes_product(p) || !takes_packed(p)) return false;
   PackedCall call(p, plan.rows, p.swiglu ? kPackedTiledTiles / 2 : kPackedTiledTiles, 1,
                   kPackedTiledCluster);
+  call.args.order = order_of(context, call.args);
   // Boxes of y: a warp group has 64 rows of W, or 32 of both with SwiGLU.
   const bool narrow = p.swiglu && p.y.dtype == DType::bf16;
   for (std::size_t i = 0; i < (p.swiglu ? 1 : p.w.size()); ++i) {

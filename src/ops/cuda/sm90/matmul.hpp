@@ -16,7 +16,8 @@ struct PackedTiledPlan;  // matmul_packed_tiled_plan.hpp
 /// y = x W^T + b, or y += with `accumulate`; with `swiglu`, W is a gate and what it gates,
 /// y = silu(x W_0^T + b_0) (x W_1^T + b_1). Sums are float32 in the order of K, or of few pieces of
 /// it, in a kernel that M, N and K choose: the other rows do not change a row's result. (With
-/// stream-K pieces begin where the row's place says.)
+/// stream-K pieces begin where the row's place says, and from 1793 rows on some columns of y take K
+/// from its end, in the same way for every row: TileOrder.)
 struct Product {
   Tensor x;  ///< [M, K] bf16, or u8: e4m3
   /// Row blocks [N_i, K] of the same; two [F, K] with `swiglu`. No memory: packed alone.

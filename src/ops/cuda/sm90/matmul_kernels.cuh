@@ -26,6 +26,7 @@ struct MatmulArgs {
   int weights;                          ///< row blocks; 1 with SwiGLU
   int row_tiles;                        ///< tiled kernel
   int column_tiles;                     ///< of all weights
+  TileOrder order;                      ///< tiled kernels
   int tile_end[kMostProducts];          ///< tiles of this weight and of those before
   std::int64_t outputs[kMostProducts];  ///< rows of W
   std::int64_t first[kMostProducts];    ///< column of y where they begin
@@ -58,7 +59,7 @@ struct PackedScales {
 };
 
 void launch_tiled(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
-                  const MatmulArgs& args, int multiprocessors);
+                  const MatmulArgs& args);
 void launch_streamed(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
                      const MatmulArgs& args);
 void launch_packed(Context& context, const PackedPlan& plan, const PackedMaps& maps,

@@ -246,7 +246,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       while (work.next<kStreamK>(pieces, piece)) {
         const Place p = place_of(args, piece.tile);
         const int first = (p.column * kCluster + rank) * kHeight;
-        for (int k = piece.begin; k < piece.end; ++k, turn.next(R::kWStages)) {
+        for (int i = piece.begin; i < piece.end; ++i, turn.next(R::kWStages)) {
+          const int k = !kStreamK && p.back ? args.depth_stages - 1 - i : i;
           barrier_wait(w_empty + 8 * turn.at, turn.phase ^ 1);
           const SharedAddress full = w_full + 8 * turn.at, to = w_base + turn.at * R::kW;
           barrier_expect(full, R::kW);
@@ -265,8 +266,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warp == 0 && lane == 0) {
       Turn turn;
       while (work.next<kStreamK>(pieces, piece)) {
-        const int row = place_of(args, piece.tile).row * kTokens + rank * (kTokens / kCluster);
-        for (int k = 2 * piece.begin; k < 2 * piece.end; ++k, turn.next(R::kXStages)) {
+        const Place p = place_of(args, piece.tile);
+        const int row = p.row * kTokens + rank * (kTokens / kCluster);
+        for (int i = 2 * piece.begin; i < 2 * piece.end; ++i, turn.next(R::kXStages)) {
+          const int k = kStreamK ? i : stage_of(p, i, 2 * args.depth_stages);
           const SharedAddress full = x_full + 8 * turn.at, to = x_base + turn.at * R::kX;
           barrier_wait(x_empty + 8 * turn.at, turn.phase ^ 1);
           barrier_expect(full, R::kX);
@@ -433,6 +436,8 @@ void run(Context& context, const PackedMaps& maps, const PackedScales& scales,
 
 void launch_packed_tiled(Context& context, const PackedTiledPlan& plan, const PackedMaps& maps,
                          const PackedScales& scales, const MatmulArgs& args, int multiprocessors) {
+  // Without stream-K clusters are those of the order of tiles.
+  if (!plan.stream_k) multiprocessors = kPackedTiledCluster * args.order.clusters;
   Partials partials{.work = packed_tiled_work(std::int64_t{args.row_tiles} * args.column_tiles,
                                               args.depth_stages, plan.stream_k, multiprocessors),
                     .sums = nullptr,

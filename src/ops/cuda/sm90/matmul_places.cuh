@@ -22,18 +22,18 @@ struct Place {
   int row;  // of the cluster, in tiles
   int weight;
   int column;  // of this weight, in tiles
+  bool back;   // the depth from its end (TileOrder)
 };
 
-// Tiles of kBand row tiles one after the other, then the next columns: those that run at once share
-// rows of x and of W, and both stay in the second-level cache.
 __device__ __forceinline__ Place place_of(const MatmulArgs& a, int tile) {
-  constexpr int kBand = 8;
+  constexpr int kBand = TileOrder::kBand;
   const int band = tile / (kBand * a.column_tiles);
   const int in_band = tile - band * kBand * a.column_tiles;
   const int rows = min(kBand, a.row_tiles - band * kBand);
   Place p;
   p.column = in_band / rows;
   p.row = band * kBand + in_band - p.column * rows;
+  p.back = a.order.turn > 0 && p.column / a.order.turn % 2 != 0;
   p.weight = 0;
   int first = 0;
 #pragma unroll
@@ -45,6 +45,14 @@ __device__ __forceinline__ Place place_of(const MatmulArgs& a, int tile) {
   }
   p.column -= first;
   return p;
+}
+
+/// The stage of the depth, of kMatmulDepth numbers, that comes as number i. Two are one of packed
+/// weights, so pairs stay in their order: products of both forms add up the same way.
+__device__ __forceinline__ int stage_of(const Place& p, int i, int stages) {
+  if (!p.back) return i;
+  if (stages % 2 == 1 && i > 0) ++i;  // the last pair lacks its second stage
+  return (stages - 1) / 2 * 2 - i / 2 * 2 + i % 2;
 }
 
 }  // namespace xlstm::ops::cuda

@@ -95,6 +95,40 @@ constexpr MatmulPlan plan_tiled(const MatmulShape& s, bool blocks = false) {
   return best;
 }
 
+/// In which order clusters take the tiles of y of a product of many rows. Tiles of kBand row tiles
+/// lie one after the other, then those of the next columns (place_of()), so clusters that run at
+/// once share rows of x and of W.
+struct TileOrder {
+  static constexpr int kBand = 8;
+  int clusters;  ///< that run at once
+  /// Tiles of so many columns take the depth from its beginning, those of as many behind them from
+  /// its end, and so on; 0: all from the beginning. When clusters go on to the next columns, what
+  /// the second-level cache still has of x then is what these begin with. The order of a sum
+  /// depends on its column alone.
+  int turn;
+
+  bool operator==(const TileOrder&) const = default;
+};
+
+/// @param rows          of x
+/// @param row_tiles     of any height: how sums are ordered does not depend on it
+/// @param column_tiles  of all weights
+constexpr TileOrder tile_order(std::int64_t rows, std::int64_t row_tiles, std::int64_t column_tiles,
+                               std::int64_t most_clusters) {
+  constexpr std::int64_t kHeight = 256;
+  const std::int64_t tiles = row_tiles * column_tiles;
+  TileOrder order = {static_cast<int>(std::min(tiles, most_clusters)), 0};
+  const std::int64_t columns = most_clusters / TileOrder::kBand;  // of a band, at once
+  if (columns == 0 || pieces_of(rows, kHeight) < TileOrder::kBand || column_tiles <= columns)
+    return order;
+  order.turn = static_cast<int>(columns);
+  // Whole columns at once, where that takes no more turns: else some would begin where others end.
+  const std::int64_t whole = columns * TileOrder::kBand;
+  if (tiles > whole && pieces_of(tiles, whole) == pieces_of(tiles, most_clusters))
+    order.clusters = static_cast<int>(whole);
+  return order;
+}
+
 /// Calls f with every streamed plan that is thought of, for at most kMatmulStreamedRows rows.
 template <class F>
 constexpr void each_streamed_plan(const MatmulShape& s, const F& f) {

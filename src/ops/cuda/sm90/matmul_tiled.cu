@@ -275,7 +275,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         const CUtensorMap* w = &maps.w[kSwiglu ? rank : p.weight];
         const int w_row = kSwiglu ? p.column * (kColumns / 2)
                                   : p.column * kColumns + static_cast<int>(rank) * (kColumns / 2);
-        for (int k = 0; k < args.depth_stages; ++k, advance()) {
+        for (int i = 0; i < args.depth_stages; ++i, advance()) {
+          const int k = kE4m3 ? i : stage_of(p, i, args.depth_stages);
           barrier_wait(empty + 8 * slot, phase ^ 1);
           const SharedAddress x_at = base + slot * R::kStage, w_at = x_at + R::kX;
           barrier_expect(full + 8 * slot, R::kStage);
@@ -397,11 +398,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <class X, int kColumns, bool kSwiglu, class Y>
-void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
-  const std::int64_t tiles = std::int64_t{args.row_tiles} * args.column_tiles;
-  const std::int64_t most = multiprocessors / kCluster;
+void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args) {
   launch(context, "linear",
-         {.x = kCluster * (tiles < most ? tiles : most),
+         {.x = kCluster * std::int64_t{args.order.clusters},
           .threads = kThreads,
           .shared = Ring<kColumns>::kBytes,
           .cluster = kCluster,
@@ -410,42 +409,39 @@ void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int m
 }
 
 template <class X, int kColumns>
-void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
+void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args) {
   // With SwiGLU a tile has whole blocks of both weights.
   constexpr bool kBlocks = std::is_same_v<X, E4m3Blocks>;
   if constexpr (kBlocks && kColumns == 256)
-    if (args.y_scales != nullptr)
-      return run<X, kColumns, true, E4m3>(context, maps, args, multiprocessors);
+    if (args.y_scales != nullptr) return run<X, kColumns, true, E4m3>(context, maps, args);
   if constexpr (!kBlocks || kColumns == 256) {
-    if (args.swiglu && args.y_is_bf16)
-      return run<X, kColumns, true, Bf16>(context, maps, args, multiprocessors);
-    if (args.swiglu) return run<X, kColumns, true, float>(context, maps, args, multiprocessors);
+    if (args.swiglu && args.y_is_bf16) return run<X, kColumns, true, Bf16>(context, maps, args);
+    if (args.swiglu) return run<X, kColumns, true, float>(context, maps, args);
   }
   if (args.y_is_bf16)
-    run<X, kColumns, false, Bf16>(context, maps, args, multiprocessors);
+    run<X, kColumns, false, Bf16>(context, maps, args);
   else
-    run<X, kColumns, false, float>(context, maps, args, multiprocessors);
+    run<X, kColumns, false, float>(context, maps, args);
 }
 
 template <int kColumns>
-void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args, int multiprocessors) {
+void run(Context& context, const MatmulMaps& maps, const MatmulArgs& args) {
   if (args.run_step > 0) {
-    if constexpr (kColumns % 128 == 0)
-      run<E4m3Blocks, kColumns>(context, maps, args, multiprocessors);
+    if constexpr (kColumns % 128 == 0) run<E4m3Blocks, kColumns>(context, maps, args);
   } else if (args.x_scales != nullptr)
-    run<E4m3, kColumns>(context, maps, args, multiprocessors);
+    run<E4m3, kColumns>(context, maps, args);
   else
-    run<Bf16, kColumns>(context, maps, args, multiprocessors);
+    run<Bf16, kColumns>(context, maps, args);
 }
 
 }  // namespace
 
 void launch_tiled(Context& context, const MatmulPlan& plan, const MatmulMaps& maps,
-                  const MatmulArgs& args, int multiprocessors) {
+                  const MatmulArgs& args) {
   switch (plan.columns) {
-    case 128: return run<128>(context, maps, args, multiprocessors);
-    case 192: return run<192>(context, maps, args, multiprocessors);
-    default: return run<256>(context, maps, args, multiprocessors);
+    case 128: return run<128>(context, maps, args);
+    case 192: return run<192>(context, maps, args);
+    default: return run<256>(context, maps, args);
   }
 }
 
