@@ -6,6 +6,7 @@
 #include "ops/cuda/device/pack.cuh"
 #include "ops/cuda/device/row.cuh"
 #include "ops/cuda/launch.cuh"
+#include "ops/cuda/level.hpp"
 
 namespace xlstm::ops::cuda {
 namespace {
@@ -99,13 +100,20 @@ __device__ __forceinline__ void norm_own(float (&x)[kOwn], const OwnWeights& w, 
 
 template <class Y>
 __global__ void __launch_bounds__(kMostThreads, kBlocks)
-    norms_kernel(Matrix<const float> x, Weights w, Weights b, float eps, Matrix<Y> y, int width) {
+    norms_kernel(Matrix<const float> x, Weights w, Weights b, float eps, Matrix<Y> y, int width,
+                 int at_once) {
   __shared__ float partial[kMostWarps];
   const Places at(width);
   const OwnWeights weights(w, at);  // while the kernel before this one ends
   grid_wait();
   float v[kOwn];
   load_own(x.row(blockIdx.x), at, v);
+  // The row of a block that begins when this one ends: memory is not idle while all that run have
+  // theirs.
+  const unsigned next = blockIdx.x + at_once;
+  constexpr int kLine = 128 / static_cast<int>(sizeof(float));
+  if (next < gridDim.x)
+    for (int d = threadIdx.x * kLine; d < width; d += blockDim.x * kLine) prefetch(x.row(next) + d);
   grid_trigger();  // not before: weights of the next kernel would be ahead of the row
   norm_own(v, weights, b, at, eps, partial);
   store_own(y.row(blockIdx.x), at, v);
@@ -222,7 +230,8 @@ bool rms_norm_by_rows(Context& context, const RmsNormArgs& a) {
   with_type(a.y.dtype, [&](auto type) {
     using Y = decltype(type);
     launch(context, "rms_norm", grid_of(a.x), norms_kernel<Y>, Matrix<const float>(a.x),
-           Weights(a.w), Weights(a.b), a.eps, Matrix<Y>(a.y), static_cast<int>(a.x.dim(1)));
+           Weights(a.w), Weights(a.b), a.eps, Matrix<Y>(a.y), static_cast<int>(a.x.dim(1)),
+           kBlocks * multiprocessors(context.device()));
   });
   return true;
 }
