@@ -23,7 +23,8 @@ struct Qkv {
 }  // namespace
 
 MlstmBlock::Saved MlstmBlock::make_saved(Arena& arena, const Hyperparameters& hp,
-                                         std::int64_t tokens, Keep keep, std::uint64_t key) const {
+                                         std::int64_t tokens, Keep keep, std::uint64_t key,
+                                         DType cell) const {
   Saved s;
   if (keep != Keep::nothing) {
     s.x = arena.tensor(DType::f32, {tokens, hp.d});
@@ -32,10 +33,10 @@ MlstmBlock::Saved MlstmBlock::make_saved(Arena& arena, const Hyperparameters& hp
   if (keep == Keep::all) s.u = arena.tensor(hp.activation, {tokens, hp.d});
   s.up = arena.tensor(DType::f32, {tokens, 2 * inner});
   s.c = arena.tensor(DType::f32, {tokens, inner});
-  s.qkv = arena.tensor(DType::f32, {tokens, 3 * inner});
+  s.qkv = arena.tensor(cell, {tokens, 3 * inner});
   s.i = arena.tensor(DType::f32, {tokens, heads});
   s.log_f = arena.tensor(DType::f32, {tokens, heads});
-  s.h = arena.tensor(DType::f32, {tokens, inner});
+  s.h = arena.tensor(cell, {tokens, inner});
   if (keep == Keep::all) s.y = arena.tensor(hp.activation, {tokens, inner});
   return s;
 }
@@ -44,11 +45,15 @@ void MlstmBlock::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                          const BlockState& state, const Saved* saved) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
-  const Saved kept = saved != nullptr ? *saved : make_saved(c.arena(), hp, tokens, Keep::nothing);
+  // What a CUDA device multiplies in bf16 travels so too; where tokens are few it costs nothing.
+  const bool wide = c.device().is_cpu() || ops::fuses(c, tokens);
+  const Saved kept = saved != nullptr ? *saved
+                                      : make_saved(c.arena(), hp, tokens, Keep::nothing, 0,
+                                                   wide ? DType::f32 : hp.activation);
   const auto& [x_before, kept_u, up, conv_out, qkv, i, log_f, h, kept_y, dropout] = kept;
   if (x_before) copy_rows(c, x, x_before);
   const Tensor u = kept_u ? kept_u : c.arena().tensor(hp.activation, {tokens, hp.d});
-  const bool in_place = saved == nullptr && hp.activation == DType::f32;
+  const bool in_place = saved == nullptr && hp.activation == h.dtype;
   const Tensor y = kept_y     ? kept_y
                    : in_place ? h
                               : c.arena().tensor(hp.activation, {tokens, inner});

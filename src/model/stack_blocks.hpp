@@ -38,7 +38,7 @@ struct MlstmBlock {
   };
   /// Without x, u and y where they are not kept. `key` is dropout's.
   Saved make_saved(Arena& arena, const Hyperparameters& hp, std::int64_t tokens, Keep keep,
-                   std::uint64_t key = 0) const;
+                   std::uint64_t key = 0, DType cell = DType::f32) const;
 
   /// x [T, D] f32, updated in place; `state` says where this block's state lies in the records.
   /// @param saved  filled for backward(), or null in inference

@@ -11,7 +11,8 @@ void check_headwise_linear(const HeadwiseLinearArgs& a) {
   check_tensor(kOp, "x", a.x, Types::f32, {tokens, blocks * in});
   check_tensor(kOp, "w", a.w, Types::weight, {blocks, out, in});
   if (a.b) check_tensor(kOp, "b", a.b, Types::weight, {blocks * out});
-  check_tensor(kOp, "y", a.y, Types::f32, {tokens, blocks * out});
+  check_tensor(kOp, "y", a.y, a.y.device.is_cpu() ? Types::f32 : Types::f32_bf16,
+               {tokens, blocks * out});
 }
 
 std::size_t headwise_linear_workspace(const Context& context, const HeadwiseLinearArgs& a) {

@@ -11,7 +11,7 @@ struct HeadwiseLinearArgs {
   Tensor x;  ///< [T, blocks in] f32
   Tensor w;  ///< [blocks, out, in]
   Tensor b;  ///< [blocks out] or empty
-  Tensor y;  ///< [T, blocks out] f32; not x
+  Tensor y;  ///< [T, blocks out] f32, on a CUDA device also bf16; not x
 };
 XLSTM_OP(headwise_linear, HeadwiseLinearArgs)
 

@@ -31,7 +31,7 @@ void check_skip_gate(const SkipGateArgs& a) {
   constexpr const char* kOp = "skip_gate";
   const std::int64_t tokens = a.h.dim(0), width = a.h.dim(1);
   check_heads(kOp, width, a.heads);
-  check_tensor(kOp, "h", a.h, Types::f32, {tokens, width});
+  check_tensor(kOp, "h", a.h, a.h.device.is_cpu() ? Types::f32 : Types::f32_bf16, {tokens, width});
   check_tensor(kOp, "w", a.w, Types::weight, {width});
   check_tensor(kOp, "skip", a.skip, Types::weight, {width});
   check_tensor(kOp, "c", a.c, Types::f32, {tokens, width});

@@ -38,7 +38,7 @@ XLSTM_OP(layer_norm_backward, LayerNormBackwardArgs)
 /// What leaves the mLSTM cell of the first xLSTM (B.3): y = (layer_norm(h) + skip c) silu(z), the
 /// norm over each head.
 struct SkipGateArgs {
-  Tensor h;     ///< [T, D] f32, cell output
+  Tensor h;     ///< [T, D] f32, on a CUDA device also bf16; cell output
   Tensor w;     ///< [D], scale of the norm
   Tensor skip;  ///< [D]
   Tensor c;     ///< [T, D] f32, output of the convolution

@@ -71,14 +71,14 @@ GraphCase conv_case(const char* what, const std::vector<int>& lengths, int width
 }
 
 GraphCase headwise_case(const char* what, DType type, std::int64_t tokens, std::int64_t blocks,
-                        std::int64_t out, std::int64_t in) {
+                        std::int64_t out, std::int64_t in, DType y = kF32) {
   return {"headwise_linear", what, [=](P& p) {
             const Tensor w = p.in(type, {blocks * out, in}, 0.5);
             p.call(headwise_linear,
                    HeadwiseLinearArgs{.x = p.in(kF32, {tokens, blocks * in}, 1, 0, 4),
                                       .w = Tensor::dense(w.data, type, {blocks, out, in}, w.device),
                                       .b = p.in(kF32, {blocks * out}),
-                                      .y = p.out(kF32, {tokens, blocks * out}, 3)});
+                                      .y = p.out(y, {tokens, blocks * out}, 3)});
           }};
 }
 
@@ -234,12 +234,14 @@ GraphCases graph_cases_of_rows() {
       headwise_case("blocks of four, many tokens", kBf16, 700, 7, 4, 4),
       headwise_case("large blocks, f32", kF32, 70, 3, 40, 37),
       headwise_case("large blocks, tensor cores", kBf16, 70, 3, 40, 48),
+      headwise_case("large blocks, tensor cores, bf16", kBf16, 70, 3, 40, 48, kBf16),
+      headwise_case("blocks of four, bf16", kBf16, 700, 7, 4, 4, kBf16),
       layer_norm_case("one head", 133, 1, kBf16, false),
       layer_norm_case("heads, added", 3 * 40, 3, kF32, true),
       {"skip_gate", "bf16",
        [](P& p) {
          constexpr std::int64_t kWidth = 3 * 37;
-         p.call(skip_gate, SkipGateArgs{.h = p.in(kF32, {9, kWidth}, 2, 0.1, 1),
+         p.call(skip_gate, SkipGateArgs{.h = p.in(kBf16, {9, kWidth}, 2, 0.1, 1),
                                         .w = p.in(kBf16, {kWidth}, 0.3),
                                         .skip = p.in(kBf16, {kWidth}, 0.3),
                                         .c = p.in(kF32, {9, kWidth}),

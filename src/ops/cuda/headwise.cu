@@ -19,20 +19,20 @@ constexpr std::int64_t kMany = 512;
 constexpr std::int64_t kSmallBlock = 8;  ///< inputs of a block that a thread reads by itself
 
 // A thread an output.
-template <class W>
-__global__ void small_blocks_kernel(Matrix<const float> x, const W* w, Weights b, Matrix<float> y,
+template <class W, class Y>
+__global__ void small_blocks_kernel(Matrix<const float> x, const W* w, Weights b, Matrix<Y> y,
                                     std::int64_t features, int out, int in) {
   const std::int64_t j = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (j >= features) return;
   const float* from = x.row(blockIdx.x) + j / out * in;
   float sum = b.at_or(0.0F, j);
   for (int i = 0; i < in; ++i) sum = fmaf(to_float(w[j * in + i]), from[i], sum);
-  y.row(blockIdx.x)[j] = sum;
+  store(y.row(blockIdx.x) + j, sum);
 }
 
 // Blocks of 4 by 4: a thread takes one for kRun tokens and keeps its weights.
-template <class W, int kRun>
-__global__ void blocks_of_four_kernel(Matrix<const float> x, const W* w, Weights b, Matrix<float> y,
+template <class W, class Y, int kRun>
+__global__ void blocks_of_four_kernel(Matrix<const float> x, const W* w, Weights b, Matrix<Y> y,
                                       std::int64_t tokens, std::int64_t blocks) {
   const std::int64_t block = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (block >= blocks) return;
@@ -83,9 +83,9 @@ __device__ inline void load_tile(float (*to)[kTile + 4], const T* from, std::int
 
 // kTile tokens and outputs of one block of features, whose inputs come kDepth at a time. Each of
 // these has a sum of its own: the error stays small.
-template <class W>
+template <class W, class Y>
 __global__ void __launch_bounds__(kTileThreads)
-    large_blocks_kernel(Matrix<const float> x, const W* w, Weights b, Matrix<float> y,
+    large_blocks_kernel(Matrix<const float> x, const W* w, Weights b, Matrix<Y> y,
                         std::int64_t tokens, int out, int in, bool aligned) {
   __shared__ Tiles tiles;
   const std::int64_t block = blockIdx.z, t0 = static_cast<std::int64_t>(blockIdx.x) * kTile;
@@ -130,11 +130,12 @@ constexpr int kFullCard = 132;              // multiprocessors, or about that
 constexpr int kMostRuns = 4;                // of kTokens, of a block
 constexpr int kPadding = 16;                // numbers: four rows begin in different banks
 
+template <class Y>
 struct TensorBlocks {
   Matrix<const float> x;
   const Bf16* w;
   Weights b;
-  Matrix<float> y;
+  Matrix<Y> y;
   std::int64_t tokens;
   int out, in, chunks, slice, runs;
   bool aligned;
@@ -144,7 +145,8 @@ struct TensorBlocks {
 // product are four neighbours, because any order of them will do that the weights have too. The
 // sums of the inputs' first parts are apart from those of the small rest, which keeps the error
 // small. Weights are read once where a slice has them all.
-__global__ void __launch_bounds__(kThreads) tensor_blocks_kernel(TensorBlocks a) {
+template <class Y>
+__global__ void __launch_bounds__(kThreads) tensor_blocks_kernel(TensorBlocks<Y> a) {
   XLSTM_DYNAMIC_SHARED(Bf16, weights);  // [kOutputs][a.slice + kPadding]
   constexpr int kTiles = kOutputs / 8, kSteps = kDepthAtOnce / 16;
   const std::int64_t block = blockIdx.y;
@@ -214,19 +216,71 @@ __global__ void __launch_bounds__(kThreads) tensor_blocks_kernel(TensorBlocks a)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (t0 + 8 * half >= a.tokens) break;
-        float* to = a.y.row(t0 + 8 * half) + column;
+        Y* to = a.y.row(t0 + 8 * half) + column;
         const float sum[2] = {high[tile][2 * half] + low[tile][2 * half] + bias[0],
                               high[tile][2 * half + 1] + low[tile][2 * half + 1] + bias[1]};
-        if (two && reinterpret_cast<std::uintptr_t>(to) % sizeof(Pack<float, 2>) == 0) {
-          Pack<float, 2> pair;
-          std::memcpy(pair.words, sum, sizeof(sum));
-          *reinterpret_cast<Pack<float, 2>*>(to) = pair;
+        if (two && reinterpret_cast<std::uintptr_t>(to) % sizeof(Pack<Y, 2>) == 0) {
+          Y numbers[2];
+          store(numbers, sum[0]);
+          store(numbers + 1, sum[1]);
+          Pack<Y, 2> pair;
+          std::memcpy(pair.words, numbers, sizeof(numbers));
+          *reinterpret_cast<Pack<Y, 2>*>(to) = pair;
         } else {
-          to[0] = sum[0];
-          if (two) to[1] = sum[1];
+          store(to, sum[0]);
+          if (two) store(to + 1, sum[1]);
         }
       }
     }
+  }
+}
+
+template <class W, class Y>
+void multiply_blocks(Context& context, const HeadwiseLinearArgs& a) {
+  constexpr const char* kName = "headwise_linear";
+  const std::int64_t tokens = a.x.dim(0), blocks = a.w.dim(0), out = a.w.dim(1), in = a.w.dim(2);
+  const auto* w = static_cast<const W*>(a.w.data);
+  const Matrix<const float> x(a.x);
+  const Matrix<Y> y(a.y);
+  const Weights b(a.b);
+  const bool aligned = in % 4 == 0 && x.stride % 4 == 0 &&
+                       reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 &&
+                       reinterpret_cast<std::uintptr_t>(w) % sizeof(Pack<W, 4>) == 0;
+  if (in == 4 && out == 4 && aligned) {
+    const bool many = tokens >= kMany;
+    launch(context, kName,
+           {.x = blocks_for(tokens, many ? kRun : 1),
+            .y = blocks_for(blocks, kThreads),
+            .threads = kThreads},
+           many ? blocks_of_four_kernel<W, Y, kRun> : blocks_of_four_kernel<W, Y, 1>, x, w, b, y,
+           tokens, blocks);
+  } else if (in <= kSmallBlock) {
+    launch(context, kName,
+           {.x = tokens, .y = blocks_for(blocks * out, kThreads), .threads = kThreads},
+           small_blocks_kernel<W, Y>, x, w, b, y, blocks * out, static_cast<int>(out),
+           static_cast<int>(in));
+  } else if constexpr (std::is_same_v<W, Bf16>) {
+    const std::int64_t chunks = blocks_for(out, kOutputs), least = 3 * kFullCard;
+    const auto slice = static_cast<int>(
+        std::min<std::int64_t>(blocks_for(in, kDepthAtOnce) * kDepthAtOnce, kMostSlice));
+    const auto runs = static_cast<int>(std::clamp<std::int64_t>(
+        blocks_for(tokens, kTokens) * chunks * blocks / least, 1, kMostRuns));
+    launch(context, kName,
+           {.x = blocks_for(tokens, std::int64_t{runs} * kTokens) * chunks,
+            .y = blocks,
+            .threads = kThreads,
+            .shared = kOutputs * (slice + kPadding) * sizeof(Bf16)},
+           tensor_blocks_kernel<Y>,
+           TensorBlocks<Y>{x, w, b, y, tokens, static_cast<int>(out), static_cast<int>(in),
+                           static_cast<int>(chunks), slice, runs, aligned});
+  } else {
+    launch(context, kName,
+           {.x = blocks_for(tokens, kTile),
+            .y = blocks_for(out, kTile),
+            .z = blocks,
+            .threads = kTileThreads},
+           large_blocks_kernel<W, Y>, x, w, b, y, tokens, static_cast<int>(out),
+           static_cast<int>(in), aligned);
   }
 }
 
@@ -234,53 +288,11 @@ __global__ void __launch_bounds__(kThreads) tensor_blocks_kernel(TensorBlocks a)
 
 void headwise_linear(Context& context, const HeadwiseLinearArgs& a) {
   if (a.y.count() == 0) return;
-  constexpr const char* kName = "headwise_linear";
-  const std::int64_t tokens = a.x.dim(0), blocks = a.w.dim(0), out = a.w.dim(1), in = a.w.dim(2);
-  with_type(a.w.dtype, [&](auto type) {
-    using W = decltype(type);
-    const auto* w = static_cast<const W*>(a.w.data);
-    const Matrix<const float> x(a.x);
-    const Matrix<float> y(a.y);
-    const Weights b(a.b);
-    const bool aligned = in % 4 == 0 && x.stride % 4 == 0 &&
-                         reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 &&
-                         reinterpret_cast<std::uintptr_t>(w) % sizeof(Pack<W, 4>) == 0;
-    if (in == 4 && out == 4 && aligned) {
-      const bool many = tokens >= kMany;
-      launch(context, kName,
-             {.x = blocks_for(tokens, many ? kRun : 1),
-              .y = blocks_for(blocks, kThreads),
-              .threads = kThreads},
-             many ? blocks_of_four_kernel<W, kRun> : blocks_of_four_kernel<W, 1>, x, w, b, y,
-             tokens, blocks);
-    } else if (in <= kSmallBlock) {
-      launch(context, kName,
-             {.x = tokens, .y = blocks_for(blocks * out, kThreads), .threads = kThreads},
-             small_blocks_kernel<W>, x, w, b, y, blocks * out, static_cast<int>(out),
-             static_cast<int>(in));
-    } else if constexpr (std::is_same_v<W, Bf16>) {
-      const std::int64_t chunks = blocks_for(out, kOutputs), least = 3 * kFullCard;
-      const auto slice = static_cast<int>(
-          std::min<std::int64_t>(blocks_for(in, kDepthAtOnce) * kDepthAtOnce, kMostSlice));
-      const auto runs = static_cast<int>(std::clamp<std::int64_t>(
-          blocks_for(tokens, kTokens) * chunks * blocks / least, 1, kMostRuns));
-      launch(context, kName,
-             {.x = blocks_for(tokens, std::int64_t{runs} * kTokens) * chunks,
-              .y = blocks,
-              .threads = kThreads,
-              .shared = kOutputs * (slice + kPadding) * sizeof(Bf16)},
-             tensor_blocks_kernel,
-             TensorBlocks{x, w, b, y, tokens, static_cast<int>(out), static_cast<int>(in),
-                          static_cast<int>(chunks), slice, runs, aligned});
-    } else {
-      launch(context, kName,
-             {.x = blocks_for(tokens, kTile),
-              .y = blocks_for(out, kTile),
-              .z = blocks,
-              .threads = kTileThreads},
-             large_blocks_kernel<W>, x, w, b, y, tokens, static_cast<int>(out),
-             static_cast<int>(in), aligned);
-    }
+  with_type(a.w.dtype, [&](auto w) {
+    if (a.y.dtype == DType::f32)
+      multiply_blocks<decltype(w), float>(context, a);
+    else
+      multiply_blocks<decltype(w), Bf16>(context, a);
   });
 }
 

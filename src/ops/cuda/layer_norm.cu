@@ -33,13 +33,13 @@ void launch_layer_norm(Context& context, const LayerNormArgs& a) {
          a.eps, a.w_offset, Matrix<Y>(a.y), static_cast<int>(width));
 }
 
-template <class Y>
-__global__ void skip_gate_kernel(Matrix<const float> h, Weights w, Weights skip,
-                                 Matrix<const float> c, Matrix<const float> z, float eps,
-                                 float w_offset, Matrix<Y> y, int width) {
+template <class H, class Y>
+__global__ void skip_gate_kernel(Matrix<const H> h, Weights w, Weights skip, Matrix<const float> c,
+                                 Matrix<const float> z, float eps, float w_offset, Matrix<Y> y,
+                                 int width) {
   XLSTM_DYNAMIC_SHARED(float, held);
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * width;
-  const float* row = hold_row(h.row(blockIdx.x) + first, held, width);
+  const auto row = hold_row(h.row(blockIdx.x) + first, held, width);
   const float* conv = c.row(blockIdx.x) + first;
   const float* gate = z.row(blockIdx.x) + first;
   const Moments moments(row, width, eps);
@@ -63,9 +63,15 @@ void skip_gate(Context& context, const SkipGateArgs& a) {
   const std::int64_t width = a.h.dim(1) / a.heads;
   with_type(a.y.dtype, [&](auto type) {
     using Y = decltype(type);
-    launch(context, "skip_gate", row_grid(a.h.dim(0), a.heads, width), skip_gate_kernel<Y>,
-           Matrix<const float>(a.h), Weights(a.w), Weights(a.skip), Matrix<const float>(a.c),
-           Matrix<const float>(a.z), a.eps, a.w_offset, Matrix<Y>(a.y), static_cast<int>(width));
+    const auto run = [&]<class H>(H) {
+      launch(context, "skip_gate", row_grid(a.h.dim(0), a.heads, width), skip_gate_kernel<H, Y>,
+             Matrix<const H>(a.h), Weights(a.w), Weights(a.skip), Matrix<const float>(a.c),
+             Matrix<const float>(a.z), a.eps, a.w_offset, Matrix<Y>(a.y), static_cast<int>(width));
+    };
+    if (a.h.dtype == DType::f32)
+      run(float());
+    else
+      run(Bf16());
   });
 }
 

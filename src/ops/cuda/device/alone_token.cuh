@@ -12,6 +12,9 @@ namespace xlstm::ops::cuda {
 /// or so small itself that a norm behind it shows the rounding. And where e^-m keeps nothing away
 /// from 0, h may be what is left of q C over hardly any n q.
 struct AloneToken {
+  /// With kNearlyAlone rows are nearer that are small by chance, for more time.
+  static constexpr float kAlone = 1.04F, kNearlyAlone = 1.6F;
+
   double top = -INFINITY;  ///< of the exponents of weights so far
   float squares = 0;       ///< of all weights, in those of the largest
 
@@ -31,10 +34,11 @@ struct AloneToken {
   }
   /// @param squares  of all weights, in those of the largest
   /// @param m        the stabiliser; 0 for the sigmoid gate
+  /// @param alone    below which squares one token is most of C
   /// @return how many bf16 C should take beside the first
-  __device__ static int parts(float squares, double m) {
+  __device__ static int parts(float squares, double m, float alone = kAlone) {
     if (squares > 0 && squares < kOnly) return 2;
-    return no_floor(m) || (squares > 0 && squares < kAlone) ? 1 : 0;
+    return no_floor(m) || (squares > 0 && squares < alone) ? 1 : 0;
   }
   /// Whether e^-m keeps no denominator away from 0.
   __device__ static bool no_floor(double m) { return m > kLarge; }
@@ -44,7 +48,7 @@ struct AloneToken {
   }
 
  private:
-  static constexpr float kAlone = 1.04F, kOnly = 1.00001F;
+  static constexpr float kOnly = 1.00001F;
   static constexpr double kLarge = 6.0;
 
   __device__ static float square_of(double exponent) {

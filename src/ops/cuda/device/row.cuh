@@ -35,6 +35,21 @@ __device__ inline const float* hold_row(const float* x, float* held, int width) 
   return held;
 }
 
+/// A row of other numbers, which come as floats.
+template <class T>
+struct HeldRow {
+  const T* row;
+  const float* held;  ///< or nullptr: read from `row`
+
+  __device__ float operator[](int d) const { return held != nullptr ? held[d] : to_float(row[d]); }
+};
+template <class T>
+__device__ inline HeldRow<T> hold_row(const T* x, float* held, int width) {
+  if (width > kMostHeld) return {x, nullptr};
+  for (int d = threadIdx.x; d < width; d += blockDim.x) held[d] = to_float(x[d]);
+  return {x, held};
+}
+
 /// The sum of f(d) over the row, the same bits in every thread.
 template <class F>
 __device__ float row_sum(int width, float* partial, F f) {

@@ -20,7 +20,12 @@
 // C, n, l and the stabiliser are float or better; C, scores and weighted v are rounded to bf16 for
 // the products that make num. Where that would show (AloneToken; `split`, `fine`) what rounding
 // leaves out of C and of weighted v goes through the products, too. And the latter goes into C from
-// the chunk on whose tokens are not forgotten at the end of the sequence (`fine_from`).
+// the chunk on whose tokens are not forgotten at the end of the sequence (`fine_from`). Scores of
+// up to 128 keys, whose products with q and C take less, are the sum of two bf16.
+//
+// Of a segment's state alone the last chunk is taken first, and the first ones not at all if
+// nothing is left of them at its end. Likewise a segment leaves out the states before it that are
+// gone.
 //
 // A head of more than 256 keys is kParts parts of as many keys each: C, n, q and k of a part lie
 // where those of a head of its own would. Parts share v, the gates and so M, and num and l are sums
@@ -50,6 +55,8 @@ constexpr double kKeep = 20.0, kAbove = 16.0, kGuard = 60.0;
 // A chunk is forgotten where the weights of all tokens up to its end are so much of those at the
 // end of the sequence, by sums of squares: rounding them leaves sqrt(kForgotten) 1.7e-3 out of C.
 constexpr float kForgotten = 0.2F;
+// A state is gone where the largest of its weights is e^-kGone of the largest since then.
+constexpr double kGone = 32.0;
 
 /// What the products of a chunk and head need of its gates. Beyond the end of the sequence weights
 /// are 0.
@@ -170,7 +177,7 @@ enum FusedBarrier {
   kEmptyScores = kFullScores + 4,
   kFullGates = kEmptyScores + 2,
   kFullN = kFullGates + kGateSlots,
-  kFineFromThere,
+  kLimitsThere,
   kFusedBarriers
 };
 
@@ -190,7 +197,8 @@ struct FusedShared {
   static constexpr int kBox = kChunk * 128;
   static constexpr int kTile = kBoxes * kBox;  // of q or k
   static constexpr int kTileV = 2 * kBox;
-  static constexpr int kTileScores = (kParts == 1 ? 1 : 2) * kBox;
+  static constexpr int kScoreParts = kParts > 1 || kDqk <= 128 ? 2 : 1;  // bf16 of a score
+  static constexpr int kTileScores = kScoreParts * kBox;
   // From the beginning, on 1024 bytes.
   static constexpr int kQ = 0;
   static constexpr int kK = kQ + kStagesQ * kTile;
@@ -203,8 +211,8 @@ struct FusedShared {
   static constexpr int kTileN = kGates + kGateSlots * kGateSlot;
   static constexpr int kFactors = kTileN + (kOutputs ? kBoxes * 1024 : 0);
   static constexpr int kOutputPlaces = kFactors + 2 * kChunk * 4;
-  static constexpr int kFineFrom = kOutputPlaces + 4 * 16;
-  static constexpr int kN = kFineFrom + 16;
+  static constexpr int kLimits = kOutputPlaces + 4 * 16;
+  static constexpr int kN = kLimits + 16;
   static constexpr int kOwnGates = kN + kDqk * 4;
   static constexpr int kSegmentFactors = kOwnGates + sizeof(FusedOwnGates);
   static constexpr int kBarriers = kSegmentFactors + MlstmFusedPlan::kMaxSegments * 4;
@@ -227,7 +235,7 @@ struct __align__(16) FusedTiles {
 };
 /// Its ends: where n before the first chunk comes from, and what lies behind the last one.
 struct __align__(16) FusedEnds {
-  const float* n;  // that of the record, or of the first state
+  const float* n;  // that of the record, or of the first state that is wanted
   int states;      // so many, one for each head further on
   int last;        // whether the sequence ends here
 };
@@ -292,6 +300,13 @@ struct FusedBorders {
   }
 };
 
+/// Which chunks and states a block takes, by their weights at later tokens.
+struct FusedLimits {
+  int fine_from;    // the first chunk whose weighted v goes into C with what rounding it leaves out
+  int chunks;       // without outputs: so many, from the last one back
+  int first_state;  // of those that a segment with outputs begins with
+};
+
 /// Where the state before a block's first chunk lies.
 enum class FusedSource { none, record, scratch };
 
@@ -301,6 +316,27 @@ __device__ __forceinline__ float segment_factor(const FusedCell& cell, const Fus
   const FusedFrame* frames = cell.frame(work.s, head);
   return expf(static_cast<float>(frames[cell.cuts.begin_of(segment + 1)].decay -
                                  frames[cell.cuts.begin_of(segment)].decay));
+}
+
+/// By how much m would have risen had nothing been forgotten; up to a number of the sequence.
+__device__ __forceinline__ double risen(const FusedFrame& at) {
+  return at.m - (at.frame + at.decay);
+}
+
+/// Whether nothing is left of a state at a later chunk's end.
+__device__ __forceinline__ bool is_gone(const FusedFrame& state, const FusedFrame& later) {
+  return risen(later) - risen(state) > kGone;
+}
+
+/// The first of the states whose sum a segment begins with: what came before that is gone by then.
+/// By a warp. @param head  that the gates belong to
+__device__ __forceinline__ int first_state(const FusedCell& cell, const FusedWork& work, int head) {
+  const FusedFrame* frames = cell.frame(work.s, head);
+  const int slot = static_cast<int>(threadIdx.x) % 32;
+  const bool gone =
+      slot > 0 && slot < work.segment &&
+      is_gone(frames[cell.cuts.begin_of(slot)], frames[cell.cuts.begin_of(work.segment)]);
+  return __popc(__ballot_sync(~0U, gone));
 }
 
 /// After the last chunk of the sequence. @param head  that the gates belong to
@@ -314,9 +350,8 @@ __device__ __forceinline__ FusedFrame last_frame(const FusedCell& cell, const Fu
 
 /// Whether a chunk that ends here is forgotten at the end of its sequence.
 __device__ __forceinline__ bool is_forgotten(const FusedFrame& end, const FusedFrame& last) {
-  // m less the sum of all log f so far, but for one number that both have.
-  const double faded = end.m - (end.frame + end.decay) - (last.m - (last.frame + last.decay));
-  return end.squares * expf(static_cast<float>(2 * faded)) < kForgotten * last.squares;
+  return end.squares * expf(static_cast<float>(2 * (risen(end) - risen(last)))) <
+         kForgotten * last.squares;
 }
 
 /// What makes a state in a frame that of a record: times this, twice. Without a stabiliser states

@@ -15,7 +15,8 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   using Shared = FusedShared<kDqk, kOutputs, kParts>;
   constexpr int kSums = kDqk / 2;
   const FusedWork work(cell);
-  const int chunks = at.chunks();
+  if constexpr (!kOutputs) barrier_wait(at.barrier(kLimitsThere), 0);
+  const int chunks = kOutputs ? at.chunks() : at.limits().chunks;
 
   // C transposed: rows are columns of C.
   float c[kSums];
@@ -49,7 +50,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   };
   const auto load_c = [&](FusedSource source) {
     if (kOutputs && source == FusedSource::scratch)
-      return each_four(work, 0, [](float* own, const float4& four) {
+      return each_four(work, at.limits().first_state, [](float* own, const float4& four) {
         own[0] = four.x;
         own[1] = four.y;
         own[2] = four.z;
@@ -63,7 +64,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   };
   const auto add_c = [&](int slots) {
 #pragma unroll 1
-    for (int slot = 1; slot <= slots; ++slot) {
+    for (int slot = at.limits().first_state + 1; slot <= slots; ++slot) {
       const float factor = at.segment_factor(slot);
       each_four(work, slot, [&](float* own, const float4& four) {
         own[0] = four.x + factor * own[0];
@@ -118,6 +119,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     for (float& value : c) value *= factor;
   };
 
+  [[maybe_unused]] float fade = 1;  // without outputs: from a chunk to the end of the segment
   const auto load_v = [&](std::uint32_t(&v)[4][4], int chunk, Part part) {
     const ChunkGates& gates = at.gates(chunk);
     const int thread = thread_index(), lane = thread % 32, warp = thread / 32 % 4;
@@ -133,6 +135,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
         float2 weight =
             *reinterpret_cast<const float2*>(gates.weight + 16 * step + 8 * half + 2 * (lane % 4));
         if (part == Part::plain) weight = make_float2(1, 1);
+        if constexpr (!kOutputs) weight = make_float2(fade * weight.x, fade * weight.y);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           std::uint32_t& pair = v[step][2 * half + r];
@@ -157,24 +160,24 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   };
 
   if constexpr (!kOutputs) {
-    const auto wait_for_v = [&](int chunk) {
-      at.wait_v(kFullV, chunk);
-      if (at.output(0).length < (chunk + 1) * kChunk)  // its end is cleared
-        barrier_wait(at.barrier(kFullScores), 0);
-    };
     const auto release_v = [&](int chunk) {
       if (chunk + Shared::kStagesV >= chunks) return;
       __syncwarp();
       if (thread_index() % 32 == 0) barrier_arrive(at.barrier_v(kEmptyV, chunk));
     };
-    barrier_wait(at.barrier(kFineFromThere), 0);
-    const int fine_from = at.fine_from();
-    const int begin_fine = fine_from < chunks ? fine_from / 2 * 2 : chunks;  // `even` has it
+    // The chunks that come first; an even number, for `even` has the next.
+    const int fine = min(chunks, (at.chunks() - at.limits().fine_from + 1) / 2 * 2);
+    float decay = 1;
+    const auto load_next = [&](std::uint32_t(&v)[4][4], int chunk) {
+      at.wait_gates(chunk);
+      at.wait_v(kFullV, chunk);
+      fade *= decay;
+      load_v(v, chunk, Part::weighted);
+      decay = at.gates(chunk).decay;
+    };
     // The next v is loaded beside the product with this one.
     const auto step = [&]<bool kFine>(std::uint32_t(&v)[4][4], std::uint32_t(&next)[4][4],
                                       int chunk) {
-      const float decay = at.gates(chunk).decay;
-      if (decay != 1.0F) scale(decay);
       if constexpr (kFine) {
         load_v(next, chunk, Part::rest);
         release_v(chunk);
@@ -183,19 +186,15 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       update(v, chunk);
       if constexpr (kFine) wgmma_wait<1>();
       if (chunk + 1 < chunks) {
-        at.wait_gates(chunk + 1);
-        wait_for_v(chunk + 1);
-        load_v(next, chunk + 1, Part::weighted);
-        if (!kFine && chunk + 1 < begin_fine) release_v(chunk + 1);
+        load_next(next, chunk + 1);
+        if (!kFine || chunk + 1 >= fine) release_v(chunk + 1);
       }
       wgmma_wait<0>();
       release_k(chunk);
     };
     std::uint32_t even[4][4], odd[4][4];
-    at.wait_gates(0);
-    wait_for_v(0);
-    load_v(even, 0, Part::weighted);
-    if (begin_fine > 0) release_v(0);
+    load_next(even, 0);
+    if (fine == 0) release_v(0);
     const auto steps = [&]<bool kFine>(int begin, int end) {
 #pragma unroll 1
       for (int chunk = begin; chunk < end; chunk += 2) {
@@ -203,8 +202,8 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
         if (chunk + 1 < end) step.template operator()<kFine>(odd, even, chunk + 1);
       }
     };
-    steps.template operator()<false>(0, begin_fine);
-    steps.template operator()<true>(begin_fine, chunks);
+    steps.template operator()<true>(0, fine);
+    steps.template operator()<false>(fine, chunks);
     const FusedWork done(cell);
     keep_c(done, done.segment);
   } else {
@@ -234,6 +233,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
           to[j * (2 * kGroup)] =
               make_float4(num[4 * j], num[4 * j + 1], num[4 * j + 2], num[4 * j + 3]);
     };
+    if (!cell.own_gates) barrier_wait(at.barrier(kLimitsThere), 0);
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; ++chunk) {
       const ChunkGates& gates = at.gates(chunk);
@@ -328,8 +328,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
         wgmma_commit();
       };
       const bool fine = gates.fine != 0;
-      if (!cell.own_gates) barrier_wait(at.barrier(kFineFromThere), 0);
-      if (fine || chunk >= at.fine_from()) {
+      if (fine || chunk >= at.limits().fine_from) {
         load_v(v, chunk, Part::rest);
         if (fine) {
           add_scores();

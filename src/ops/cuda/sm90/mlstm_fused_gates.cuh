@@ -101,6 +101,11 @@ struct FusedTop {
   }
 };
 
+/// AloneToken::parts(): where a product with C takes little time, it may be made twice more often.
+__device__ constexpr float alone_below(int padded_dqk) {
+  return padded_dqk > 128 ? AloneToken::kAlone : AloneToken::kNearlyAlone;
+}
+
 /// Where both stand before a chunk and after it.
 struct ChunkTops {
   double first_m, sum_before, sum;  // of log f before the chunk, and up to its end
@@ -111,8 +116,9 @@ struct ChunkTops {
 
   /// @param tokens  before the chunk, with exponents as FusedTop's
   /// @param record  what was before them
+  /// @param alone   AloneToken::parts()
   __device__ ChunkTops(double first, const AloneToken& tokens, const AloneToken& record,
-                       const FusedTotals& total, double so_far)
+                       const FusedTotals& total, double so_far, float alone)
       : first_m(first),
         sum_before(so_far),
         sum(so_far + total.log_f),
@@ -121,7 +127,8 @@ struct ChunkTops {
         squares_before(tokens.squares),
         squares_after(tokens.of(after.highest) +
                       AloneToken{total.top - so_far, total.squares}.of(after.highest)),
-        split(AloneToken::parts(tokens.squares + record.of(tokens.top), tokens.top + so_far)) {}
+        split(AloneToken::parts(tokens.squares + record.of(tokens.top), tokens.top + so_far,
+                                alone)) {}
   __device__ FusedFrame frame_before() const {
     return {before.highest + sum_before, before.frame + sum_before, first_m - before.frame,
             squares_before};
@@ -294,7 +301,8 @@ __global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
     sum_before += __shfl_sync(~0U, sum, 31);
 #pragma unroll
     for (int u = 0; u < kEach; ++u) chunks_before[u].top -= sum_here;
-    const ChunkTops tops(first_m, warp_total(chunks_before, before_turn), record, own, sum_before);
+    const ChunkTops tops(first_m, warp_total(chunks_before, before_turn), record, own, sum_before,
+                         alone_below(padded_dqk));
     if (place + 1 == at_once && number + 1 < chunks)
       give(totals_before[(turn + 1) % 2], {tops.sum, tops.after.highest, tops.squares_after});
     if (at.tokens <= 0) continue;

@@ -36,6 +36,8 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
       if (!cell.own_gates) grid_wait();
       return;
     }
+    int first = 0;  // of the states
+    if (kOutputs && threadIdx.x < 32) first = first_state(cell, work, work.head / kParts);
     if (threadIdx.x < 2) {
       const int group = static_cast<int>(threadIdx.x), column = work.slice * kColumns + group * 64;
       FusedOutput& to = at.output(group);
@@ -56,8 +58,9 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
       else
         at.ends() = {cell.first_segment == 0
                          ? cell.first_n + (std::int64_t{work.s} * cell.heads + work.head) * kDqk
-                         : cell.n + work.state(cell, 0) * kDqk,
-                     max(1, work.segment), work.last ? 1 : 0};
+                         : cell.n + work.state(cell, first) * kDqk,
+                     max(1, work.segment - first), work.last ? 1 : 0};
+      if (group == 0) at.limits().first_state = first;
     }
     if (kOutputs && threadIdx.x > 0 && static_cast<int>(threadIdx.x) < work.segment)
       at.segment_factor(threadIdx.x) = segment_factor(cell, work, work.head / kParts, threadIdx.x);
@@ -95,19 +98,16 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
       barrier_init(at.barrier(kFullV + stage), 1);
       // Warpgroups whose h takes the place of v, or warps.
       barrier_init(at.barrier(kEmptyV + stage), kOutputs && kParts == 1 ? 2 : 8);
+    }
+    for (int stage = 0; stage < Shared::kStagesScores; ++stage)
       barrier_init(at.barrier(kFullScores + stage), kGroup);
-    }
-    if constexpr (kOutputs && kParts > 1) {
-      for (int stage = Shared::kStagesV; stage < Shared::kStagesScores; ++stage)
-        barrier_init(at.barrier(kFullScores + stage), kGroup);
-      barrier_init(at.barrier(kFullTail), kGroup);
-    }
+    barrier_init(at.barrier(kFullTail), kGroup);
     // Warps of two warpgroups and two blocks.
     for (int stage = 0; stage < 2; ++stage) barrier_init(at.barrier(kEmptyScores + stage), 16);
     for (int slot = 0; slot < kGateSlots; ++slot) barrier_init(at.barrier(kFullGates + slot), 1);
     barrier_init(at.barrier(kFullN), 1);
-    barrier_init(at.barrier(kFineFromThere), 1);
-    at.fine_from() = 0;  // where blocks make their gates
+    barrier_init(at.barrier(kLimitsThere), 1);
+    at.limits().fine_from = 0;  // where blocks make their gates
     barrier_fence_init();
   }
   __syncwarp();

@@ -102,8 +102,10 @@ struct FusedPlaces {
   __device__ FusedEnds& ends() const {
     return *reinterpret_cast<FusedEnds*>(bytes + Shared::kOutputPlaces + 3 * 16);
   }
-  /// The first chunk whose weighted v goes into C with what rounding it leaves out.
-  __device__ int& fine_from() const { return *reinterpret_cast<int*>(bytes + Shared::kFineFrom); }
+  __device__ FusedLimits& limits() const {
+    static_assert(sizeof(FusedLimits) <= 16);
+    return *reinterpret_cast<FusedLimits*>(bytes + Shared::kLimits);
+  }
   /// Where n of the record or of states arrives; later gates of chunks do.
   __device__ std::uint32_t staged_n(int stage) const {
     return base + Shared::kGates + Shared::kGatesAhead * Shared::kGateSlot + stage * (kDqk * 4);
@@ -129,6 +131,9 @@ struct FusedPlaces {
     return reinterpret_cast<FusedOutput*>(bytes + Shared::kOutputPlaces)[group];
   }
   __device__ int chunks() const { return (output(0).length + kChunk - 1) / kChunk; }
+  /// The block's chunk that comes at a turn. Without outputs the last is the first: what comes
+  /// before is gone where the gates say so.
+  __device__ int at_turn(int turn) const { return kOutputs ? turn : chunks() - 1 - turn; }
   __device__ float* factors(int chunk) const {
     return reinterpret_cast<float*>(bytes + Shared::kFactors) + chunk % 2 * kChunk;
   }
@@ -145,7 +150,7 @@ struct FusedCopies {
   __device__ void copy_box(std::uint32_t tile, const CUtensorMap& map, int chunk, int box,
                            std::uint32_t barrier) const {
     const FusedTiles tiles = at.tiles();
-    const int token = tiles.begin + chunk * kChunk;
+    const int token = tiles.begin + at.at_turn(chunk) * kChunk;
     if (cell.cluster == 1)
       load_head_box(tile + box * Shared::kBox, &map, token, tiles.head, box * 64, barrier);
     else
@@ -180,8 +185,9 @@ struct FusedCopies {
     const FusedTiles tiles = at.tiles();
 #pragma unroll
     for (int box = 0; box < 2; ++box)
-      load_head_box(at.v(chunk) + box * Shared::kBox, &v_map, tiles.begin + chunk * kChunk,
-                    tiles.head / kParts, tiles.column + box * 64, barrier);
+      load_head_box(at.v(chunk) + box * Shared::kBox, &v_map,
+                    tiles.begin + at.at_turn(chunk) * kChunk, tiles.head / kParts,
+                    tiles.column + box * 64, barrier);
   }
   /// Into the second-level cache: for a copy that comes late.
   __device__ void prefetch_v(int chunk) const {
@@ -205,9 +211,10 @@ struct FusedCopies {
     const std::uint32_t barrier = at.barrier(kFullGates + slot);
     barrier_expect(barrier, sizeof(ChunkGates));
     const FusedTiles tiles = at.tiles();
-    load_bytes(at.base + Shared::kGates + slot * Shared::kGateSlot,
-               cell.gates + tiles.head / kParts * cell.all_chunks + tiles.first_chunk + chunk,
-               sizeof(ChunkGates), barrier);
+    load_bytes(
+        at.base + Shared::kGates + slot * Shared::kGateSlot,
+        cell.gates + tiles.head / kParts * cell.all_chunks + tiles.first_chunk + at.at_turn(chunk),
+        sizeof(ChunkGates), barrier);
   }
 };
 

@@ -48,9 +48,12 @@ struct MlstmFusedPlan {
   /// So many chunks in a row take less than a pass that makes states and one behind it (10: 41 us
   /// against 43).
   static constexpr std::int64_t kWholeChunks = 10;
-  /// In tenths of a microsecond: of a chunk with its outputs, of a chunk's state alone, and how
-  /// much longer than the states the first segment takes to begin.
-  static constexpr std::int64_t kOutputsTime = 27, kStatesTime = 12, kLate = 150;
+  /// With so few, segments of one length are better.
+  static constexpr std::int64_t kShortChunks = 12;
+  /// In tenths of a microsecond: of a chunk with its outputs, of a chunk's state alone (12 where
+  /// none is gone, and hardly anything where most are), and how much longer than the states the
+  /// first segment takes to begin.
+  static constexpr std::int64_t kOutputsTime = 27, kStatesTime = 10, kLate = 150;
   static constexpr std::int64_t kMostGateWarps = 16, kMostGateCluster = 8;
   /// With more warps a block takes longer, but so it does where it has no multiprocessor to itself.
   static constexpr std::int64_t kFewGateWarps = 8;
@@ -158,19 +161,21 @@ struct MlstmFusedPlan {
 
  private:
   /// Into at least three segments or none. The first takes as long as the states of another one,
-  /// and all others take as long as each other: to add up a state takes about as long as a chunk.
+  /// and all others take as long as each other: to add up a state takes about as long as a chunk,
+  /// where it is not gone.
   void cut(std::int64_t chunks, std::int64_t others) {
     const auto set = [&](int fewer) {
-      // The last one has a chunk less: it writes the record.
-      const std::int64_t late = fewer * (others - 1) * (others - 2) / 2 + 1;
+      // The last one has a chunk less, or two: it writes the record.
+      const std::int64_t late = fewer * (others - 1) * (others - 2) / 2 + 1 + fewer;
       const std::int64_t part = kOutputsTime * others + kStatesTime;
+      const std::int64_t wanted = ((chunks + late) * kOutputsTime + kLate + part / 2) / part;
       const std::int64_t most =
-          std::max(kLeastChunks, ((chunks + late) * kOutputsTime + kLate + part / 2) / part);
+          std::max(kLeastChunks, std::min(wanted, (chunks + late - 1) / others));
       const std::int64_t first = std::max<std::int64_t>(1, chunks + late - others * most);
       cuts = {static_cast<int>(first), static_cast<int>(most), fewer};
     };
     set(1);
-    if (others < 3 || cuts.most - (others - 2) < kLeastChunks) set(0);
+    if (others < 3 || cuts.most - (others - 2) < kShortChunks) set(0);
     while (cuts.begin_of(static_cast<int>(segments)) < chunks) ++segments;
     if (segments > 2) return;
     cuts = {.first = static_cast<int>(chunks)};

@@ -36,7 +36,8 @@ __device__ __forceinline__ int share_sums(float* sums, int lane) {
 }
 
 /// Adds the products of kTiles tiles of keys with the three parts of the weights to n.
-/// @param parts  whether the next chunk's scores, which want them, are made here
+/// @param decay  of n, or without outputs of what is added
+/// @param parts   whether the next chunk's scores, which want them, are made here
 template <int kTiles, int kDqk, bool kOutputs, int kParts>
 __device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs, kParts>& at, float decay,
                                          const float (&sums)[kTiles][4], int first_tile,
@@ -52,7 +53,7 @@ __device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs, kPart
   for (int x = 0; x < kLeft; ++x) {
     const int key =
         64 * (first_tile + (which + x) / 2) + 16 * warp + lane / 4 + (which + x) % 2 * 8;
-    const float n = fmaf(decay, at.n()[key], all[x]);
+    const float n = kOutputs ? fmaf(decay, at.n()[key], all[x]) : fmaf(decay, all[x], at.n()[key]);
     __syncwarp();  // two lanes may have the same one
     at.n()[key] = n;
     if (parts) at.set_parts_of_n(key, n);
@@ -60,11 +61,12 @@ __device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs, kPart
 }
 
 /// Masked scores of a warp's 16 tokens for the products with v, and s / N of the tokens.
-/// @tparam kWhole  false: of a part of the keys; scores are the sum of two bf16, and in place of
-///                 s / N, which does not follow from them, there is s l
+/// @tparam kWhole  false: of a part of the keys; in place of s / N, which does not follow from
+///                 them, there is s l
+/// @tparam kScoreParts  whose sum a score is
 /// @param q_n   what products with the three parts of n gave
 /// @param save  called with each token and its s l, relative to the frame, by one lane
-template <bool kWhole, class Save>
+template <bool kWhole, int kScoreParts, class Save>
 __device__ __forceinline__ void finish_scores(const FusedCell& cell, const ChunkGates& gates,
                                               float (&s)[32], const float (&q_n)[4],
                                               std::uint32_t scores, float* factors, Save&& save) {
@@ -118,7 +120,7 @@ __device__ __forceinline__ void finish_scores(const FusedCell& cell, const Chunk
     for (int x = 0; x < 4; ++x) packed[x] = pack_bf16(s[4 * j + 2 * x], s[4 * j + 2 * x + 1]);
     const int t = 16 * warp + lane % 16;
     store_matrices(scores + box_offset(t, j + lane / 16), packed);
-    if constexpr (!kWhole) {
+    if constexpr (kScoreParts > 1) {
 #pragma unroll
       for (int x = 0; x < 4; ++x)
         packed[x] = pack_bf16(s[4 * j + 2 * x] - first_of(packed[x]),
@@ -160,7 +162,7 @@ __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const Fuse
     before.add(own.totals[i].top - sum_before, own.totals[i].squares);
     sum_before += own.totals[i].log_f;
   }
-  const ChunkTops tops(own.first_m, before, record, totals, sum_before);
+  const ChunkTops tops(own.first_m, before, record, totals, sum_before, alone_below(kDqk));
   if (chunk + 1 == work.chunks && lane == 0) own.last = tops.frame_after();
   write_gates(cell, at.own_gates(chunk), scan, tops, lane);
   fence_async();  // wgmma reads some of it
@@ -170,20 +172,27 @@ __device__ __forceinline__ void make_own_gates(const FusedCell& cell, const Fuse
 
 /// Of chunks whose gates another kernel has made. By a warp.
 template <int kDqk, bool kOutputs, int kParts>
-__device__ __forceinline__ void find_fine_from(const FusedCell& cell, const FusedWork& work,
-                                               const FusedPlaces<kDqk, kOutputs, kParts>& at) {
+__device__ __forceinline__ void find_limits(const FusedCell& cell, const FusedWork& work,
+                                            const FusedPlaces<kDqk, kOutputs, kParts>& at) {
   const int head = work.head / kParts;
   const FusedFrame* const frames = cell.frame(work.s, head) + cell.cuts.begin_of(work.segment);
   const FusedFrame last = last_frame(cell, work, head, at.own());
   const int lane = thread_index() % 32;
-  int forgotten = 0;  // which all are that come before one that is
+  int forgotten = 0, gone = 0;  // which all are that come before one that is
 #pragma unroll 1
-  for (int chunk = lane; chunk < work.chunks; chunk += 32)
-    forgotten += is_forgotten(frames[chunk + 1], last) ? 1 : 0;
+  for (int chunk = lane; chunk < work.chunks; chunk += 32) {
+    const FusedFrame end = frames[chunk + 1];
+    forgotten += is_forgotten(end, last) ? 1 : 0;
+    if (!kOutputs) gone += is_gone(end, frames[work.chunks]) ? 1 : 0;
+  }
   forgotten = __reduce_add_sync(~0U, forgotten);
+  if (!kOutputs) gone = __reduce_add_sync(~0U, gone);
   if (lane > 0) return;
-  at.fine_from() = forgotten;
-  barrier_arrive(at.barrier(kFineFromThere));
+  at.limits().fine_from = forgotten;
+  // Some are on their way before anybody knows.
+  constexpr int kLeast = FusedShared<kDqk, kOutputs, kParts>::kStagesK;
+  if (!kOutputs) at.limits().chunks = max(work.chunks - gone, min(work.chunks, kLeast));
+  barrier_arrive(at.barrier(kLimitsThere));
 }
 
 template <int kDqk, bool kOutputs, bool kSaves, int kParts>
@@ -191,7 +200,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
                              const CUtensorMap& q_map, const CUtensorMap& k_map,
                              const CUtensorMap& v_map) {
   using Shared = FusedShared<kDqk, kOutputs, kParts>;
-  const int chunks = at.chunks();
+  int chunks = at.chunks();
   const FusedCopies<kDqk, kOutputs, kParts> copies{at, q_map, k_map, v_map, cell};
   if (threadIdx.x / 32 == 3) {  // has gates to make only where there are four chunks
     if (cell.early) grid_wait();
@@ -220,7 +229,12 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     __syncwarp();
     if (!kOutputs || !cell.beside_states()) grid_wait();
     grid_trigger();
-    if (thread_index() / 32 == 1) find_fine_from(cell, FusedWork(cell), at);
+    if (thread_index() / 32 == 1) find_limits(cell, FusedWork(cell), at);
+  }
+
+  if constexpr (!kOutputs) {
+    barrier_wait(at.barrier(kLimitsThere), 0);
+    chunks = at.limits().chunks;
   }
 
   // n lies in shared memory.
@@ -245,7 +259,7 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       for (int stage = 0; stage < count; ++stage, ++slot)
         each_key([&](float& n, int key) {
           const float here = at.staged_n(stage, key);
-          n = slot == 0 ? here : here + at.segment_factor(slot) * n;
+          n = slot == 0 ? here : here + at.segment_factor(at.limits().first_state + slot) * n;
         });
       named_barrier(1, kGroup);
     }
@@ -293,19 +307,19 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   };
   constexpr int kFactorBytes = kParts == 1 ? kChunk * 4 : 0;
   if constexpr (kSaves) save_n(0);
+  [[maybe_unused]] float fade = 1;  // from a chunk to the end of the segment
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int rows = min(kChunk, at.output(0).length - chunk * kChunk);
     const ChunkGates& gates = at.gates(chunk);
     named_barrier(1, kGroup);  // n is there, and what the last turn's copies overwrite was read
     at.wait_k(kFullK, chunk);
     if (kOutputs) at.wait_q(kFullQ, chunk);
-    if (rows < kChunk) {
-      if (kParts == 1 || !kOutputs) at.wait_v(kFullV, chunk);
+    if (kOutputs && rows < kChunk) {
+      if (kParts == 1) at.wait_v(kFullV, chunk);
       clear_rows(at, at.k(chunk), Shared::kBoxes, rows);
-      if (kParts == 1 || !kOutputs) clear_rows(at, at.v(chunk), 2, rows);
+      if (kParts == 1) clear_rows(at, at.v(chunk), 2, rows);
       fence_async();
       named_barrier(1, kGroup);
-      if (!kOutputs) barrier_arrive(at.barrier(kFullScores));
     }
     const std::uint64_t k_tile = wgmma_matrix(at.k(chunk));
 
@@ -328,10 +342,11 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
       wgmma_commit();
       wgmma_wait<0>();
       at.release_q(cell, chunk, chunks);
-      finish_scores<kParts == 1>(cell, gates, s, q_n, at.scores(chunk), at.factors(chunk),
-                                 [&](int t, float l) {
-                                   if constexpr (kSaves && kParts == 1) save_l(chunk, t, l);
-                                 });
+      finish_scores<kParts == 1, Shared::kScoreParts>(cell, gates, s, q_n, at.scores(chunk),
+                                                      at.factors(chunk), [&](int t, float l) {
+                                                        if constexpr (kSaves && kParts == 1)
+                                                          save_l(chunk, t, l);
+                                                      });
       fence_async();
       barrier_arrive(at.full_scores(chunk));
       if constexpr (kParts > 1) {
@@ -395,8 +410,9 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
                       moved(weights, step * 32), step > 0);
         wgmma_commit();
         wgmma_wait<0>();
-        add_to_n(at, gates.decay, sums, tile, false);
+        add_to_n(at, fade, sums, tile, false);
       }
+      fade *= gates.decay;
       release_k();
     }
     // Who makes scores of the next chunk does not wait here until all have read this one's q.
