@@ -1,7 +1,7 @@
 // Every op of a step and of a prompt on a CUDA device, at the 7B model's shape: a line an op,
 // "name: microseconds (percent of its floor)". The floor is the larger of the bytes at the card's
 // read rate and the products at kProducts.
-//   bench_cuda [part of the names]
+//   bench_cuda [part of the names [model directory to load]]
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -450,6 +450,6 @@ int main(int argc, char** argv) {
   stack_ops(bench);
   row_ops(bench);
   token_ops(bench);
-  loading(argc > 1 ? argv[1] : "");
+  loading(argc > 1 ? argv[1] : "", argc > 2 ? argv[2] : "");
   return 0;
 }

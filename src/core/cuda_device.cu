@@ -4,6 +4,7 @@
 
 #include <chrono>
 
+#include "core/staging.hpp"
 #include "xlstm/error.hpp"
 
 namespace xlstm {
@@ -179,6 +180,13 @@ void* allocate_pinned(std::size_t bytes, Device device) {
 
 void release_pinned(void* memory) noexcept { static_cast<void>(cudaFreeHost(memory)); }
 
+void pin(void* memory, std::size_t bytes, Device device) {
+  const CurrentDevice current(device);
+  check(cudaHostRegister(memory, bytes, cudaHostRegisterPortable), "cudaHostRegister", device);
+}
+
+void unpin(void* memory) noexcept { static_cast<void>(cudaHostUnregister(memory)); }
+
 void* make_stream(Device device) {
   const CurrentDevice current(device);
   cudaStream_t stream = nullptr;
@@ -223,6 +231,12 @@ void wait(void* event, Device device) {
   const CurrentDevice current(device);
   const Waiting waiting;
   check(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "cudaEventSynchronize", device);
+}
+
+void wait_on_stream(void* stream, void* event, Device device) {
+  const CurrentDevice current(device);
+  check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), static_cast<cudaEvent_t>(event), 0),
+        "cudaStreamWaitEvent", device);
 }
 
 double waited_seconds() noexcept { return waited; }

@@ -2,6 +2,7 @@
 
 #include "core/check.hpp"
 #include "core/cuda_device.hpp"
+#include "core/staging.hpp"
 
 namespace xlstm {
 namespace {
@@ -26,6 +27,8 @@ void* allocate(std::size_t, Device device, bool) { refuse(device); }
 void release(void*, Device) noexcept {}
 void* allocate_pinned(std::size_t, Device device) { refuse(device); }
 void release_pinned(void*) noexcept {}
+void pin(void*, std::size_t, Device device) { refuse(device); }
+void unpin(void*) noexcept {}
 void* make_stream(Device device) { refuse(device); }
 void destroy_stream(void*, Device) noexcept {}
 void synchronize(void*, Device device) { refuse(device); }
@@ -35,6 +38,7 @@ void* make_event(Device device) { refuse(device); }
 void destroy_event(void*, Device) noexcept {}
 void record(void*, void*, Device device) { refuse(device); }
 void wait(void*, Device device) { refuse(device); }
+void wait_on_stream(void*, void*, Device device) { refuse(device); }
 void begin_capture(void*, Device device) { refuse(device); }
 void* end_capture(void*, Device device) { refuse(device); }
 void cancel_capture(void*, Device) noexcept {}

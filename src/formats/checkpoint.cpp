@@ -1,6 +1,7 @@
 // Checkpoint: which files of a directory hold the tensors.
 
 #include <charconv>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <system_error>
@@ -165,6 +166,12 @@ std::uint64_t Checkpoint::bytes() const noexcept {
   for (const SafetensorsFile& file : files_)
     for (const auto& [name, tensor] : file.tensors()) total += tensor.bytes();
   return total;
+}
+
+void Checkpoint::read(const std::byte* from, std::span<std::byte> to) const {
+  for (const SafetensorsFile& file : files_)
+    if (file.file().read(from, to)) return;
+  std::memcpy(to.data(), from, to.size());
 }
 
 }  // namespace xlstm::formats

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <cstdint>
 #include <system_error>
 #include <utility>
 
@@ -17,10 +18,12 @@ namespace {
 
 std::string system_message(int error) { return std::generic_category().message(error); }
 
-/// Closes a descriptor when the scope ends.
+/// Closes a descriptor, if it is one, when the scope ends.
 struct DescriptorGuard {
   int descriptor;
-  ~DescriptorGuard() { ::close(descriptor); }
+  ~DescriptorGuard() {
+    if (descriptor >= 0) ::close(descriptor);
+  }
 };
 
 std::filesystem::path folder_of(const std::filesystem::path& path) {
@@ -37,7 +40,7 @@ void sync_folder(const std::filesystem::path& folder) {
 
 }  // namespace
 
-MappedFile::MappedFile(const std::filesystem::path& path) {
+MappedFile::MappedFile(const std::filesystem::path& path, bool keep_open) : name_(path.string()) {
   // O_NONBLOCK: opening a named pipe must not wait for a writer.
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (descriptor < 0) {
@@ -46,7 +49,7 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
                 "{}: expected a file, found nothing there", path.string());
     fail(ErrorCode::io, "{}: cannot open: {}", path.string(), system_message(error));
   }
-  const DescriptorGuard guard{descriptor};
+  DescriptorGuard guard{descriptor};
   struct stat status {};
   XLSTM_CHECK(::fstat(descriptor, &status) == 0, io, "{}: cannot read its size: {}", path.string(),
               system_message(errno));
@@ -59,19 +62,44 @@ MappedFile::MappedFile(const std::filesystem::path& path) {
               system_message(errno));
   data_ = static_cast<const std::byte*>(address);
   size_ = size;
+  if (keep_open) descriptor_ = std::exchange(guard.descriptor, -1);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      descriptor_(std::exchange(other.descriptor_, -1)),
+      name_(std::move(other.name_)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(descriptor_, other.descriptor_);
+  std::swap(name_, other.name_);
   return *this;
 }
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+bool MappedFile::read(const std::byte* from, std::span<std::byte> to) const {
+  // Below the mapping this is a number beyond it.
+  std::size_t at = reinterpret_cast<std::uintptr_t>(from) - reinterpret_cast<std::uintptr_t>(data_);
+  if (descriptor_ < 0 || at >= size_) return false;
+  XLSTM_ASSERT(to.size() <= size_ - at);
+  while (!to.empty()) {
+    const ssize_t got = ::pread(descriptor_, to.data(), to.size(), static_cast<off_t>(at));
+    if (got < 0 && errno == EINTR) continue;
+    XLSTM_CHECK(got >= 0, io, "{}: cannot read {} bytes at byte {}: {}", name_, to.size(), at,
+                system_message(errno));
+    XLSTM_CHECK(got > 0, io, "{}: expected {} bytes, found its end at byte {}: it was cut short",
+                name_, size_, at);
+    at += static_cast<std::size_t>(got);
+    to = to.subspan(static_cast<std::size_t>(got));
+  }
+  return true;
 }
 
 AtomicFile::AtomicFile(const std::filesystem::path& path) : path_(path) {

@@ -15,17 +15,25 @@ namespace xlstm::formats {
 class MappedFile {
  public:
   MappedFile() = default;
+  /// @param keep_open  for read()
   /// @throws Error(not_found) or Error(io) naming the file
-  explicit MappedFile(const std::filesystem::path& path);
+  explicit MappedFile(const std::filesystem::path& path, bool keep_open = false);
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&& other) noexcept;
   ~MappedFile();
 
   std::span<const std::byte> bytes() const noexcept { return {data_, size_}; }
+  /// Fills `to` with the bytes of the mapping from `from` on, read from the file: faster than
+  /// touching pages that were not touched before. Any thread may call it.
+  /// @return false, and nothing is done, unless `from` is in the mapping and the file was kept open
+  /// @throws Error(io) naming the file, for example where it was cut short since
+  bool read(const std::byte* from, std::span<std::byte> to) const;
 
  private:
   const std::byte* data_ = nullptr;
   std::size_t size_ = 0;
+  int descriptor_ = -1;
+  std::string name_;  // for messages
 };
 
 /// A file that is whole or absent: bytes go to a temporary file in the same folder, which commit()

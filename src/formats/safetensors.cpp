@@ -248,7 +248,7 @@ SafetensorsFile SafetensorsFile::parse(std::span<const std::byte> bytes, const s
 }
 
 SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
-  MappedFile mapping(path);
+  MappedFile mapping(path, true);
   SafetensorsFile file = parse(mapping.bytes(), path.string());
   file.file_ = std::move(mapping);
   return file;

@@ -33,6 +33,8 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& unsupported() const noexcept { return unsupported_; }
   const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
   const std::string& name() const noexcept { return name_; }
+  /// The file, if it was opened. @see MappedFile::read
+  const MappedFile& file() const noexcept { return file_; }
 
  private:
   std::string name_;
@@ -60,6 +62,10 @@ class Checkpoint {
   /// Bytes of all tensors.
   std::uint64_t bytes() const noexcept;
   const std::vector<SafetensorsFile>& files() const noexcept { return files_; }
+  /// Fills `to` with the bytes from `from` on, which are of a tensor or elsewhere in memory. A
+  /// tensor's are read from its file, if they lie there. Any thread may call it.
+  /// @throws Error(io) naming the file
+  void read(const std::byte* from, std::span<std::byte> to) const;
 
  private:
   void add(SafetensorsFile file);

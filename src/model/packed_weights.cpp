@@ -111,15 +111,25 @@ bool is_replaced(const PackedProduct& product, Device device) {
   }
 }
 
+std::size_t passing_bytes(std::span<const PackedProduct> products, Device device) {
+  std::size_t most = 0, before = 0;
+  for (const PackedProduct& product : products) {
+    if (!is_replaced(product, device)) continue;
+    most = std::max(most, before + product.bytes());
+    before = product.bytes();
+  }
+  return most;
+}
+
 PackedNeeds place_packed_weights(Network& network, Packing packing, bool tied, Device device) {
   PackedNeeds needs;
-  for (const PackedProduct& product : products_to_pack(network, packing, tied)) {
+  const std::vector<PackedProduct> products = products_to_pack(network, packing, tied);
+  for (const PackedProduct& product : products) {
     product.place(device, nullptr);
     needs.packed += product.packed_bytes();
-    if (!is_replaced(product, device)) continue;
-    needs.replaced += product.bytes();
-    needs.passing = std::max(needs.passing, product.bytes());
+    if (is_replaced(product, device)) needs.replaced += product.bytes();
   }
+  needs.passing = passing_bytes(products, device);
   return needs;
 }
 

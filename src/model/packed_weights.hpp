@@ -47,6 +47,9 @@ std::vector<PackedProduct> products_to_pack(Network& network, Packing packing, b
 /// device that is not here counts as one whose kernels do.
 bool is_replaced(const PackedProduct& product, Device device);
 
+/// Memory in which replaced ones of these pass the device: two that follow each other at once.
+std::size_t passing_bytes(std::span<const PackedProduct> products, Device device);
+
 /// What Packing::on makes of a network's weights.
 struct PackedNeeds {
   std::size_t packed = 0;    ///< bytes of the packed forms

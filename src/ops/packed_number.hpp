@@ -20,13 +20,17 @@ struct PackedRow {
   XLSTM_HOST_DEVICE constexpr bool lists(unsigned exponent) const {
     return exponent > 0 && (exponent > top || exponent + 15 < top);
   }
+  /// Whether so many listed at the row's largest exponent are reason to look at those below.
+  XLSTM_HOST_DEVICE static constexpr bool asks(std::int64_t listed, std::int64_t columns) {
+    return listed * kRare > columns;
+  }
   /// @param largest  exponent field of the row
   /// @param listed   of each top from there down, where there is one
   XLSTM_HOST_DEVICE static constexpr PackedRow best(unsigned largest, const int (&listed)[kTops],
                                                     std::int64_t columns) {
     PackedRow row{largest};
     int fewest = listed[0];
-    if (fewest * kRare <= columns) return row;
+    if (!asks(fewest, columns)) return row;
     for (int below = 1; below < kTops && static_cast<unsigned>(below) < largest; ++below) {
       if (listed[below] >= fewest) continue;
       fewest = listed[below];

@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "cuda_runtime.h"
+#include "cuda_runtime_api.h"
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -492,6 +492,10 @@ cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
   return cudaMalloc(memory, bytes);
 }
 cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
+cudaError_t cudaHostRegister(void*, std::size_t, unsigned) {
+  return forbidden() ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void*) { return cudaSuccess; }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
   return cuda_emulator::submit(stream, [=] { std::memmove(to, from, bytes); });
@@ -530,6 +534,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
   return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   const std::chrono::duration<float, std::milli> between = end->recorded - begin->recorded;
   *milliseconds = between.count();
