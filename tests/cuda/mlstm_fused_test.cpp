@@ -86,11 +86,12 @@ TEST(MlstmFusedPlan, PartsOfHeadsCountAsHeads) {
 
 // Every chunk of every sequence is in exactly one segment, and none begins behind the longest.
 TEST(MlstmFusedPlan, SegmentsCoverTheLongest) {
-  for (std::int32_t length : {1, 64, 65, 255, 256, 257, 1000, 5000, 65536})
+  for (std::int32_t length : {1, 64, 65, 255, 256, 257, 641, 1000, 2048, 3600, 5000, 65536})
     for (int heads : {1, 3, 8, 32}) {
       const Plan plan = plan_of(heads, 128, 256, {length, 17});
       const std::int64_t chunks = (plan.longest + Plan::kChunk - 1) / Plan::kChunk;
       const auto segments = static_cast<int>(plan.segments);
+      EXPECT_LE(plan.segments, Plan::kMaxSegments);
       EXPECT_EQ(plan.cuts.begin_of(0), 0);
       for (int segment = 0; segment < segments; ++segment)
         EXPECT_LT(plan.cuts.begin_of(segment), plan.cuts.begin_of(segment + 1));

@@ -18,7 +18,7 @@ __device__ __forceinline__ int thread_index() {
   return thread;
 }
 
-/// Where a block's shared memory lies.
+/// Where a block's shared memory lies. Chunks have the numbers of their turns.
 template <int kDqk, bool kOutputs, int kParts>
 struct FusedPlaces {
   using Shared = FusedShared<kDqk, kOutputs, kParts>;
@@ -131,8 +131,8 @@ struct FusedPlaces {
     return reinterpret_cast<FusedOutput*>(bytes + Shared::kOutputPlaces)[group];
   }
   __device__ int chunks() const { return (output(0).length + kChunk - 1) / kChunk; }
-  /// The block's chunk that comes at a turn. Without outputs the last is the first: what comes
-  /// before is gone where the gates say so.
+  /// Which of the block's chunks, in the order of its tokens, comes at a turn. Without outputs the
+  /// last is the first: what comes before is gone where the gates say so.
   __device__ int at_turn(int turn) const { return kOutputs ? turn : chunks() - 1 - turn; }
   __device__ float* factors(int chunk) const {
     return reinterpret_cast<float*>(bytes + Shared::kFactors) + chunk % 2 * kChunk;
