@@ -174,4 +174,8 @@ void Checkpoint::read(const std::byte* from, std::span<std::byte> to) const {
   std::memcpy(to.data(), from, to.size());
 }
 
+void Checkpoint::close() noexcept {
+  for (SafetensorsFile& file : files_) file.close();
+}
+
 }  // namespace xlstm::formats

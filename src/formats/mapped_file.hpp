@@ -28,6 +28,8 @@ class MappedFile {
   /// @return false, and nothing is done, unless `from` is in the mapping and the file was kept open
   /// @throws Error(io) naming the file, for example where it was cut short since
   bool read(const std::byte* from, std::span<std::byte> to) const;
+  /// The mapping stays, read() does not.
+  void close() noexcept;
 
  private:
   const std::byte* data_ = nullptr;

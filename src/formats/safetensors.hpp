@@ -35,6 +35,7 @@ class SafetensorsFile {
   const std::string& name() const noexcept { return name_; }
   /// The file, if it was opened. @see MappedFile::read
   const MappedFile& file() const noexcept { return file_; }
+  void close() noexcept { file_.close(); }
 
  private:
   std::string name_;
@@ -66,6 +67,8 @@ class Checkpoint {
   /// tensor's are read from its file, if they lie there. Any thread may call it.
   /// @throws Error(io) naming the file
   void read(const std::byte* from, std::span<std::byte> to) const;
+  /// Closes the files, whose mappings stay: read() takes everything from memory then.
+  void close() noexcept;
 
  private:
   void add(SafetensorsFile file);

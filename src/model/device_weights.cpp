@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "core/check.hpp"
@@ -143,7 +144,8 @@ class Packer {
     }
   }
   // Waits until all are packed. Those that do not fit their lists, as in few models, stay as they
-  // are: copy(weight, where to) brings those of them that were not kept, in place of the packed.
+  // are: copy(weight, where to) brings those of them that were not kept, in place of the packed
+  // ones or, for they take more, to memory of their own.
   template <class Copy>
   void finish(Copy&& copy) {
     Context& context = impl_.context;
@@ -153,22 +155,30 @@ class Packer {
     context.synchronize();
     auto at = lost.begin();
     std::size_t plain = 0;
-    std::byte *room = nullptr, *end = nullptr;  // of neighbours that do not fit
+    std::vector<std::span<std::byte>> rooms;  // of the packed ones, neighbours together
+    std::vector<Tensor*> missing;
     for (const PackedProduct& product : products_) {
       const auto from = std::exchange(at, at + static_cast<std::ptrdiff_t>(tile_rows(product)));
       if (std::all_of(from, at, [](std::int32_t n) { return n == 0; })) continue;
       ++plain;
       auto* const packed = static_cast<std::byte*>(product.packed[0].tiles.data);
-      if (packed != end) room = packed;
-      end = packed + product.packed_bytes();
+      if (!rooms.empty() && rooms.back().data() + rooms.back().size() == packed)
+        rooms.back() = {rooms.back().data(), rooms.back().size() + product.packed_bytes()};
+      else
+        rooms.emplace_back(packed, product.packed_bytes());
       std::ranges::fill(product.packed, ops::PackedWeights{});
-      for (Tensor& t : product.w) {
-        if (t.data != nullptr) continue;
-        const std::size_t bytes = placed_bytes(t);
-        if (bytes <= static_cast<std::size_t>(end - room))
-          copy(t, std::exchange(room, room + bytes));
-        else
-          copy(t, impl_.owned.emplace_back(bytes, context.device()).data());
+      for (Tensor& t : product.w)
+        if (t.data == nullptr) missing.push_back(&t);
+    }
+    for (Tensor* const t : missing) {
+      const std::size_t bytes = placed_bytes(*t);
+      const auto room =
+          std::ranges::find_if(rooms, [&](const auto& r) { return r.size() >= bytes; });
+      if (room == rooms.end()) {
+        copy(*t, impl_.owned.emplace_back(bytes, context.device()).data());
+      } else {
+        copy(*t, room->data());
+        *room = room->subspan(bytes);
       }
     }
     if (plain > 0)
@@ -231,7 +241,7 @@ void move_weights_to_device(Model::Impl& impl) {
   // Weights of which the packed form alone stays pass through memory that they leave again: at its
   // begin and at its end by turns, so that a product is copied while the one before is packed.
   Packer packer(impl, products);
-  const Buffer passing(passing_bytes(products, device), device);
+  std::optional<Buffer> passing(std::in_place, passing_bytes(products, device), device);
   const std::array packed{cuda::shared_event(device), cuda::shared_event(device)};
   std::size_t turn = 0;
   for (const PackedProduct& product : products) {
@@ -240,7 +250,7 @@ void move_weights_to_device(Model::Impl& impl) {
       continue;
     }
     copies.wait_for(packed[turn].get());
-    std::byte* to = passing.data() + (turn == 0 ? 0 : passing.size() - product.bytes());
+    std::byte* to = passing->data() + (turn == 0 ? 0 : passing->size() - product.bytes());
     for (Tensor& t : product.w) {
       copies.copy(t, to);
       to += placed_bytes(t);
@@ -252,6 +262,8 @@ void move_weights_to_device(Model::Impl& impl) {
     for (Tensor& t : product.w) t.data = nullptr;
     turn = 1 - turn;
   }
+  impl.context.synchronize();
+  passing.reset();
   packer.finish([&](Tensor& t, std::byte* to) { copies.copy(t, to); });
   copies.wait();
   impl.context.synchronize();

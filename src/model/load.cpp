@@ -269,6 +269,7 @@ Model Model::load(const std::filesystem::path& directory, const LoadOptions& opt
   impl->hash = model::hash_model(*impl);
   for (const Adapter& adapter : options.adapters) model::apply_adapter(*impl, adapter);
   model::move_weights_to_device(*impl);
+  impl->checkpoint.close();
   return Model(std::move(impl));
 }
 

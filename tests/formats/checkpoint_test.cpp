@@ -35,15 +35,18 @@ TEST(CheckpointTest, ReadsTheDefaultModel) {
 }
 
 TEST(CheckpointTest, ReadsBytesOfTensorsFromTheirFiles) {
-  const Checkpoint checkpoint = Checkpoint::open(kSource + "/tests/golden/nxai_large");
-  for (const std::string& name : checkpoint.names()) {
-    const Tensor t = checkpoint.find(name);
-    const auto* const mapped = static_cast<const std::byte*>(t.data);
-    std::vector<std::byte> read(t.bytes());
-    checkpoint.read(mapped, read);
-    EXPECT_EQ(std::memcmp(read.data(), mapped, read.size()), 0) << name;
-    checkpoint.read(mapped + read.size() - 3, std::span(read).first(3));
-    EXPECT_EQ(std::memcmp(read.data(), mapped + t.bytes() - 3, 3), 0) << name;
+  Checkpoint checkpoint = Checkpoint::open(kSource + "/tests/golden/nxai_large");
+  for (const bool closed : {false, true}) {
+    if (closed) checkpoint.close();
+    for (const std::string& name : checkpoint.names()) {
+      const Tensor t = checkpoint.find(name);
+      const auto* const mapped = static_cast<const std::byte*>(t.data);
+      std::vector<std::byte> read(t.bytes());
+      checkpoint.read(mapped, read);
+      EXPECT_EQ(std::memcmp(read.data(), mapped, read.size()), 0) << name;
+      checkpoint.read(mapped + read.size() - 3, std::span(read).first(3));
+      EXPECT_EQ(std::memcmp(read.data(), mapped + t.bytes() - 3, 3), 0) << name;
+    }
   }
   const std::vector<std::byte> elsewhere(5, std::byte{7});
   std::vector<std::byte> read(5);
@@ -57,7 +60,7 @@ TEST(MappedFileTest, ReadsWhatItKeptOpen) {
   std::vector<std::byte> read(4);
   const MappedFile closed(path);
   EXPECT_FALSE(closed.read(closed.bytes().data(), read));
-  const MappedFile file(path, true);
+  MappedFile file(path, true);
   EXPECT_FALSE(file.read(closed.bytes().data(), read));
   EXPECT_FALSE(file.read(file.bytes().data() + 10, std::span(read).first(0)));
   EXPECT_TRUE(file.read(file.bytes().data() + 6, read));
@@ -65,6 +68,8 @@ TEST(MappedFileTest, ReadsWhatItKeptOpen) {
   std::filesystem::resize_file(path, 8);
   expect_error(ErrorCode::io, {path.string(), "expected 10 bytes", "end at byte 8", "cut short"},
                [&] { file.read(file.bytes().data() + 6, read); });
+  file.close();
+  EXPECT_FALSE(file.read(file.bytes().data(), read));
 }
 
 /// A shard holding one-element tensors of these names.

@@ -47,6 +47,17 @@ TEST(MemoryNeeds, RecordsOnACardHaveRings) {
   }
 }
 
+// Cells of the first xLSTM are float32 up to 16 tokens, and bf16 with more.
+TEST(MemoryNeeds, NoPromptTakesLessThanAShorterOne) {
+  for (const Config& config : {small_config(), small_stack_config(101, 3)}) {
+    MemoryMeter meter(config, model::uniform_parameters(config, DType::bf16),
+                      options_for(kCuda, DType::bf16));
+    for (std::int64_t tokens = 2; tokens < 40; ++tokens)
+      EXPECT_GE(meter.needs(1, tokens).prompt_scratch, meter.needs(1, tokens - 1).prompt_scratch)
+          << tokens;
+  }
+}
+
 TEST(MemoryNeeds, ScratchIsWhatPassesTake) {
   for (const Config& config :
        {small_config(), small_stack_config(101, 3), small_stack_config(0, 2)}) {

@@ -48,7 +48,8 @@ __device__ __forceinline__ Place place_of(const MatmulArgs& a, int tile) {
 }
 
 /// The stage of the depth, of kMatmulDepth numbers, that comes as number i. Two are one of packed
-/// weights, so pairs stay in their order: products of both forms add up the same way.
+/// weights, so pairs stay in their order: where both forms have tiles of as many columns, and none
+/// are shared, they add up the same way.
 __device__ __forceinline__ int stage_of(const Place& p, int i, int stages) {
   if (!p.back) return i;
   if (stages % 2 == 1 && i > 0) ++i;  // the last pair lacks its second stage
