@@ -37,7 +37,7 @@ __device__ __forceinline__ int share_sums(float* sums, int lane) {
 
 /// Adds the products of kTiles tiles of keys with the three parts of the weights to n.
 /// @param decay  of n, or without outputs of what is added
-/// @param parts   whether the next chunk's scores, which want them, are made here
+/// @param parts  whether the next chunk's scores, which want them, are made here
 template <int kTiles, int kDqk, bool kOutputs, int kParts>
 __device__ __forceinline__ void add_to_n(const FusedPlaces<kDqk, kOutputs, kParts>& at, float decay,
                                          const float (&sums)[kTiles][4], int first_tile,
