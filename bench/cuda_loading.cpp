@@ -56,7 +56,7 @@ void save_random(const fs::path& directory) {
   Model::random(config, DType::bf16, 1).save(directory, DType::bf16);
 }
 
-void load(const std::string& name, const fs::path& directory, Packing packing) {
+void load(const std::string& name, const fs::path& directory, Packing packing, double bus) {
   LoadOptions options;
   options.device = kCard;
   options.dtype = DType::bf16;
@@ -69,7 +69,7 @@ void load(const std::string& name, const fs::path& directory, Packing packing) {
     time = std::min(time, fastest(1, [&] { model = Model::load(directory, options); }));
   }
   const auto bytes = static_cast<double>(model->weight_bytes());
-  const double floor = bytes / bus_rate();
+  const double floor = bytes / bus;
   fmt::print("{} {:.1f} GB: {:.1f} us ({:.0f} % of {:.1f}), {:.1f} GB/s\n", name, bytes / 1e9,
              1e6 * time, 100 * floor / time, 1e6 * floor, bytes / time / 1e9);
 }
@@ -82,8 +82,9 @@ void loading(const std::string& part, const fs::path& directory) {
     const Folder folder;
     if (directory.empty()) save_random(folder.path);
     const fs::path from = directory.empty() ? folder.path : directory;
-    load("load bf16", from, Packing::off);
-    load("load bf16, packed", from, Packing::automatic);
+    const double bus = bus_rate();
+    load("load bf16", from, Packing::off, bus);
+    load("load bf16, packed", from, Packing::automatic, bus);
   } catch (const Error& error) {
     fmt::print("load: {}\n", error.what());
   }

@@ -14,9 +14,7 @@ Context::Context(Device device, int threads)
 void* Context::stream() const {
   if (!device_.is_cpu() && stream_.use_count() == 0) {
     signals_ = Buffer(kSignals * sizeof(unsigned), device_, true);
-    stream_ = std::shared_ptr<void>(cuda::make_stream(device_), [device = device_](void* s) {
-      cuda::destroy_stream(s, device);
-    });
+    stream_ = cuda::shared_stream(device_);
   }
   return stream_.get();
 }

@@ -4,7 +4,6 @@
 
 #include <chrono>
 
-#include "core/staging.hpp"
 #include "xlstm/error.hpp"
 
 namespace xlstm {

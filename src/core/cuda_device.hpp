@@ -4,6 +4,7 @@
 // throws Error(unsupported).
 
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -48,10 +49,17 @@ void release(void* memory, Device device) noexcept;
 /// and copy() between it and a device returns at once and runs at the speed of the bus.
 void* allocate_pinned(std::size_t bytes, Device device);
 void release_pinned(void* memory) noexcept;
+/// Makes whole pages of the host's memory such memory, until unpin().
+void pin(void* memory, std::size_t bytes, Device device);
+void unpin(void* memory) noexcept;
 
 /// A queue of work on the device; copies and kernels of one stream run in order.
 void* make_stream(Device device);
 void destroy_stream(void* stream, Device device) noexcept;
+/// A stream that is gone with its last owner.
+inline std::shared_ptr<void> shared_stream(Device device) {
+  return {make_stream(device), [device](void* s) { destroy_stream(s, device); }};
+}
 /// Waits for all work of a stream. @throws Error(internal) if any of it failed
 void synchronize(void* stream, Device device);
 /// Seconds that the calling thread has spent in synchronize() and wait().
@@ -63,9 +71,15 @@ void copy(void* to, const void* from, std::size_t bytes, void* stream, Device de
 /// A mark in a stream, set anew by each record().
 void* make_event(Device device);
 void destroy_event(void* event, Device device) noexcept;
+/// An event that is gone with its last owner.
+inline std::shared_ptr<void> shared_event(Device device) {
+  return {make_event(device), [device](void* e) { destroy_event(e, device); }};
+}
 void record(void* event, void* stream, Device device);
 /// Waits for the work before the last record(). @throws Error(internal) if any of it failed
 void wait(void* event, Device device);
+/// Has what is queued on the stream from now on wait for the work before the last record().
+void wait_on_stream(void* stream, void* event, Device device);
 
 /// Begins to note down what is queued on the stream instead of running it.
 void begin_capture(void* stream, Device device);

@@ -2,7 +2,6 @@
 
 #include "core/check.hpp"
 #include "core/cuda_device.hpp"
-#include "core/staging.hpp"
 
 namespace xlstm {
 namespace {

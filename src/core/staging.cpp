@@ -59,7 +59,7 @@ Staging::Staging(Device device, std::size_t total, int threads)
       piece_bytes_(std::clamp(round_up(total, kAlignment), kAlignment, kPiece)),
       pieces_(std::clamp((total + piece_bytes_ - 1) / piece_bytes_, std::size_t{1}, kPieces)),
       memory_(pinned(device, pieces_ * piece_bytes_, threads)),
-      stream_(cuda::make_stream(device), [device](void* s) { cuda::destroy_stream(s, device); }),
+      stream_(cuda::shared_stream(device)),
       all_copied_(cuda::shared_event(device)) {
   for (std::size_t i = 0; i < pieces_; ++i) copied_.push_back(cuda::shared_event(device));
 }
@@ -97,9 +97,5 @@ void Staging::wait_on(void* stream) {
 }
 
 void Staging::wait_for(void* event) { cuda::wait_on_stream(stream_.get(), event, device_); }
-
-std::shared_ptr<void> cuda::shared_event(Device device) {
-  return {make_event(device), [device](void* e) { destroy_event(e, device); }};
-}
 
 }  // namespace xlstm

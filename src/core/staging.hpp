@@ -45,18 +45,4 @@ class Staging {
   std::size_t turn_ = 0, used_ = 0;            // the piece being filled, and bytes of it
 };
 
-namespace cuda {
-
-// What copies that run beside others need more than cuda_device.hpp has; errors are as there.
-
-/// Has the device read and write whole pages of the host's memory on its own, until unpin().
-void pin(void* memory, std::size_t bytes, Device device);
-void unpin(void* memory) noexcept;
-/// An event that is gone with its last owner.
-std::shared_ptr<void> shared_event(Device device);
-/// Has what is queued on the stream from now on wait for the work before the event's last record().
-void wait_on_stream(void* stream, void* event, Device device);
-
-}  // namespace cuda
-
 }  // namespace xlstm

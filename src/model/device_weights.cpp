@@ -7,7 +7,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <utility>
 
 #include "core/check.hpp"
@@ -241,7 +240,7 @@ void move_weights_to_device(Model::Impl& impl) {
   // Weights of which the packed form alone stays pass through memory that they leave again: at its
   // begin and at its end by turns, so that a product is copied while the one before is packed.
   Packer packer(impl, products);
-  std::optional<Buffer> passing(std::in_place, passing_bytes(products, device), device);
+  Buffer passing(passing_bytes(products, device), device);
   const std::array packed{cuda::shared_event(device), cuda::shared_event(device)};
   std::size_t turn = 0;
   for (const PackedProduct& product : products) {
@@ -250,7 +249,7 @@ void move_weights_to_device(Model::Impl& impl) {
       continue;
     }
     copies.wait_for(packed[turn].get());
-    std::byte* to = passing->data() + (turn == 0 ? 0 : passing->size() - product.bytes());
+    std::byte* to = passing.data() + (turn == 0 ? 0 : passing.size() - product.bytes());
     for (Tensor& t : product.w) {
       copies.copy(t, to);
       to += placed_bytes(t);
@@ -263,7 +262,7 @@ void move_weights_to_device(Model::Impl& impl) {
     turn = 1 - turn;
   }
   impl.context.synchronize();
-  passing.reset();
+  passing = {};
   packer.finish([&](Tensor& t, std::byte* to) { copies.copy(t, to); });
   copies.wait();
   impl.context.synchronize();

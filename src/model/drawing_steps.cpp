@@ -36,9 +36,7 @@ DrawingSteps::DrawingSteps(Model& model, std::int64_t candidates, bool keeps_sta
   const Device device = impl.context.device();
   DrawingMemory& memory = impl.drawing_;
   for (DrawingMemory::Turn& turn : memory.turns)
-    if (!turn.done)
-      turn.done = std::shared_ptr<void>(cuda::make_event(device),
-                                        [device](void* e) { cuda::destroy_event(e, device); });
+    if (!turn.done) turn.done = cuda::shared_event(device);
   if (memory.ends.size() == 0 && !impl.eos.empty()) {
     const std::size_t bytes = impl.eos.size() * sizeof(std::int32_t);
     memory.ends = Buffer(bytes, device);

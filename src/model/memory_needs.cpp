@@ -144,9 +144,9 @@ MemoryNeeds MemoryMeter::needs(std::int64_t sequences, std::int64_t prompt) {
   needs.prompt_scratch = measure(std::array{0, static_cast<std::int32_t>(needs.prompt_tokens)});
   if (context_.device().is_cpu()) return needs;
   // Cells of few tokens have float32.
-  const std::int64_t few = std::min(needs.prompt_tokens, ops::kFusedTokens);
-  needs.prompt_scratch =
-      std::max(needs.prompt_scratch, measure(std::array{0, static_cast<std::int32_t>(few)}));
+  if (needs.prompt_tokens > ops::kFusedTokens)
+    needs.prompt_scratch = std::max(
+        needs.prompt_scratch, measure(std::array{0, static_cast<std::int32_t>(ops::kFusedTokens)}));
   if (network_.state.cuda_c() == DType::bf16 && shared > 1) {  // prompts on copies in float32
     for (std::size_t s = 0; s < offsets.size(); ++s)
       offsets[s] = static_cast<std::int32_t>(

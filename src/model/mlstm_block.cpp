@@ -45,11 +45,9 @@ void MlstmBlock::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                          const BlockState& state, const Saved* saved) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
-  // What a CUDA device multiplies in bf16 travels so too; where tokens are few it costs nothing.
-  const bool wide = c.device().is_cpu() || ops::fuses(c, tokens);
   const Saved kept = saved != nullptr ? *saved
                                       : make_saved(c.arena(), hp, tokens, Keep::nothing, 0,
-                                                   wide ? DType::f32 : hp.activation);
+                                                   cell_type(c, hp, tokens));
   const auto& [x_before, kept_u, up, conv_out, qkv, i, log_f, h, kept_y, dropout] = kept;
   if (x_before) copy_rows(c, x, x_before);
   const Tensor u = kept_u ? kept_u : c.arena().tensor(hp.activation, {tokens, hp.d});

@@ -44,10 +44,9 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
   const std::int64_t tokens = x.dim(0);
   const bool fused = saved == nullptr && ops::fuses(c, tokens);  // the same in fewer kernels
   const bool coded = saved == nullptr && e4m3_out[0] && reads_e4m3(batch);
-  // What a CUDA device multiplies in bf16 travels so too.
-  const DType cell_type = c.device().is_cpu() || fused ? DType::f32 : hp.activation;
-  const Saved kept =
-      saved != nullptr ? *saved : make_saved(c.arena(), hp, tokens, Keep::nothing, 0, cell_type);
+  const Saved kept = saved != nullptr ? *saved
+                                      : make_saved(c.arena(), hp, tokens, Keep::nothing, 0,
+                                                   cell_type(c, hp, tokens));
   const auto& [x_before, kept_u, i, log_f, qkvo, h, kept_y, dropout] = kept;
   if (x_before) copy_rows(c, x, x_before);
   const bool in_place = saved == nullptr && hp.activation == h.dtype;

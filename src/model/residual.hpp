@@ -44,6 +44,12 @@ inline void zero_rows(const Context& c, const Tensor& x) {
     std::memset(x.row<float>(t), 0, static_cast<std::size_t>(x.dim(1)) * sizeof(float));
 }
 
+/// Of q, k, v and h of mLSTM cells that keep nothing: what a CUDA device multiplies in bf16 travels
+/// so too; of few tokens float32 costs nothing.
+inline DType cell_type(const Context& c, const Hyperparameters& hp, std::int64_t tokens) {
+  return c.device().is_cpu() || ops::fuses(c, tokens) ? DType::f32 : hp.activation;
+}
+
 /// Whether a pass multiplies e4m3 numbers where a layer has them: it reads prompts, of as many
 /// tokens as make that faster.
 inline bool reads_e4m3(const ops::Batch& batch) {

@@ -39,15 +39,16 @@ __global__ void skip_gate_kernel(Matrix<const H> h, Weights w, Weights skip, Mat
                                  int width) {
   XLSTM_DYNAMIC_SHARED(float, held);
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * width;
-  const auto row = hold_row(h.row(blockIdx.x) + first, held, width);
   const float* conv = c.row(blockIdx.x) + first;
   const float* gate = z.row(blockIdx.x) + first;
-  const Moments moments(row, width, eps);
   Y* to = y.row(blockIdx.x) + first;
-  for (int d = threadIdx.x; d < width; d += blockDim.x) {
-    const float normed = moments.normed(row[d]) * (w_offset + w.at(first + d));
-    store(to + d, fmaf(skip.at(first + d), conv[d], normed) * (gate[d] * sigmoid(gate[d])));
-  }
+  with_row(h.row(blockIdx.x) + first, held, width, [&](const auto& row) {
+    const Moments moments(row, width, eps);
+    for (int d = threadIdx.x; d < width; d += blockDim.x) {
+      const float normed = moments.normed(row[d]) * (w_offset + w.at(first + d));
+      store(to + d, fmaf(skip.at(first + d), conv[d], normed) * (gate[d] * sigmoid(gate[d])));
+    }
+  });
 }
 
 }  // namespace

@@ -188,13 +188,6 @@ void run_rows(Context& context, const RmsNormGatesArgs& a, const GatePair& gates
   });
 }
 
-/// Floats that are read as they are, or bf16 numbers.
-template <class T>
-struct Numbers {
-  const T* data;
-  __device__ float operator[](int i) const { return to_float(data[i]); }
-};
-
 // In is what h and o hold.
 template <class In, class Y>
 __global__ void head_norm_kernel(Matrix<const In> h, Matrix<const In> o, Weights w, Weights b,
@@ -204,16 +197,13 @@ __global__ void head_norm_kernel(Matrix<const In> h, Matrix<const In> o, Weights
   const In* from = h.row(blockIdx.x) + first;
   const In* gate = o.row(blockIdx.x) + first;
   Y* to = y.row(blockIdx.x) + first;
-  const auto norm = [&](const auto& row) {
+  with_row(from, held, width, [&](const auto& row) {
     const Moments moments(row, width, eps);
     for (int d = threadIdx.x; d < width; d += blockDim.x) {
       const float v = moments.normed(row[d]) * w.at(first + d) + b.at_or(0.0F, first + d);
       store(to + d, sigmoid(to_float(gate[d])) * v);
     }
-  };
-  if (width > kMostHeld) return norm(Numbers<In>{from});
-  for (int d = threadIdx.x; d < width; d += blockDim.x) held[d] = to_float(from[d]);
-  norm(Numbers<float>{held});
+  });
 }
 
 // A warp has a row of a head, and a lane kNumbers in each of kPlaces places of it.

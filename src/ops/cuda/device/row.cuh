@@ -35,19 +35,18 @@ __device__ inline const float* hold_row(const float* x, float* held, int width) 
   return held;
 }
 
-/// A row of other numbers, which come as floats.
+/// Floats that are read as they are, or bf16 numbers.
 template <class T>
-struct HeldRow {
-  const T* row;
-  const float* held;  ///< or nullptr: read from `row`
-
-  __device__ float operator[](int d) const { return held != nullptr ? held[d] : to_float(row[d]); }
+struct Numbers {
+  const T* data;
+  __device__ float operator[](int i) const { return to_float(data[i]); }
 };
-template <class T>
-__device__ inline HeldRow<T> hold_row(const T* x, float* held, int width) {
-  if (width > kMostHeld) return {x, nullptr};
+/// The same for rows of any numbers: calls body(row), whose row[d] is a float.
+template <class T, class Body>
+__device__ inline void with_row(const T* x, float* held, int width, Body&& body) {
+  if (width > kMostHeld) return body(Numbers<T>{x});
   for (int d = threadIdx.x; d < width; d += blockDim.x) held[d] = to_float(x[d]);
-  return {x, held};
+  body(Numbers<float>{held});
 }
 
 /// The sum of f(d) over the row, the same bits in every thread.
