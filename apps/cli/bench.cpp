@@ -164,17 +164,18 @@ class MachineLimits {
   Stopwatch since_;
 };
 
-// Weights of the matrix products: what a token of a prompt is multiplied with. The output head
-// counts apart, because only the last token of a prompt needs it.
+// Weights of the matrix products: what a token of a prompt is multiplied with. The output head and
+// what the last block has behind its cell count apart, because only the last token needs them.
 struct LinearWeights {
   std::int64_t blocks = 0;
-  std::int64_t head = 0;
+  std::int64_t last = 0;
 };
 
 LinearWeights count_linear(const Model& model) {
   const Config& config = model.config();
   LinearWeights count;
-  count.head = config.vocab_size * config.hidden_size;
+  count.last = config.vocab_size * config.hidden_size;
+  const std::string last_block = fmt::format(".blocks.{}.", config.num_blocks - 1);
   for (const ParameterInfo& parameter : model.parameters()) {
     const bool is_product = parameter.shape.size() >= 2 &&
                             parameter.name.find(".blocks.") != std::string::npos &&
@@ -182,7 +183,12 @@ LinearWeights count_linear(const Model& model) {
     if (!is_product) continue;
     std::int64_t weights = 1;
     for (const std::int64_t size : parameter.shape) weights *= size;
-    count.blocks += weights;
+    const auto has = [&](const char* part) {
+      return parameter.name.find(part) != std::string::npos;
+    };
+    const bool is_last =
+        has(last_block.c_str()) && (has(".out_proj.") || has(".xlstm.proj_down.") || has(".ffn."));
+    (is_last ? count.last : count.blocks) += weights;
   }
   return count;
 }
@@ -330,7 +336,7 @@ class Bench {
     is_reading_.push_back(reading);
     flops_per_token_.push_back(2 *
                                (static_cast<double>(linear_.blocks) +
-                                static_cast<double>(linear_.head) / static_cast<double>(tokens)));
+                                static_cast<double>(linear_.last) / static_cast<double>(tokens)));
   }
 
   Model& model_;

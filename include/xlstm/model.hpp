@@ -48,8 +48,9 @@ struct LoadOptions {
   /// xLSTM-large are then rounded, too, whatever their type is in the files, all but the gates'.
   DType dtype = DType::f32;
   /// fp8: on a CUDA device, for xLSTM-large with bf16 arithmetic. Passes of at least 192 tokens,
-  /// two or more of each sequence, take it in the products of all blocks but the first; all else
-  /// stays as it is. The weights take half as much memory more.
+  /// two or more of each sequence, take it in the products of all blocks but the first and, behind
+  /// the cell of the last, where so many tokens are wanted; all else stays as it is. The weights
+  /// take half as much memory more.
   Prefill prefill = Prefill::same;
   Packing packing = Packing::automatic;
   /// bf16: on a CUDA device, C of mLSTM cells takes half the memory, and is rounded at random

@@ -27,7 +27,7 @@ void FeedForward::forward(Context& c, const Hyperparameters& hp, Tensor x, const
   const Saved kept = saved != nullptr ? *saved : Saved();
   const auto& [x_before, kept_u, gate_up, kept_y, dropout] = kept;
   if (x_before) copy_rows(c, x, x_before);
-  if (saved == nullptr && e4m3_down[0] && reads_e4m3(batch)) return forward_e4m3(c, hp, x);
+  if (saved == nullptr && e4m3_down[0] && reads_e4m3(batch, tokens)) return forward_e4m3(c, hp, x);
   const Tensor y = kept_y ? kept_y : c.arena().tensor(hp.activation, {tokens, hp.f});
 
   if (saved == nullptr && ops::fuses(c, tokens)) {  // the same in one kernel

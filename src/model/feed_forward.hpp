@@ -32,7 +32,7 @@ struct FeedForward {
   static Saved make_saved(Arena& arena, const Hyperparameters& hp, std::int64_t tokens, Keep keep,
                           std::uint64_t key = 0);
 
-  /// x [T, D] f32, updated in place.
+  /// x [T, D] f32, or of some of the batch's tokens, updated in place.
   /// @param saved  filled for backward(), or null in inference
   void forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
                const Saved* saved = nullptr) const;

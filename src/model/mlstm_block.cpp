@@ -42,7 +42,7 @@ MlstmBlock::Saved MlstmBlock::make_saved(Arena& arena, const Hyperparameters& hp
 }
 
 void MlstmBlock::forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
-                         const BlockState& state, const Saved* saved) const {
+                         const BlockState& state, const Saved* saved, const Wanted* wanted) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
   const Saved kept = saved != nullptr ? *saved
@@ -90,17 +90,27 @@ void MlstmBlock::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                  .chunk = hp.chunk,
                  .eps = hp.cell_eps,
                  .h = h});
-  // y = (LN_head(h) + skip c) SiLU(z)
-  ops::skip_gate(c, {.h = h,
-                     .w = head_norm,
-                     .skip = skip,
-                     .c = conv_out,
-                     .z = z,
-                     .heads = heads,
-                     .eps = hp.norm_eps,
-                     .y = y});
-  // x += W_down y
-  add_branch(c, y, w_down, b_down, x, dropout);
+  // y = (LN_head(h) + skip c) SiLU(z);  x += W_down y
+  ops::SkipGateArgs gated{.h = h,
+                          .w = head_norm,
+                          .skip = skip,
+                          .c = conv_out,
+                          .z = z,
+                          .heads = heads,
+                          .eps = hp.norm_eps,
+                          .y = y};
+  Tensor sum = x;
+  if (wanted != nullptr) {
+    if (wanted->none()) return;
+    sum = wanted->x;
+    take_rows(c, wanted->rows, x, sum);
+    gated.h = take_rows(c, wanted->rows, h);
+    gated.c = take_rows(c, wanted->rows, conv_out);
+    gated.z = take_rows(c, wanted->rows, z);
+    gated.y = c.arena().tensor(hp.activation, {sum.dim(0), inner});
+  }
+  ops::skip_gate(c, gated);
+  add_branch(c, gated.y, w_down, b_down, sum, dropout);
 }
 
 // The same lines bottom-up.

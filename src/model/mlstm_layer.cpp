@@ -39,11 +39,12 @@ MlstmLayer::Saved MlstmLayer::make_saved(Arena& arena, const Hyperparameters& hp
 }
 
 void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
-                         ops::MlstmStateOffsets state, const Saved* saved) const {
+                         ops::MlstmStateOffsets state, const Saved* saved,
+                         const Wanted* wanted) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
   const bool fused = saved == nullptr && ops::fuses(c, tokens);  // the same in fewer kernels
-  const bool coded = saved == nullptr && e4m3_out[0] && reads_e4m3(batch);
+  const bool coded = saved == nullptr && e4m3_out[0] && reads_e4m3(batch, tokens);
   const Saved kept = saved != nullptr ? *saved
                                       : make_saved(c.arena(), hp, tokens, Keep::nothing, 0,
                                                    cell_type(c, hp, tokens));
@@ -99,7 +100,21 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
                             .gate = hp.gate,
                             .normalise = hp.normalise};
   // C, n, m and h of the cell;  y = sigmoid(o) LN(h);  x += W_out y
-  if (fused && state.pending == 0) {
+  if (wanted != nullptr) {
+    ops::mlstm(c, cell);
+    if (wanted->none()) return;
+    take_rows(c, wanted->rows, x, wanted->x);
+    const Tensor few_h = take_rows(c, wanted->rows, h);
+    const Tensor few_y = c.arena().tensor(hp.activation, {few_h.dim(0), hp.v});
+    ops::head_norm(c, {.h = few_h,
+                       .o = take_rows(c, wanted->rows, o),
+                       .w = head_norm,
+                       .b = head_norm_bias,
+                       .heads = hp.heads,
+                       .eps = hp.norm_eps,
+                       .y = few_y});
+    add_branch(c, few_y, w_out, b_out, wanted->x, {}, packed_out);
+  } else if (fused && state.pending == 0) {
     ops::mlstm_head_norm_linear(c, {.cell = cell,
                                     .norm = {.h = h,
                                              .o = o,

@@ -37,9 +37,11 @@ struct MlstmLayer {
                           std::uint64_t key = 0, DType cell = DType::f32);
 
   /// x [T, D] f32, updated in place; `state` says where this block's state lies in the records.
-  /// @param saved  filled for backward(), or null in inference
+  /// @param saved   filled for backward(), or null in inference
+  /// @param wanted  in inference: gets its rows of the result, and x is left as it was
   void forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
-               ops::MlstmStateOffsets state, const Saved* saved = nullptr) const;
+               ops::MlstmStateOffsets state, const Saved* saved = nullptr,
+               const Wanted* wanted = nullptr) const;
   /// d_x [T, D] f32: the gradient of the residual stream after this layer on entry, before it on
   /// exit. Gradients of the parameters are added to those of `grads`, which are f32.
   /// @param batch    with records of the states before forward()

@@ -1,7 +1,6 @@
 #include "model/network.hpp"
 
 #include "ops/activation.hpp"
-#include "ops/embed.hpp"
 #include "ops/fused.hpp"
 #include "ops/layer_norm.hpp"
 #include "ops/linear.hpp"
@@ -9,20 +8,16 @@
 
 namespace xlstm::model {
 
-namespace {
-
-void take_rows(Context& c, Ids ids, Tensor table, Tensor y) {
-  ops::embed(c, {.ids = ids.host, .device_ids = ids.device, .table = table, .y = y});
-}
-
-}  // namespace
-
-void Network::run_blocks(Context& c, const ops::Batch& batch, Ids ids, Tensor table,
-                         Tensor x) const {
+void Network::run_blocks(Context& c, const ops::Batch& batch, Ids ids, Tensor table, Tensor x,
+                         const Wanted* wanted) const {
   take_rows(c, ids, table, x);
   const std::vector<BlockState>& states = state.blocks_on(c.device());
-  for (std::size_t i = 0; i < blocks.size(); ++i)
-    std::visit([&](const auto& block) { block.forward(c, hp, x, batch, states[i]); }, blocks[i]);
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const Wanted* of_block = i + 1 == blocks.size() ? wanted : nullptr;
+    std::visit(
+        [&](const auto& block) { block.forward(c, hp, x, batch, states[i], nullptr, of_block); },
+        blocks[i]);
+  }
 }
 
 void Network::run_norm(Context& c, Tensor x, Tensor y) const {
@@ -34,16 +29,22 @@ void Network::run_norm(Context& c, Tensor x, Tensor y) const {
 
 void Network::forward(Context& c, const ops::Batch& batch, Ids ids, Ids rows, Tensor logits) const {
   const ArenaScope scope(c.arena());
-  const Tensor x = c.arena().tensor(DType::f32, {batch.tokens(), hp.d});
-  run_blocks(c, batch, ids, embedding, x);
-  if (rows.host.empty()) return;
-
+  const std::int64_t tokens = batch.tokens();
   const auto wanted = static_cast<std::int64_t>(rows.host.size());
+  const Tensor x = c.arena().tensor(DType::f32, {tokens, hp.d});
+  // The last block and the head, the largest matrix: only rows that are asked for. A pass whose
+  // tokens share kernels of few reads the block's weights all the same.
   Tensor last = x;
-  if (wanted < x.dim(0)) {  // the head is the largest matrix: only rows that are asked for
-    last = c.arena().tensor(DType::f32, {wanted, hp.d});
-    take_rows(c, rows, x, last);
+  if (wanted < tokens && !ops::fuses(c, tokens)) {
+    if (wanted > 0) last = c.arena().tensor(DType::f32, {wanted, hp.d});
+    const Wanted of_last = {rows, last};
+    run_blocks(c, batch, ids, embedding, x, &of_last);
+  } else {
+    run_blocks(c, batch, ids, embedding, x);
+    if (0 < wanted && wanted < tokens) last = take_rows(c, rows, x);
   }
+  if (wanted == 0) return;
+
   if (has_norm() && !hp.first_xlstm && ops::fuses(c, wanted)) {  // the same in one kernel
     ops::norm_linear(c, {.x = last,
                          .norm_w = out_norm,

@@ -27,9 +27,12 @@ struct LargeBlock {
   }
 
   void forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
-               const BlockState& state, const Saved* saved = nullptr) const {
-    mlstm.forward(c, hp, x, batch, state.mlstm, saved == nullptr ? nullptr : &saved->mlstm);
-    feed_forward.forward(c, hp, x, batch, saved == nullptr ? nullptr : &saved->feed_forward);
+               const BlockState& state, const Saved* saved = nullptr,
+               const Wanted* wanted = nullptr) const {
+    mlstm.forward(c, hp, x, batch, state.mlstm, saved == nullptr ? nullptr : &saved->mlstm, wanted);
+    if (wanted != nullptr && wanted->none()) return;
+    feed_forward.forward(c, hp, wanted != nullptr ? wanted->x : x, batch,
+                         saved == nullptr ? nullptr : &saved->feed_forward);
   }
   void backward(Context& c, const Hyperparameters& hp, Tensor d_x, const ops::Batch& batch,
                 std::span<std::byte* const> d_slots, const BlockState& state, const Saved& saved,
@@ -41,15 +44,6 @@ struct LargeBlock {
 
 /// xLSTM-large is LargeBlocks; the first xLSTM is any mixture of the two others.
 using Block = std::variant<LargeBlock, MlstmBlock, SlstmBlock>;
-
-/// Row numbers, which the host checks and the device reads.
-struct Ids {
-  std::span<const std::int32_t> host;
-  const std::int32_t* device = nullptr;  ///< their copy on a CUDA device
-
-  Ids(std::span<const std::int32_t> ids, const std::int32_t* copy = nullptr)  // NOLINT: a view
-      : host(ids), device(copy) {}
-};
 
 struct Network {
   Hyperparameters hp;
@@ -76,7 +70,9 @@ struct Network {
 
  private:
   /// x [T, D] = rows `ids` of `table` through the blocks
-  void run_blocks(Context& c, const ops::Batch& batch, Ids ids, Tensor table, Tensor x) const;
+  /// @param wanted  null, or what of the last block is wanted: it goes there, not to x
+  void run_blocks(Context& c, const ops::Batch& batch, Ids ids, Tensor table, Tensor x,
+                  const Wanted* wanted = nullptr) const;
   bool has_norm() const { return out_norm && hp.apply_out_norm; }
   void run_norm(Context& c, Tensor x, Tensor y) const;
 };

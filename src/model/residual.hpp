@@ -2,7 +2,9 @@
 // The residual stream, [T, D] float32, to which branches add their outputs.
 
 #include <array>
+#include <cstdint>
 #include <cstring>
+#include <span>
 
 #include "core/context.hpp"
 #include "core/hash.hpp"
@@ -10,6 +12,7 @@
 #include "ops/activation.hpp"
 #include "ops/batch.hpp"
 #include "ops/e4m3.hpp"
+#include "ops/embed.hpp"
 #include "ops/linear.hpp"
 #include "ops/packed.hpp"
 #include "xlstm/tensor.hpp"
@@ -22,6 +25,35 @@ struct Dropout {
   std::uint64_t key = 0;
 
   explicit operator bool() const noexcept { return p > 0; }
+};
+
+/// Row numbers, which the host checks and the device reads.
+struct Ids {
+  std::span<const std::int32_t> host;
+  const std::int32_t* device = nullptr;  ///< their copy on a CUDA device
+
+  Ids(std::span<const std::int32_t> ids, const std::int32_t* copy = nullptr)  // NOLINT: a view
+      : host(ids), device(copy) {}
+};
+
+/// y = rows `ids` of `table`, in float32.
+inline void take_rows(Context& c, Ids ids, const Tensor& table, const Tensor& y) {
+  ops::embed(c, {.ids = ids.host, .device_ids = ids.device, .table = table, .y = y});
+}
+inline Tensor take_rows(Context& c, Ids ids, const Tensor& table) {
+  const auto rows = static_cast<std::int64_t>(ids.host.size());
+  const Tensor y = c.arena().tensor(DType::f32, {rows, table.dim(1)});
+  take_rows(c, ids, table, y);
+  return y;
+}
+
+/// The tokens of a pass that more is wanted of than the states they leave. The last block is worked
+/// out behind its cell for these alone.
+struct Wanted {
+  Ids rows;
+  Tensor x;  ///< [rows, D] f32: gets their residual stream after the block; empty without rows
+
+  bool none() const { return rows.host.empty(); }
 };
 
 /// Packed weights for an op: none where there are none.
@@ -50,11 +82,11 @@ inline DType cell_type(const Context& c, const Hyperparameters& hp, std::int64_t
   return c.device().is_cpu() || ops::fuses(c, tokens) ? DType::f32 : hp.activation;
 }
 
-/// Whether a pass multiplies e4m3 numbers where a layer has them: it reads prompts, of as many
-/// tokens as make that faster.
-inline bool reads_e4m3(const ops::Batch& batch) {
+/// Whether a pass multiplies e4m3 numbers where a layer has them: it reads prompts, and so many
+/// `rows` of them that it is faster.
+inline bool reads_e4m3(const ops::Batch& batch, std::int64_t rows) {
   constexpr std::int64_t kFewest = 192;
-  return batch.tokens() >= kFewest && batch.tokens() >= 2 * batch.sequences();
+  return rows >= kFewest && batch.tokens() >= 2 * batch.sequences();
 }
 
 /// Scratch memory for activations in e4m3, to be multiplied with weights like `w`.

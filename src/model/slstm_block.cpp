@@ -29,11 +29,15 @@ SlstmBlock::Saved SlstmBlock::make_saved(Arena& arena, const Hyperparameters& hp
 }
 
 void SlstmBlock::forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
-                         const BlockState& state, const Saved* saved) const {
+                         const BlockState& state, const Saved* saved, const Wanted* wanted) const {
   const ArenaScope scope(c.arena());
   const Saved kept = saved != nullptr ? *saved : make_saved(c.arena(), hp, x.dim(0), Keep::nothing);
-  cell(c, hp, x, batch, state, kept);
-  if (f > 0) feed_forward(c, hp, x, kept);
+  cell(c, hp, x, batch, state, kept, wanted);
+  if (f == 0 || (wanted != nullptr && wanted->none())) return;
+  if (wanted == nullptr)
+    feed_forward(c, hp, x, kept);
+  else
+    feed_forward(c, hp, wanted->x, make_saved(c.arena(), hp, wanted->x.dim(0), Keep::nothing));
 }
 
 void SlstmBlock::backward(Context& c, const Hyperparameters& hp, Tensor d_x,
@@ -44,7 +48,7 @@ void SlstmBlock::backward(Context& c, const Hyperparameters& hp, Tensor d_x,
 }
 
 void SlstmBlock::cell(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
-                      const BlockState& state, const Saved& a) const {
+                      const BlockState& state, const Saved& a, const Wanted* wanted) const {
   const ArenaScope scope(c.arena());
   const std::int64_t tokens = x.dim(0);
   const Tensor wx = c.arena().tensor(DType::f32, {tokens, 4 * hp.d});
@@ -73,10 +77,16 @@ void SlstmBlock::cell(Context& c, const Hyperparameters& hp, Tensor x, const ops
                  .saved = a.cell,
                  .product = hp.activation});
   // x += GN(dropout(h))
-  Tensor h = a.h;
+  Tensor h = a.h, sum = x;
   if (a.dropout) {
     h = c.arena().tensor(DType::f32, {tokens, hp.d});
     ops::dropout(c, {.x = a.h, .p = a.dropout.p, .key = a.dropout.key, .y = h});
+  }
+  if (wanted != nullptr) {
+    if (wanted->none()) return;
+    sum = wanted->x;
+    take_rows(c, wanted->rows, x, sum);
+    h = take_rows(c, wanted->rows, h);
   }
   ops::layer_norm(c, {.x = h,
                       .w = group_norm,
@@ -84,7 +94,7 @@ void SlstmBlock::cell(Context& c, const Hyperparameters& hp, Tensor x, const ops
                       .heads = heads,
                       .eps = hp.norm_eps,
                       .accumulate = true,
-                      .y = x});
+                      .y = sum});
 }
 
 // The same lines bottom-up.

@@ -41,9 +41,11 @@ struct MlstmBlock {
                    std::uint64_t key = 0, DType cell = DType::f32) const;
 
   /// x [T, D] f32, updated in place; `state` says where this block's state lies in the records.
-  /// @param saved  filled for backward(), or null in inference
+  /// @param saved   filled for backward(), or null in inference
+  /// @param wanted  in inference: gets its rows of the result, and x is left as it was
   void forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
-               const BlockState& state, const Saved* saved = nullptr) const;
+               const BlockState& state, const Saved* saved = nullptr,
+               const Wanted* wanted = nullptr) const;
   /// d_x [T, D] f32: the gradient of the residual stream after this block on entry, before it on
   /// exit. Gradients of the parameters are added to those of `grads`, which are f32.
   /// @param batch    with records of the states before forward()
@@ -87,14 +89,15 @@ struct SlstmBlock {
 
   /// As MlstmBlock's.
   void forward(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
-               const BlockState& state, const Saved* saved = nullptr) const;
+               const BlockState& state, const Saved* saved = nullptr,
+               const Wanted* wanted = nullptr) const;
   void backward(Context& c, const Hyperparameters& hp, Tensor d_x, const ops::Batch& batch,
                 std::span<std::byte* const> d_slots, const BlockState& state, const Saved& saved,
                 SlstmBlock& grads) const;
 
  private:
   void cell(Context& c, const Hyperparameters& hp, Tensor x, const ops::Batch& batch,
-            const BlockState& state, const Saved& saved) const;
+            const BlockState& state, const Saved& saved, const Wanted* wanted = nullptr) const;
   void feed_forward(Context& c, const Hyperparameters& hp, Tensor x, const Saved& saved) const;
   void cell_backward(Context& c, const Hyperparameters& hp, Tensor d_x, const ops::Batch& batch,
                      std::span<std::byte* const> d_slots, const BlockState& state,

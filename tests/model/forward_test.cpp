@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "allocation_counter.hpp"
+#include "cuda/state_numbers.hpp"
 #include "formats/expect_error.hpp"
 #include "model/model_impl.hpp"
 #include "model/small_model.hpp"
@@ -152,6 +153,56 @@ TEST(ForwardTest, AllLogitsAreTheLastLogitsOfEveryPrefix) {
     for (std::size_t j = 0; j < row.size(); ++j)
       ASSERT_NEAR(row[j], logits[t * 101 + j], 1e-4F) << t;
   }
+}
+
+// Behind its cell the last block, of any kind, is worked out for wanted tokens alone.
+TEST(ForwardTest, WantedTokensGiveWhatTheyGiveAmongAll) {
+  const std::vector<Config> configs = {small_config(), small_stack_config(101, 2),
+                                       small_stack_config(101, 3)};
+  for (const Config& config : configs)
+    for (const DType arithmetic : {DType::f32, DType::bf16}) {
+      SCOPED_TRACE(::testing::Message() << config.num_blocks << " " << to_string(arithmetic));
+      LoadOptions options;
+      options.dtype = arithmetic;
+      options.threads = 2;
+      Model model = Model::random(config, arithmetic, 7, options);
+      constexpr std::size_t kLengths[] = {40, 1, 7, 100};
+      std::vector<State> last, all, none;
+      std::vector<std::vector<std::int32_t>> ids;
+      std::size_t tokens = 0;
+      for (const std::size_t length : kLengths) {
+        for (std::vector<State>* states : {&last, &all, &none})
+          states->push_back(model.make_state());
+        ids.push_back(some_ids(length, static_cast<std::uint32_t>(length)));
+        tokens += length;
+      }
+      const auto read = [&](std::vector<State>& states, Logits which, std::span<float> logits) {
+        std::vector<SequenceInput> batch;
+        for (std::size_t i = 0; i < states.size(); ++i) batch.push_back({ids[i], &states[i]});
+        model.forward(batch, which, logits);
+      };
+      std::vector<float> logits(4 * 101);
+      read(last, Logits::last, logits);
+      std::vector<float> of_all(tokens * 101);
+      read(all, Logits::all, of_all);
+      read(none, Logits::none, {});
+      std::size_t end = 0;
+      for (std::size_t i = 0; i < ids.size(); ++i) {
+        end += ids[i].size();
+        const auto few = std::span<const float>(logits).subspan(i * 101, 101);
+        const auto many = std::span<const float>(of_all).subspan((end - 1) * 101, 101);
+        // Products of few rows may have another order.
+        EXPECT_LE(distance(few, many), arithmetic == DType::f32 ? 1e-6 : 5e-3) << "sequence " << i;
+        if (ids[i].size() < 16) EXPECT_TRUE(std::ranges::equal(few, many)) << "sequence " << i;
+      }
+      // The states are the same: so is what follows.
+      for (std::size_t i = 0; i < ids.size(); ++i) {
+        const std::vector<std::int32_t> more = some_ids(3, 9);
+        const std::span<const float> expected = model.eval(all[i], more);
+        EXPECT_TRUE(std::ranges::equal(model.eval(last[i], more), expected)) << "sequence " << i;
+        EXPECT_TRUE(std::ranges::equal(model.eval(none[i], more), expected)) << "sequence " << i;
+      }
+    }
 }
 
 TEST(ForwardTest, WithoutLogitsTheStateHasNone) {
