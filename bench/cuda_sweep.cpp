@@ -4,6 +4,8 @@
 // With `all` behind them, all times.
 // Or what they choose for weights as they are beside what they choose for packed ones, in turn:
 //   bench_cuda_sweep ROWS packed
+// With `norms` behind all that, a norm of the rows comes between two products, as in a model, and
+// counts: the next product cannot begin beside the end of the one before.
 #include <fmt/core.h>
 
 #include <numeric>
@@ -17,6 +19,7 @@
 #include "ops/cuda/sm90/matmul_plan.hpp"
 #include "ops/cuda/sm90/mlstm_fused.hpp"
 #include "ops/cuda/sm90/mlstm_fused_plan.hpp"
+#include "ops/norm.hpp"
 #include "xlstm/error.hpp"
 
 namespace {
@@ -63,8 +66,8 @@ std::string describe(const PackedTiledPlan& p) {
 
 std::vector<PackedTiledPlan> all_packed_tiled_plans(const MatmulShape& s) {
   std::vector<PackedTiledPlan> all;
-  for (const int rows : {128, 192, 256}) all.push_back({rows});
-  all.push_back({ops::cuda::kStreamKRows, true});
+  for (const int rows : ops::cuda::kPackedTiledRows) all.push_back({rows});
+  for (const int rows : ops::cuda::kStreamKRows) all.push_back({rows, true});
   for (PackedTiledPlan& plan : all) plan.cycles = ops::cuda::packed_tiled_cycles(s, plan);
   return all;
 }
@@ -92,7 +95,8 @@ void print_row(const std::string& what, const std::string& chosen, double chosen
   std::fflush(stdout);
 }
 
-bool prints_all = false;  ///< every plan, not the chosen and the fastest alone
+bool prints_all = false;     ///< every plan, not the chosen and the fastest alone
+bool norms_between = false;  ///< two products
 
 /// Times what is chosen and all of `plans`.
 template <class Plan, class Time>
@@ -129,6 +133,9 @@ class Products {
         each.push_back(memory_.numbers(DType::bf16, {outputs, layer.inputs}, 0.02F));
     x_ = memory_.numbers(DType::bf16, {rows, layer.inputs});
     y_ = memory_.numbers(layer.of_y, {rows, layer.swiglu ? n_ / 2 : n_});
+    stream_ = memory_.numbers(DType::f32, {rows, kD});
+    normed_ = memory_.numbers(DType::bf16, {rows, kD});
+    norm_w_ = memory_.numbers(DType::bf16, {kD});
   }
   void pack() {
     for (std::size_t i = 0; i < w_.size(); ++i) packed_[i] = packed_of(memory_, w_[i]);
@@ -152,6 +159,7 @@ class Products {
                                          .packed = packed_[i]},
                                         plan))
           throw Error(ErrorCode::internal, "a plan that does not serve");
+        if (norms_between) ops::rms_norm(c, {.x = stream_, .w = norm_w_, .b = {}, .y = normed_});
       });
     return time_calls(calls, ops::cuda::kPackedTiledPartials, least);
   }
@@ -163,7 +171,7 @@ class Products {
   std::vector<std::vector<Tensor>> w_;
   std::vector<std::vector<ops::PackedWeights>> packed_;
   MatmulShape shape_;
-  Tensor x_, y_;
+  Tensor x_, y_, stream_, normed_, norm_w_;
 };
 
 void sweep_products(const Layer& layer, std::int64_t rows, int multiprocessors) {
@@ -291,9 +299,13 @@ int run(const std::string& list, bool packed) {
 
 int main(int argc, char** argv) {
   try {
-    prints_all = argc > 2 && argv[2] == std::string("all");
-    return run(argc > 1 ? argv[1] : "32,64,128,256,512,2048,8192",
-               argc > 2 && argv[2] == std::string("packed"));
+    bool packed = false;
+    for (int i = 2; i < argc; ++i) {
+      prints_all = prints_all || argv[i] == std::string("all");
+      norms_between = norms_between || argv[i] == std::string("norms");
+      packed = packed || argv[i] == std::string("packed");
+    }
+    return run(argc > 1 ? argv[1] : "32,64,128,256,512,2048,8192", packed);
   } catch (const std::exception& error) {
     fmt::print(stderr, "bench_cuda_sweep: {}\n", error.what());
     return 1;

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <iterator>
 #include <tuple>
 #include <vector>
 
@@ -41,6 +43,23 @@ TEST(PackedTiledPlan, TilesThatNotAllWouldHaveAreShared) {
   EXPECT_FALSE(plan_packed_tiled(shape(64, kQkvo, 4096)).stream_k);
   EXPECT_FALSE(plan_packed_tiled(shape(256, {256 * 66}, 4096)).stream_k);
   EXPECT_FALSE(plan_packed_tiled(shape(2048, kUp, 4096, true)).stream_k);
+}
+
+TEST(PackedTiledPlan, SharedTilesAreAsHighAsRowsNeed) {
+  for (const auto& [rows, height] : {std::pair{129, 160},
+                                     {160, 160},
+                                     {192, 192},
+                                     {224, 224},
+                                     {256, 256},
+                                     {320, 160},
+                                     {384, 192},
+                                     {448, 224},
+                                     {512, 256},
+                                     {672, 224}}) {
+    const PackedTiledPlan plan = plan_packed_tiled(shape(rows, kQkvo, 4096));
+    EXPECT_TRUE(plan.stream_k) << rows;
+    EXPECT_EQ(plan.rows, height) << rows;
+  }
 }
 
 // Every stage of every tile once; and who has a tile's first stage finds the others where it looks.
@@ -101,7 +120,10 @@ TEST(PackedTiledPlan, EveryShapeHasAPlan) {
         for (const bool swiglu : {false, true}) {
           const MatmulShape s = shape(rows, outputs, depth, swiglu);
           const PackedTiledPlan plan = plan_packed_tiled(s);
-          EXPECT_TRUE(plan.rows == 128 || plan.rows == 192 || plan.rows == 256);
+          const auto among = [&](const auto& heights) {
+            return std::ranges::find(heights, plan.rows) != std::end(heights);
+          };
+          EXPECT_TRUE(plan.stream_k ? among(kStreamKRows) : among(kPackedTiledRows));
           EXPECT_EQ(plan.rows % kPackedTiledPiece, 0);
           EXPECT_EQ(plan.cycles, packed_tiled_cycles(s, plan));
         }

@@ -30,8 +30,6 @@ using test::Operands;
 using test::whole;
 using test::whole_numbers;
 
-constexpr int kWidths[] = {128, 192, 256};
-
 std::string describe(const Case& c, int width) {
   return std::to_string(c.rows) + " x " + std::to_string(c.depth) + ", " +
          std::to_string(c.outputs.size()) + " weights, tiles of " + std::to_string(width);
@@ -49,14 +47,16 @@ TEST(PackedTiledMatmulOnCuda, EveryWidthIsExact) {
     Operands p = whole(random, c.rows, c.outputs, c.depth);
     const std::vector<double> products = p.products(),
                               old = whole_numbers(random, p.rows * p.columns);
-    for (const int width : kWidths) {
+    std::vector<PackedTiledPlan> plans;
+    for (const int width : cuda::kPackedTiledRows) plans.push_back({width});
+    for (const int width : cuda::kStreamKRows) plans.push_back({width, true});
+    for (const PackedTiledPlan& plan : plans) {
       for (const auto& [type, accumulate] :
            {std::pair{DType::f32, false}, {DType::f32, true}, {DType::bf16, false}}) {
-        SCOPED_TRACE(describe(c, width) + ", " + to_string(type) + (accumulate ? ", added" : ""));
-        for (const bool stream_k : {false, true})
-          if (!stream_k || width == cuda::kStreamKRows)
-            test::expect_exact(p, products, old, PackedTiledPlan{width, stream_k}, type, accumulate,
-                               ++number % 8 == 0 ? 20 : 2, cuda::kPackedTiledPartials);
+        SCOPED_TRACE(describe(c, plan.rows) + (plan.stream_k ? ", stream-K, " : ", ") +
+                     to_string(type) + (accumulate ? ", added" : ""));
+        test::expect_exact(p, products, old, plan, type, accumulate, ++number % 8 == 0 ? 20 : 2,
+                           cuda::kPackedTiledPartials);
       }
     }
   }
@@ -77,7 +77,7 @@ TEST(PackedTiledMatmulOnCuda, ResultsAreThoseOfTheWeights) {
                           .packed = p.packed_tensors};
     ASSERT_TRUE(cuda::planned_product(context, product,
                                       MatmulPlan{MatmulKernel::tiled, 256, 256, 256, 1, 0, 0}));
-    for (const int width : kWidths) {
+    for (const int width : cuda::kPackedTiledRows) {
       for (int i = 0; i < 20; ++i) {
         SCOPED_TRACE(describe(c, width));
         test::Array y(DType::f32, {p.rows, p.columns});
@@ -99,25 +99,35 @@ TEST(PackedTiledMatmulOnCuda, EveryWidthFormsSwiglu) {
           {400, 72, 136},
           {1000, 1096, 256},
           {2100, 1160, 264}}) {
-      Operands p = normal(random, rows, {f, f}, depth, 0.1);
-      test::Array same(type, {rows, f}, 8);
-      Context context(test_device());
-      cuda::Product product{.x = p.x[0].tensor(),
-                            .w = p.w_tensors,
-                            .b = p.b_tensors,
-                            .y = same.tensor(),
-                            .swiglu = true,
-                            .packed = p.packed_tensors};
-      ASSERT_TRUE(cuda::planned_product(context, product,
-                                        MatmulPlan{MatmulKernel::tiled, 256, 256, 128, 1, 0, 0}));
-      for (const int width : kWidths) {
-        SCOPED_TRACE(describe({rows, depth, {f, f}}, width) + ", " + to_string(type));
-        test::Array y(type, {rows, f}, 8);
-        product.y = y.tensor();
-        ASSERT_TRUE(cuda::planned_product(context, product, PackedTiledPlan{width}));
-        context.synchronize();
-        EXPECT_EQ(y.bytes(), same.bytes());
-        EXPECT_TRUE(y.gaps_untouched());
+      // Whole numbers have the same sums in the order of stream-K.
+      for (const bool stream_k : {false, true}) {
+        Operands p = stream_k ? whole(random, rows, {f, f}, depth)
+                              : normal(random, rows, {f, f}, depth, 0.1);
+        test::Array same(type, {rows, f}, 8);
+        Context context(test_device());
+        context.arena().reserve(cuda::kPackedTiledPartials);
+        cuda::Product product{.x = p.x[0].tensor(),
+                              .w = p.w_tensors,
+                              .b = p.b_tensors,
+                              .y = same.tensor(),
+                              .swiglu = true,
+                              .packed = p.packed_tensors};
+        ASSERT_TRUE(cuda::planned_product(context, product,
+                                          MatmulPlan{MatmulKernel::tiled, 256, 256, 128, 1, 0, 0}));
+        const auto expect_same = [&](int width) {
+          SCOPED_TRACE(describe({rows, depth, {f, f}}, width) + ", " + to_string(type) +
+                       (stream_k ? ", stream-K" : ""));
+          test::Array y(type, {rows, f}, 8);
+          product.y = y.tensor();
+          ASSERT_TRUE(cuda::planned_product(context, product, PackedTiledPlan{width, stream_k}));
+          context.synchronize();
+          EXPECT_EQ(y.bytes(), same.bytes());
+          EXPECT_TRUE(y.gaps_untouched());
+        };
+        if (stream_k)
+          for (const int width : cuda::kStreamKRows) expect_same(width);
+        else
+          for (const int width : cuda::kPackedTiledRows) expect_same(width);
       }
     }
   }

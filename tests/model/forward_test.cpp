@@ -193,7 +193,9 @@ TEST(ForwardTest, WantedTokensGiveWhatTheyGiveAmongAll) {
         const auto many = std::span<const float>(of_all).subspan((end - 1) * 101, 101);
         // Products of few rows may have another order.
         EXPECT_LE(distance(few, many), arithmetic == DType::f32 ? 1e-6 : 5e-3) << "sequence " << i;
-        if (ids[i].size() < 16) EXPECT_TRUE(std::ranges::equal(few, many)) << "sequence " << i;
+        if (ids[i].size() < 16) {
+          EXPECT_TRUE(std::ranges::equal(few, many)) << "sequence " << i;
+        }
       }
       // The states are the same: so is what follows.
       for (std::size_t i = 0; i < ids.size(); ++i) {

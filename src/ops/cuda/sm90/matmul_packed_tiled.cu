@@ -32,7 +32,7 @@ constexpr int kGiven = 1 + kGroups;    // a barrier
 template <int kTokens>
 struct Ring {
   // Narrow tiles take stages sooner than memory answers.
-  static constexpr int kWStages = kTokens == 256 ? 2 : kTokens == 192 ? 3 : 4;
+  static constexpr int kWStages = kTokens > 192 ? 2 : kTokens > 128 ? 3 : 4;
   static constexpr int kXStages = kTokens == 128 ? 5 : 4;
   static constexpr int kW = kTiles * PackedTile::kBytes, kX = kTokens * 128;
   static constexpr int kBefore = 1024;  // barriers, up to where a box may begin
@@ -55,7 +55,7 @@ __device__ __forceinline__ float4 load_shared_four(SharedAddress at) {
 /// kPartStages stages of x.
 struct Partials {
   static constexpr int kPartStages = 4;
-  static constexpr int kFours = kStreamKRows / 8;  // of a thread
+  static constexpr int kFours = kPackedTiledMostRows / 8;  // of a thread
   static_assert(kCluster * kPackedTiledMostClusters <= Context::kSignals);
 
   PackedTiledWork work;
@@ -66,10 +66,11 @@ struct Partials {
     return sums + (cluster * kCluster + rank) * kFours * (kThreads - kGroup);
   }
   /// Writes what a thread of a warp group has.
-  __device__ __forceinline__ void write(const float* own, int cluster, int rank) const {
+  template <int kSums>
+  __device__ __forceinline__ void write(const float (&own)[kSums], int cluster, int rank) const {
     float4* const to = place(cluster, rank) + (threadIdx.x - kGroup);
 #pragma unroll
-    for (int j = 0; j < kFours; ++j)
+    for (int j = 0; j < kSums / 4; ++j)
       to[j * (kThreads - kGroup)] =
           make_float4(own[4 * j], own[4 * j + 1], own[4 * j + 2], own[4 * j + 3]);
   }
@@ -111,7 +112,9 @@ struct Stores {
   static constexpr int kBoxes = kBf16 || kSwiglu ? 1 : 2;
   static constexpr int kBytes = kBoxes * (kBf16 && kSwiglu ? kBox / 2 : kBox);  // of a piece
   // Pieces that leave together: each time costs a barrier of the warp group.
-  static constexpr int kAtOnce = kBoxes == 2 ? 1 : kBf16 && kSwiglu && kPieces % 4 == 0 ? 4 : 2;
+  static constexpr int kAtOnce = kBoxes == 2 || kPieces % 2 != 0        ? 1
+                                 : kBf16 && kSwiglu && kPieces % 4 == 0 ? 4
+                                                                        : 2;
   static constexpr int kSteps = kPieces / kAtOnce, kStep = kAtOnce * kBytes;
   static constexpr int kPlaces = kStoreBytes / kStep;
   static_assert(kPieces % kAtOnce == 0 && kPlaces >= 2 && kBytes % 1024 == 0);
@@ -379,7 +382,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
           for (int i = 0; i < Partials::kPartStages; ++i) {
             barrier_wait(x_full + 8 * x_turn.at, x_turn.phase);
-            constexpr int kOfStage = Partials::kFours / Partials::kPartStages;
+            constexpr int kOfStage = kTokens / 8 / Partials::kPartStages;
             const SharedAddress from =
                 x_base + x_turn.at * R::kX + (static_cast<int>(threadIdx.x) - kGroup) * 16;
 #pragma unroll
@@ -446,7 +449,12 @@ void launch_packed_tiled(Context& context, const PackedTiledPlan& plan, const Pa
     const ArenaScope scope(context.arena());
     partials.sums = reinterpret_cast<float4*>(context.arena().take(kPackedTiledPartials));
     partials.signals = context.signals();
-    return run<kStreamKRows, true>(context, maps, scales, args, partials);
+    switch (plan.rows) {
+      case 160: return run<160, true>(context, maps, scales, args, partials);
+      case 192: return run<192, true>(context, maps, scales, args, partials);
+      case 224: return run<224, true>(context, maps, scales, args, partials);
+      default: return run<256, true>(context, maps, scales, args, partials);
+    }
   }
   switch (plan.rows) {
     case 128: return run<128>(context, maps, scales, args, partials);

@@ -13,8 +13,8 @@ namespace xlstm::ops::cuda {
 
 /// Clusters of blocks take tiles of y in turn: so many rows of x, by 128 rows of W for each block.
 struct PackedTiledPlan {
-  int rows;                 ///< of x in a tile: 128, 192 or 256
-  bool stream_k = false;    ///< with 256: clusters share the depth of tiles that few would have
+  int rows;                 ///< of x in a tile: one of kPackedTiledRows, or of kStreamKRows
+  bool stream_k = false;    ///< clusters share the depth of tiles that few would have
   std::int64_t cycles = 0;  ///< what it should take
 
   bool operator==(const PackedTiledPlan&) const = default;
@@ -101,14 +101,16 @@ struct PackedTiledWork {
   }
 };
 
-constexpr int kStreamKRows = 256;             ///< of x in a tile
+/// Rows of x in a tile, without stream-K and with it.
+constexpr int kPackedTiledRows[] = {256, 192, 128}, kStreamKRows[] = {256, 224, 192, 160};
+constexpr int kPackedTiledMostRows = 256;
 constexpr std::int64_t kStreamKFewest = 129;  ///< rows of x from which on it is thought of
 constexpr int kPackedTiledMostClusters = 66;  ///< of any card of this capability
 
 /// Bytes of the sums that clusters make for one another.
-constexpr std::size_t kPackedTiledPartials = sizeof(float) * kStreamKRows * kPackedTiledTiles *
-                                             PackedTile::kRows * kPackedTiledCluster *
-                                             kPackedTiledMostClusters;
+constexpr std::size_t kPackedTiledPartials = sizeof(float) * kPackedTiledMostRows *
+                                             kPackedTiledTiles * PackedTile::kRows *
+                                             kPackedTiledCluster * kPackedTiledMostClusters;
 
 constexpr PackedTiledWork packed_tiled_work(std::int64_t tiles, std::int64_t stages, bool stream_k,
                                             int multiprocessors) {
@@ -139,12 +141,14 @@ constexpr PackedTiledPlan plan_packed_tiled(const MatmulShape& s) {
     // have to be worth it.
     if (best.cycles == 0 || plan.cycles + plan.cycles / 20 < best.cycles) best = plan;
   };
-  for (const int rows : {256, 192, 128}) consider({rows});
+  for (const int rows : kPackedTiledRows) consider({rows});
+  if (s.rows < kStreamKFewest) return best;
   // Of many turns it would save little.
-  constexpr std::int64_t kMostTurns = 6;
-  const std::int64_t tiles = pieces_of(s.rows, kStreamKRows) * packed_tiled_columns(s);
-  if (s.rows >= kStreamKFewest && tiles <= kMostTurns * (s.multiprocessors / kPackedTiledCluster))
-    consider({kStreamKRows, true});
+  constexpr std::int64_t kMostTurns = 7;
+  for (const int rows : kStreamKRows) {
+    const std::int64_t tiles = pieces_of(s.rows, rows) * packed_tiled_columns(s);
+    if (tiles <= kMostTurns * (s.multiprocessors / kPackedTiledCluster)) consider({rows, true});
+  }
   return best;
 }
 

@@ -54,7 +54,7 @@ __device__ __forceinline__ std::uint64_t wgmma_transposed_matrix(SharedAddress a
   return kSwizzle128 | kGroupStride | std::uint64_t{next >> 4} << 16 | ((at & 0x3FFFF) >> 4);
 }
 
-// Operands by name and by value, from the last list on.
+// Operands by name and by value, from the last list on: 80 and 88 from 64 on, 112 and 128 from 96.
 #define XLSTM_WGMMA_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define XLSTM_WGMMA_VALUES_16                                                                     \
   "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
@@ -78,28 +78,34 @@ __device__ __forceinline__ std::uint64_t wgmma_transposed_matrix(SharedAddress a
   "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]),     \
       "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), \
       "+f"(d[62]), "+f"(d[63])
-#define XLSTM_WGMMA_NAMES_88                                                                     \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, " \
-  "%82, %83, %84, %85, %86, %87"
-#define XLSTM_WGMMA_VALUES_88                                                                    \
+#define XLSTM_WGMMA_NAMES_80 \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define XLSTM_WGMMA_VALUES_80                                                                    \
   "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]),     \
       "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), \
-      "+f"(d[78]), "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), \
+      "+f"(d[78]), "+f"(d[79])
+#define XLSTM_WGMMA_NAMES_88 XLSTM_WGMMA_NAMES_80 ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define XLSTM_WGMMA_VALUES_88                                                             \
+  XLSTM_WGMMA_VALUES_80, "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), \
       "+f"(d[85]), "+f"(d[86]), "+f"(d[87])
 #define XLSTM_WGMMA_NAMES_96 ", %88, %89, %90, %91, %92, %93, %94, %95"
 #define XLSTM_WGMMA_VALUES_96                                                                \
   "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), \
       "+f"(d[95])
-#define XLSTM_WGMMA_NAMES_128                                                                      \
-  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define XLSTM_WGMMA_VALUES_128                                                                  \
+#define XLSTM_WGMMA_NAMES_112 \
+  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define XLSTM_WGMMA_VALUES_112                                                                  \
   "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), \
       "+f"(d[103]), "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]),       \
-      "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]),       \
-      "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]),       \
-      "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]),       \
-      "+f"(d[127])
+      "+f"(d[109]), "+f"(d[110]), "+f"(d[111])
+#define XLSTM_WGMMA_NAMES_128                                                              \
+  XLSTM_WGMMA_NAMES_112                                                                    \
+  ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, " \
+  "%126, %127"
+#define XLSTM_WGMMA_VALUES_128                                                                  \
+  XLSTM_WGMMA_VALUES_112, "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), \
+      "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]), "+f"(d[122]),       \
+      "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
 
 /// D = A B, or D += A B where `add` is not 0; A and B in shared memory.
 template <int kN, int kTransposedA = 0, int kTransposedB = 0>
@@ -207,6 +213,15 @@ __device__ __forceinline__ void wgmma(float (&d)[kN / 2], const unsigned (&a)[4]
         "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
         : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48, XLSTM_WGMMA_VALUES_64
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kTransposedB));
+  else if constexpr (kN == 160)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %85, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {" XLSTM_WGMMA_NAMES_16
+            XLSTM_WGMMA_NAMES_32 XLSTM_WGMMA_NAMES_48 XLSTM_WGMMA_NAMES_64 XLSTM_WGMMA_NAMES_80
+        "}, {%80, %81, %82, %83}, %84, p, 1, 1, %86;\n}"
+        : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48,
+          XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_80
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kTransposedB));
   else if constexpr (kN == 176)
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %93, 0;\n"
@@ -224,6 +239,17 @@ __device__ __forceinline__ void wgmma(float (&d)[kN / 2], const unsigned (&a)[4]
                 XLSTM_WGMMA_NAMES_96 "}, {%96, %97, %98, %99}, %100, p, 1, 1, %102;\n}"
         : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48,
           XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_88, XLSTM_WGMMA_VALUES_96
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kTransposedB));
+  else if constexpr (kN == 224)
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %117, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n224k16.f32.bf16.bf16 {" XLSTM_WGMMA_NAMES_16
+            XLSTM_WGMMA_NAMES_32 XLSTM_WGMMA_NAMES_48 XLSTM_WGMMA_NAMES_64 XLSTM_WGMMA_NAMES_88
+                XLSTM_WGMMA_NAMES_96 XLSTM_WGMMA_NAMES_112
+        "}, {%112, %113, %114, %115}, %116, p, 1, 1, %118;\n}"
+        : XLSTM_WGMMA_VALUES_16, XLSTM_WGMMA_VALUES_32, XLSTM_WGMMA_VALUES_48,
+          XLSTM_WGMMA_VALUES_64, XLSTM_WGMMA_VALUES_88, XLSTM_WGMMA_VALUES_96,
+          XLSTM_WGMMA_VALUES_112
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(kTransposedB));
   else if constexpr (kN == 256)
     asm volatile(
