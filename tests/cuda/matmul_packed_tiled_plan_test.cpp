@@ -113,6 +113,26 @@ TEST(PackedTiledWork, ClustersShareAllStages) {
         }
 }
 
+TEST(PackedTiledWork, EveryTileHasAPlace) {
+  for (const std::int64_t rows : {1, 2, 3, 4, 8, 9})
+    for (const std::int64_t columns : {1, 16, 48, 86}) {
+      const PackedTiledWork work(rows * columns, 32, true, 66, rows);
+      std::vector<int> times(static_cast<std::size_t>(work.tiles));
+      for (int tile = 0; tile < work.tiles; ++tile) {
+        const int place = work.place(tile);
+        ++times.at(static_cast<std::size_t>(place));
+        EXPECT_EQ(place < work.shared, tile < work.shared);
+      }
+      for (const int t : times) ASSERT_EQ(t, 1) << rows << " x " << columns;
+    }
+  // 32 tiles for 66 clusters: the first half of them has the tiles of the first row.
+  const PackedTiledWork work(32, 32, true, 66, 2);
+  for (int tile = 0; tile < 16; ++tile) {
+    EXPECT_EQ(work.place(tile), 2 * tile);
+    EXPECT_EQ(work.place(16 + tile), 2 * tile + 1);
+  }
+}
+
 TEST(PackedTiledPlan, EveryShapeHasAPlan) {
   for (const std::int64_t rows : {1, 128, 129, 257, 1000, 2048})
     for (const std::vector<std::int64_t>& outputs : {kQkvo, kUp, {8}})

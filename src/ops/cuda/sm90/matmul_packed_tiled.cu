@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warp == 1 && lane == 0) {  // weights do not wait for the kernel before this one
       Turn turn;
       while (work.next<kStreamK>(pieces, piece)) {
-        const Place p = place_of(args, piece.tile);
+        const Place p = place_of(args, kStreamK ? work.place(piece.tile) : piece.tile);
         const int first = (p.column * kCluster + rank) * kHeight;
         for (int i = piece.begin; i < piece.end; ++i, turn.next(R::kWStages)) {
           const int k = !kStreamK && p.back ? args.depth_stages - 1 - i : i;
@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warp == 0 && lane == 0) {
       Turn turn;
       while (work.next<kStreamK>(pieces, piece)) {
-        const Place p = place_of(args, piece.tile);
+        const Place p = place_of(args, kStreamK ? work.place(piece.tile) : piece.tile);
         const int row = p.row * kTokens + rank * (kTokens / kCluster);
         for (int i = 2 * piece.begin; i < 2 * piece.end; ++i, turn.next(R::kXStages)) {
           const int k = kStreamK ? i : stage_of(p, i, 2 * args.depth_stages);
@@ -344,7 +344,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       w_turn.next(R::kWStages);
     };
     while (work.next<kStreamK>(pieces, piece)) {
-      const Place p = place_of(args, piece.tile);
+      const Place p = place_of(args, kStreamK ? work.place(piece.tile) : piece.tile);
       const int first = (p.column * kCluster + rank) * kHeight + own;
       const auto exists = [&](int t) {
         return (first + (kSwiglu ? 0 : t)) * PackedTile::kRows < args.outputs[p.weight];
@@ -441,10 +441,11 @@ void launch_packed_tiled(Context& context, const PackedTiledPlan& plan, const Pa
                          const PackedScales& scales, const MatmulArgs& args, int multiprocessors) {
   // Without stream-K clusters are those of the order of tiles.
   if (!plan.stream_k) multiprocessors = kPackedTiledCluster * args.order.clusters;
-  Partials partials{.work = packed_tiled_work(std::int64_t{args.row_tiles} * args.column_tiles,
-                                              args.depth_stages, plan.stream_k, multiprocessors),
-                    .sums = nullptr,
-                    .signals = nullptr};
+  Partials partials{
+      .work = packed_tiled_work(std::int64_t{args.row_tiles} * args.column_tiles, args.depth_stages,
+                                plan.stream_k, multiprocessors, args.row_tiles),
+      .sums = nullptr,
+      .signals = nullptr};
   if (plan.stream_k) {
     const ArenaScope scope(context.arena());
     partials.sums = reinterpret_cast<float4*>(context.arena().take(kPackedTiledPartials));

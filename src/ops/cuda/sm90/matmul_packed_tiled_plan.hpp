@@ -38,18 +38,22 @@ constexpr std::int64_t packed_tiled_columns(const MatmulShape& s) {
 /// nobody before it has made that.
 struct PackedTiledWork {
   int tiles, stages, shared, clusters;
+  int rows;  ///< tiles of shared ones that have the same rows of W; 1: tiles are taken as they lie
 
   /// Stages `begin` to `end` - 1 of a tile.
   struct Piece {
     int tile, begin, end;
   };
 
+  /// @param row_tiles  of tiles_, which lie one after the other for each column
   XLSTM_HOST_DEVICE constexpr PackedTiledWork(std::int64_t tiles_, std::int64_t stages_,
-                                              bool stream_k, std::int64_t most_clusters)
+                                              bool stream_k, std::int64_t most_clusters,
+                                              std::int64_t row_tiles = 1)
       : tiles(static_cast<int>(tiles_)),
         stages(static_cast<int>(stages_)),
         shared(0),
-        clusters(static_cast<int>(tiles_ < most_clusters ? tiles_ : most_clusters)) {
+        clusters(static_cast<int>(tiles_ < most_clusters ? tiles_ : most_clusters)),
+        rows(1) {
     if (!stream_k) return;
     constexpr std::int64_t kFewestStages = 4;  // of a range
     const std::int64_t all = tiles_ * stages_ / kFewestStages;
@@ -57,6 +61,17 @@ struct PackedTiledWork {
     // Clusters have the same number of whole tiles, and a range longer than a tile before that.
     shared = tiles % clusters;
     if (shared > 0 && shared < tiles) shared += clusters;
+    if (row_tiles <= TileOrder::kBand && shared % row_tiles == 0)
+      rows = static_cast<int>(row_tiles);
+  }
+
+  /// The tile of y that a piece's tile is. Ranges go through one row of tiles after the other, so
+  /// that clusters in different rows read the same rows of W at the same time, and once from
+  /// memory.
+  XLSTM_HOST_DEVICE constexpr int place(int tile) const {
+    if (rows == 1 || tile >= shared) return tile;
+    const int columns = shared / rows, row = tile / columns;
+    return (tile - row * columns) * rows + row;
   }
 
   /// Where the range of a cluster begins.
@@ -113,9 +128,9 @@ constexpr std::size_t kPackedTiledPartials = sizeof(float) * kPackedTiledMostRow
                                              kPackedTiledCluster * kPackedTiledMostClusters;
 
 constexpr PackedTiledWork packed_tiled_work(std::int64_t tiles, std::int64_t stages, bool stream_k,
-                                            int multiprocessors) {
+                                            int multiprocessors, std::int64_t row_tiles = 1) {
   return {tiles, stages, stream_k,
-          std::min(multiprocessors / kPackedTiledCluster, kPackedTiledMostClusters)};
+          std::min(multiprocessors / kPackedTiledCluster, kPackedTiledMostClusters), row_tiles};
 }
 
 /// Cycles, as in matmul_plan.hpp.
