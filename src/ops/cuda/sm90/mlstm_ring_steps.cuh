@@ -8,7 +8,7 @@
 
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/pack.cuh"
-#include "ops/cuda/sm90/device/barrier.cuh"
+#include "ops/cuda/sm90/device/cluster.cuh"
 #include "ops/cuda/sm90/mlstm_steps.cuh"
 #include "ops/mlstm_ring.hpp"
 #include "ops/random_rounding.hpp"
@@ -111,28 +111,6 @@ __device__ __forceinline__ void load_bytes(SharedAddress to, const void* from, i
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
       "[%0], [%1], %2, [%3], %4;" ::"r"(to),
       "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
-      : "memory");
-}
-
-/// To the other block of the pair; the bytes count at `barrier` there.
-__device__ __forceinline__ void send(SharedAddress to, float a, SharedAddress barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(to), "f"(a),
-      "r"(barrier)
-      : "memory");
-}
-__device__ __forceinline__ void send(SharedAddress to, float a, float b, SharedAddress barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
-          to),
-      "f"(a), "f"(b), "r"(barrier)
-      : "memory");
-}
-__device__ __forceinline__ void send(SharedAddress to, float4 a, SharedAddress barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(to),
-      "f"(a.x), "f"(a.y), "f"(a.z), "f"(a.w), "r"(barrier)
       : "memory");
 }
 

@@ -17,22 +17,10 @@ namespace {
 // layer lie between; calls of the cell alone may follow each other.
 constexpr int kThreads = 128, kMostColumns = 4 * kThreads;
 
-/// Writes to where `to` is in the shared memory of the first block of the cluster; the bytes count
-/// at its `barrier`. No fence: that would wait for all that the thread has stored.
-__device__ __forceinline__ void send_first(float* to, float value, SharedAddress barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
-                   cluster_address(cuda::shared_address(to), 0)),
-               "f"(value), "r"(cluster_address(barrier, 0))
-               : "memory");
-}
-__device__ __forceinline__ void send_first(float* to, const float (&values)[4],
-                                           SharedAddress barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(cluster_address(cuda::shared_address(to), 0)),
-      "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]),
-      "r"(cluster_address(barrier, 0))
-      : "memory");
+/// To the first block of the cluster.
+template <class Value>
+__device__ __forceinline__ void send_first(float* to, Value value, SharedAddress barrier) {
+  send(cluster_address(cuda::shared_address(to), 0), value, cluster_address(barrier, 0));
 }
 
 /// @tparam kSlices  blocks of a cluster
@@ -208,7 +196,9 @@ __global__ void __launch_bounds__(kThreads) mlstm_steps_kernel(MlstmStepsCall st
   }
   cluster_wait();  // the first block expects what the others send
   if (slice > 0) {
-    if (group == 0) send_first(&others[slice - 1].h[column], sum, all_sent);
+    if (group == 0)
+      send_first(&others[slice - 1].h[column], make_float4(sum[0], sum[1], sum[2], sum[3]),
+                 all_sent);
     if (thread == 0) send_first(&others[slice - 1].l, l, all_sent);
     return;
   }

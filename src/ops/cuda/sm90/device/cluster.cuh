@@ -44,6 +44,29 @@ __device__ __forceinline__ float4 load_cluster(SharedAddress remote) {
   return v;
 }
 
+/// Writes to where `to` is in the shared memory of a block of the cluster; the bytes count at
+/// `barrier` there. No fence: that would wait for all that the thread has stored.
+__device__ __forceinline__ void send(SharedAddress to, float a, SharedAddress barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(to), "f"(a),
+      "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void send(SharedAddress to, float a, float b, SharedAddress barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+          to),
+      "f"(a), "f"(b), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void send(SharedAddress to, float4 a, SharedAddress barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "f"(a.x), "f"(a.y), "f"(a.z), "f"(a.w), "r"(barrier)
+      : "memory");
+}
+
 /// A type of a multiple of 16 bytes. The others read it after cluster_sync().
 template <class T>
 __device__ __forceinline__ void store_cluster(SharedAddress remote, const T& value) {
