@@ -177,17 +177,14 @@ LinearWeights count_linear(const Model& model) {
   count.last = config.vocab_size * config.hidden_size;
   const std::string last_block = fmt::format(".blocks.{}.", config.num_blocks - 1);
   for (const ParameterInfo& parameter : model.parameters()) {
-    const bool is_product = parameter.shape.size() >= 2 &&
-                            parameter.name.find(".blocks.") != std::string::npos &&
-                            parameter.name.find("conv1d") == std::string::npos;
-    if (!is_product) continue;
-    std::int64_t weights = 1;
-    for (const std::int64_t size : parameter.shape) weights *= size;
-    const auto has = [&](const char* part) {
+    const auto has = [&](std::string_view part) {
       return parameter.name.find(part) != std::string::npos;
     };
+    if (parameter.shape.size() < 2 || !has(".blocks.") || has("conv1d")) continue;
+    std::int64_t weights = 1;
+    for (const std::int64_t size : parameter.shape) weights *= size;
     const bool is_last =
-        has(last_block.c_str()) && (has(".out_proj.") || has(".xlstm.proj_down.") || has(".ffn."));
+        has(last_block) && (has(".out_proj.") || has(".xlstm.proj_down.") || has(".ffn."));
     (is_last ? count.last : count.blocks) += weights;
   }
   return count;

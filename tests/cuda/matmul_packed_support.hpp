@@ -52,6 +52,11 @@ struct Operands {
     for (Packed& each : packed) packed_tensors.push_back(each.weights());
   }
 
+  /// y = x W^T + b, with W as it is and packed.
+  cuda::Product product(const Tensor& y) {
+    return {.x = x[0].tensor(), .w = w_tensors, .b = b_tensors, .y = y, .packed = packed_tensors};
+  }
+
   /// y before it is added to
   std::vector<double> products() const {
     std::vector<double> y(static_cast<std::size_t>(rows * columns));
@@ -136,14 +141,9 @@ void expect_exact(Operands& p, const std::vector<double>& products, const std::v
                          : Array(type, {p.rows, p.columns}, 8);
     Context context(test_device());
     context.arena().reserve(scratch);
-    ASSERT_TRUE(cuda::planned_product(context,
-                                      {.x = p.x[0].tensor(),
-                                       .w = p.w_tensors,
-                                       .b = p.b_tensors,
-                                       .y = y.tensor(),
-                                       .accumulate = accumulate,
-                                       .packed = p.packed_tensors},
-                                      plan));
+    cuda::Product product = p.product(y.tensor());
+    product.accumulate = accumulate;
+    ASSERT_TRUE(cuda::planned_product(context, product, plan));
     context.synchronize();
     ASSERT_EQ(max_error(y.values(), want), 0);
     ASSERT_TRUE(y.gaps_untouched());

@@ -78,11 +78,7 @@ TEST(PackedMatmulOnCuda, ResultsAreThoseOfTheWeights) {
         continue;
       test::Array y(DType::f32, {p.rows, p.columns}), same(DType::f32, {p.rows, p.columns});
       Context context(test_device());
-      cuda::Product product{.x = p.x[0].tensor(),
-                            .w = p.w_tensors,
-                            .b = p.b_tensors,
-                            .y = same.tensor(),
-                            .packed = p.packed_tensors};
+      cuda::Product product = p.product(same.tensor());
       ASSERT_TRUE(
           cuda::planned_product(context, product,
                                 MatmulPlan{MatmulKernel::streamed, c.rows > 128 ? 256 : plan.rows,
@@ -107,12 +103,8 @@ TEST(PackedMatmulOnCuda, EveryPlanFormsSwiglu) {
         if (plan.split > 1) continue;
         test::Array y(type, {rows, kF}, 8), same(type, {rows, kF}, 8);
         Context context(test_device());
-        cuda::Product product{.x = p.x[0].tensor(),
-                              .w = p.w_tensors,
-                              .b = p.b_tensors,
-                              .y = same.tensor(),
-                              .swiglu = true,
-                              .packed = p.packed_tensors};
+        cuda::Product product = p.product(same.tensor());
+        product.swiglu = true;
         ASSERT_TRUE(cuda::planned_product(
             context, product,
             rows > 128 ? MatmulPlan{MatmulKernel::tiled, 256, 256, 128, 1, 0, 0}

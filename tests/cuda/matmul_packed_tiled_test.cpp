@@ -70,11 +70,7 @@ TEST(PackedTiledMatmulOnCuda, ResultsAreThoseOfTheWeights) {
     Operands p = normal(random, c.rows, c.outputs, c.depth, 0.02);
     test::Array same(DType::f32, {p.rows, p.columns});
     Context context(test_device());
-    cuda::Product product{.x = p.x[0].tensor(),
-                          .w = p.w_tensors,
-                          .b = p.b_tensors,
-                          .y = same.tensor(),
-                          .packed = p.packed_tensors};
+    cuda::Product product = p.product(same.tensor());
     ASSERT_TRUE(cuda::planned_product(context, product,
                                       MatmulPlan{MatmulKernel::tiled, 256, 256, 256, 1, 0, 0}));
     for (const int width : cuda::kPackedTiledRows) {
@@ -106,12 +102,8 @@ TEST(PackedTiledMatmulOnCuda, EveryWidthFormsSwiglu) {
         test::Array same(type, {rows, f}, 8);
         Context context(test_device());
         context.arena().reserve(cuda::kPackedTiledPartials);
-        cuda::Product product{.x = p.x[0].tensor(),
-                              .w = p.w_tensors,
-                              .b = p.b_tensors,
-                              .y = same.tensor(),
-                              .swiglu = true,
-                              .packed = p.packed_tensors};
+        cuda::Product product = p.product(same.tensor());
+        product.swiglu = true;
         ASSERT_TRUE(cuda::planned_product(context, product,
                                           MatmulPlan{MatmulKernel::tiled, 256, 256, 128, 1, 0, 0}));
         const auto expect_same = [&](int width) {
