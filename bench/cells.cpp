@@ -30,7 +30,8 @@ struct Shape {
     const auto cell = static_cast<double>(heads * (2 * dqk + 3 * dv));
     return width * (cell + 3 * static_cast<double>(f));
   }
-  std::int64_t state_floats() const { return heads * (dqk * dv + dqk + 1); }
+  /// n and m are doubles.
+  std::int64_t state_floats() const { return heads * (dqk * dv + 2 * (dqk + 1)); }
 };
 constexpr Shape kShapes[] = {{"7B", 4096, 8, 256, 512, 10944, 32},
                              {"0.4B", 1024, 4, 128, 256, 2752, 24},
@@ -106,7 +107,7 @@ struct Cell {
          .i = Tensor::dense(gates.data(), DType::f32, {tokens, shape.heads}),
          .log_f = Tensor::dense(gates.data() + gates.size() / 2, DType::f32, {tokens, shape.heads}),
          .batch = batch,
-         .state = {4 * at, 4 * (at + c), 4 * (at + c + static_cast<std::size_t>(qk))},
+         .state = {4 * at, 4 * (at + c), 4 * (at + c + 2 * static_cast<std::size_t>(qk))},
          .chunk = chunk,
          .h = Tensor::dense(h.data(), DType::f32, {tokens, v})});
   }

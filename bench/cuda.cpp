@@ -159,7 +159,7 @@ void mlstms(Bench& bench) {
                 const Tensor log_f = s.remembers ? memory.little_forgotten({tokens, s.heads})
                                                  : memory.log_gates({tokens, s.heads});
                 const auto c = static_cast<std::size_t>(s.heads * s.dqk * s.dv) * 4;
-                const auto n = static_cast<std::size_t>(s.heads * s.dqk) * 4;
+                const auto n = static_cast<std::size_t>(s.heads * s.dqk) * 8;
                 const Sequences sequences(memory, s.sequences, s.length, c + n + 256);
                 return [=](Context& context) {
                   const ops::Batch batch = sequences.batch();
@@ -181,7 +181,7 @@ void mlstms(Bench& bench) {
 
 // --- blocks of xLSTM-large, as a step runs them ---
 
-constexpr std::size_t kC = static_cast<std::size_t>(kQk) * 512 * 4, kN = kQk * 4;  // of a state
+constexpr std::size_t kC = static_cast<std::size_t>(kQk) * 512 * 4, kN = kQk * 8;  // of a state
 constexpr double kBlockBytes = 2.0 * kD * (2 * kQk + 3 * kD + 3 * kF);             // of weights
 
 struct Block {

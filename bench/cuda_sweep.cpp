@@ -227,7 +227,7 @@ void sweep_segments(std::int64_t heads, std::int64_t dqk, std::int64_t sequences
                i = memory.numbers(DType::f32, {tokens, heads}),
                log_f = memory.log_gates({tokens, heads});
   const auto c = static_cast<std::size_t>(heads * dqk * kDv) * 4;
-  const auto n = static_cast<std::size_t>(heads * dqk) * 4;
+  const auto n = static_cast<std::size_t>(heads * dqk) * 8;
   const Sequences all(memory, sequences, length, c + n + 256);
   const ops::Batch batch = all.batch();
   const ops::MlstmArgs args{.q = q,

@@ -32,16 +32,16 @@ class State {
   std::size_t bytes() const noexcept;
 
   std::int64_t blocks() const noexcept;
-  /// Views of a block's memory, float32. mLSTM: C [H, dqk, dv], n [H, dqk], m [H] (specification
+  /// Views of a block's memory. mLSTM: C [H, dqk, dv] f32, n [H, dqk] f64, m [H] f64 (specification
   /// A.4; C and n hold keys that are not scaled, in models of the first xLSTM too). sLSTM: c, n, m
-  /// and h [D] (B.4).
+  /// and h [D] f32 (B.4).
   Tensor c(std::int64_t block) const;
   Tensor n(std::int64_t block) const;
   Tensor m(std::int64_t block) const;
   /// Empty for an mLSTM block.
   Tensor h(std::int64_t block) const;
-  /// The last inputs of the block's causal convolution [taps - 1, channels], oldest first; empty if
-  /// there is none.
+  /// The last inputs of the block's causal convolution [taps - 1, channels] f32, oldest first;
+  /// empty if there is none.
   Tensor window(std::int64_t block) const;
 
   /// Writes a state file (docs/formats.md): versioned, naming the model by hash, with the token

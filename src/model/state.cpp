@@ -120,13 +120,13 @@ Tensor State::c(std::int64_t block) const {
 Tensor State::n(std::int64_t block) const {
   const model::BlockState& b = block_at(*impl_, block);
   if (b.heads == 0) return part_of(*impl_, b, b.slstm.n);
-  return Tensor::dense(impl_->record.data() + b.mlstm.n, DType::f32, {b.heads, b.dqk});
+  return Tensor::dense(impl_->record.data() + b.mlstm.n, DType::f64, {b.heads, b.dqk});
 }
 
 Tensor State::m(std::int64_t block) const {
   const model::BlockState& b = block_at(*impl_, block);
   if (b.heads == 0) return part_of(*impl_, b, b.slstm.m);
-  return Tensor::dense(impl_->record.data() + b.mlstm.m, DType::f32, {b.heads});
+  return Tensor::dense(impl_->record.data() + b.mlstm.m, DType::f64, {b.heads});
 }
 
 Tensor State::h(std::int64_t block) const {

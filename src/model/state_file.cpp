@@ -16,7 +16,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "files are little-endian");
 
 constexpr std::array<char, 8> kMagic = {'x', 'l', 's', 't', 'm', 's', 't', 'a'};
-constexpr std::uint32_t kVersion = 2;
+constexpr std::uint32_t kVersion = 3;
 
 // The first 56 bytes of the file.
 struct Header {
@@ -35,7 +35,7 @@ static_assert(sizeof(Header) == 56);
 template <class Body>
 void for_each_part(const State::Impl& s, Body&& body) {
   for (const model::StateLayout::Part& part : s.layout.parts())
-    body(s.record.data() + part.offset, static_cast<std::size_t>(part.count) * sizeof(float));
+    body(s.record.data() + part.offset, part.bytes());
 }
 
 // hash_bytes() of the header before the checksum, and with that result as the seed of the next
@@ -101,8 +101,8 @@ void State::load(const std::filesystem::path& file) {
   constexpr std::int64_t kMaxTokens = std::int64_t{1} << 60;
   XLSTM_CHECK(header.tokens >= 0 && header.tokens <= kMaxTokens, invalid_file,
               "{}: expected a token count, found {}", name, header.tokens);
-  const std::size_t expected =
-      sizeof(Header) + static_cast<std::size_t>(s.layout.count() + header.logits) * sizeof(float);
+  std::size_t expected = sizeof(Header) + static_cast<std::size_t>(header.logits) * sizeof(float);
+  for (const model::StateLayout::Part& part : s.layout.parts()) expected += part.bytes();
   XLSTM_CHECK(bytes.size() == expected, invalid_file, "{}: expected {} bytes, found {}", name,
               expected, bytes.size());
   const std::byte* from = bytes.data() + sizeof(Header);

@@ -36,8 +36,7 @@ Buffer StateLayout::converted(const std::byte* record, Device from, Device to,
   for (std::size_t i = 0; i < old.parts.size(); ++i) {
     const Part& part = old.parts[i];
     if (part.type == now.parts[i].type)
-      std::memcpy(result.data() + now.parts[i].offset, record + part.offset,
-                  static_cast<std::size_t>(part.count) * size_of(part.type));
+      std::memcpy(result.data() + now.parts[i].offset, record + part.offset, part.bytes());
   }
   for (std::size_t i = 0; i < old.blocks.size(); ++i) {
     const BlockState &before = old.blocks[i], &after = now.blocks[i];
@@ -101,8 +100,7 @@ void StateLayout::Record::add_blocks(const Config& config, DType c_type) {
 std::size_t StateLayout::Record::add(std::int64_t count, DType type) {
   const std::size_t offset = bytes;
   parts.push_back({offset, count, type});
-  const std::size_t size = static_cast<std::size_t>(count) * size_of(type);
-  bytes += (size + kAlignment - 1) / kAlignment * kAlignment;
+  bytes += (parts.back().bytes() + kAlignment - 1) / kAlignment * kAlignment;
   return offset;
 }
 
@@ -113,8 +111,8 @@ void StateLayout::Record::add_mlstm(BlockState& block, std::int64_t heads, std::
   block.dv = dv;
   block.mlstm.c_type = c_type;
   block.mlstm.c = add(heads * dqk * dv, c_type);
-  block.mlstm.n = add(heads * dqk);
-  block.mlstm.m = add(heads);
+  block.mlstm.n = add(heads * dqk, DType::f64);
+  block.mlstm.m = add(heads, DType::f64);
 }
 
 void StateLayout::Record::add_window(BlockState& block, std::int64_t taps, std::int64_t channels) {

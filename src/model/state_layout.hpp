@@ -14,8 +14,9 @@
 
 namespace xlstm::model {
 
-/// What one block remembers. An mLSTM cell: C [H, dqk, dv], n [H, dqk], m [H]. An sLSTM cell: h, c,
-/// n and m [D]. A causal convolution: its last inputs [taps - 1, channels].
+/// What one block remembers. An mLSTM cell: C [H, dqk, dv], and in float64 n [H, dqk] and m [H]
+/// (ops/batch.hpp). An sLSTM cell: h, c, n and m [D]. A causal convolution: its last inputs [taps -
+/// 1, channels].
 struct BlockState {
   std::int64_t heads = 0, dqk = 0, dv = 0;  ///< of the mLSTM cell, 0 if there is none
   std::int64_t width = 0;                   ///< D of the sLSTM cell, 0 if there is none
@@ -25,16 +26,18 @@ struct BlockState {
   std::size_t window = 0;
 };
 
-/// One record holds the parts of block after block in float32; each part starts on kAlignment
-/// bytes. A session is one record: fork and save are one copy. On a CUDA device C may be bf16, and
-/// behind all parts each mLSTM cell has a ring of tokens that its C does not hold yet
-/// (ops/mlstm_ring.hpp); where `mlstm.pending` of the blocks says.
+/// One record holds the parts of block after block, float32 where nothing else is said; each part
+/// starts on kAlignment bytes. A session is one record: fork and save are one copy. On a CUDA
+/// device C may be bf16, and behind all parts each mLSTM cell has a ring of tokens that its C does
+/// not hold yet (ops/mlstm_ring.hpp); where `mlstm.pending` of the blocks says.
 class StateLayout {
  public:
   struct Part {
     std::size_t offset;  ///< bytes from the record's start
     std::int64_t count;  ///< numbers
     DType type;
+
+    std::size_t bytes() const noexcept { return static_cast<std::size_t>(count) * size_of(type); }
     friend bool operator==(const Part&, const Part&) = default;
   };
 
@@ -48,7 +51,7 @@ class StateLayout {
   const std::vector<BlockState>& blocks_on(Device device) const noexcept {
     return at(device).blocks;
   }
-  /// All parts of a record on the CPU, f32, in the order of a state file.
+  /// All parts of a record on the CPU, in the order of a state file.
   const std::vector<Part>& parts() const noexcept { return cpu_.parts; }
   /// Of the parts; a record on the CPU has no more.
   std::size_t bytes() const noexcept { return cpu_.bytes; }

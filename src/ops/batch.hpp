@@ -27,11 +27,14 @@ struct Batch {
   std::int64_t tokens() const noexcept { return offsets.empty() ? 0 : offsets.back(); }
 };
 
-/// Where one block's mLSTM state lies in every record of a batch (bytes from the record's start).
+/// Where one block's mLSTM state lies in every record of a batch (bytes from the record's start,
+/// which is on 8 bytes). l = n q sums numbers of both signs: where it comes near 0 and no floor is
+/// above it, h has all that n and its weights, which are relative to m, are wrong by times what
+/// cancels. So both are doubles: rounded to float32 at every step they take h up to 1e-3 off.
 struct MlstmStateOffsets {
   std::size_t c = 0;  ///< C [H, dqk, dv] of c_type
-  std::size_t n = 0;  ///< n [H, dqk] f32
-  std::size_t m = 0;  ///< m [H] f32
+  std::size_t n = 0;  ///< n [H, dqk] f64
+  std::size_t m = 0;  ///< m [H] f64
   /// Tokens that C does not hold yet (mlstm_ring.hpp); 0: C holds all.
   std::size_t pending = 0;
   /// bf16: on a CUDA device alone, in records with `pending`, whose rings then also count tokens.

@@ -15,9 +15,12 @@ namespace xlstm::ops {
 namespace {
 
 void check_state(const char* op, const MlstmStateOffsets& state) {
-  XLSTM_CHECK(state.c % 4 == 0 && state.n % 4 == 0 && state.m % 4 == 0 && state.pending % 4 == 0,
-              invalid_argument, "{}: state offsets must be multiples of 4, found {}, {}, {} and {}",
-              op, state.c, state.n, state.m, state.pending);
+  XLSTM_CHECK(
+      state.c % 4 == 0 && state.pending % 4 == 0 && state.n % 8 == 0 && state.m % 8 == 0,
+      invalid_argument,
+      "{}: state offsets must be multiples of 4 (C, pending tokens) and of 8 (n, m), found {}, {}, "
+      "{} and {}",
+      op, state.c, state.pending, state.n, state.m);
   XLSTM_CHECK(state.c_type == DType::f32 || (state.c_type == DType::bf16 && state.pending != 0),
               invalid_argument,
               "{}: expected C in f32, or bf16 with room for pending tokens, "

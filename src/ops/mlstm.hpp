@@ -24,8 +24,9 @@ enum class MlstmGate : std::uint8_t { exponential, sigmoid };
 /// the state before every stretch, from which it makes those between anew.
 ///
 /// The state before token p * border of sequence s is what a record would hold if the sequence
-/// ended there, and has row state(offsets[s], s, p * border) of c, n and state_m: no sequence needs
-/// to know how many stretches others have. A few rows belong to no state and stay as they are.
+/// ended there, in float32, and has row state(offsets[s], s, p * border) of c, n and state_m: no
+/// sequence needs to know how many stretches others have. A few rows belong to no state and stay as
+/// they are.
 struct MlstmSaved {
   /// Tokens are cut into chunks within stretches, whatever the device, of at most so many.
   static constexpr std::int64_t kUnit = 128;

@@ -25,8 +25,8 @@ class Communicator {
   /// Replaces each element by its sum over all processes.
   virtual void sum(std::span<float>) {}
   virtual void sum(std::span<double>) {}
-  /// Replaces the bytes by those of process 0.
-  virtual void broadcast(std::span<std::byte>) {}
+  /// Replaces the bytes by those of process `from`.
+  virtual void broadcast(std::span<std::byte>, int /*from*/) {}
   /// Waits for all.
   virtual void barrier() {}
   /// Ends all processes, because this one cannot go on.

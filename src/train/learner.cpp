@@ -256,9 +256,8 @@ std::vector<formats::NamedTensor> Learner::state() const {
     list.push_back({"v." + t.name, t.v});
   }
   if (streams_.size() > 0)
-    list.push_back(
-        {"streams", Tensor::dense(streams_.data(), DType::f32,
-                                  {static_cast<std::int64_t>(streams_.size() / sizeof(float))})});
+    list.push_back({"streams", Tensor::dense(streams_.data(), DType::u8,
+                                             {static_cast<std::int64_t>(streams_.size())})});
   return list;
 }
 

@@ -58,9 +58,9 @@ class MpiCommunicator final : public Communicator {
   }
   void sum(std::span<float> x) override { sum(x, MPI_FLOAT); }
   void sum(std::span<double> x) override { sum(x, MPI_DOUBLE); }
-  void broadcast(std::span<std::byte> bytes) override {
-    in_pieces(bytes, [](std::byte* data, int count) {
-      MPI_Bcast(data, count, MPI_BYTE, 0, MPI_COMM_WORLD);
+  void broadcast(std::span<std::byte> bytes, int from) override {
+    in_pieces(bytes, [from](std::byte* data, int count) {
+      MPI_Bcast(data, count, MPI_BYTE, from, MPI_COMM_WORLD);
     });
   }
   void barrier() override { MPI_Barrier(MPI_COMM_WORLD); }

@@ -246,12 +246,10 @@ void Run::gather_streams() {
   if (sources_.training->streams() == 0) return;
   for (const formats::NamedTensor& t : learner_.state()) {
     if (t.name != "streams") continue;
-    const std::span<float> all(t.tensor.as<float>(), static_cast<std::size_t>(t.tensor.count()));
+    const std::span<std::byte> all(static_cast<std::byte*>(t.tensor.data), t.tensor.bytes());
     const std::size_t share = all.size() / static_cast<std::size_t>(processes_.size());
-    const std::size_t begin = share * static_cast<std::size_t>(processes_.rank());
-    std::fill(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(begin), 0.0F);
-    std::fill(all.begin() + static_cast<std::ptrdiff_t>(begin + share), all.end(), 0.0F);
-    processes_.sum(all);
+    for (int from = 0; from < processes_.size(); ++from)
+      processes_.broadcast(all.subspan(share * static_cast<std::size_t>(from), share), from);
   }
 }
 
@@ -263,7 +261,7 @@ void Run::check_equal_state(std::int64_t step) {
   for (const formats::NamedTensor& t : learner_.state())
     own = hash_bytes({static_cast<const std::byte*>(t.tensor.data), t.tensor.bytes()}, own);
   std::uint64_t first = own;
-  processes_.broadcast(std::as_writable_bytes(std::span(&first, 1)));
+  processes_.broadcast(std::as_writable_bytes(std::span(&first, 1)), 0);
   XLSTM_CHECK(own == first, unsupported,
               "step {}: the weights differ from those of process 0: processes that train together "
               "need machines with the same instruction sets, or XLSTM_ISA set to one that all "

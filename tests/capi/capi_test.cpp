@@ -226,7 +226,7 @@ TEST_F(CApiTest, TellsAboutItsModel) {
   EXPECT_EQ(xlstm_is_eos(model_, 0), 1);
   EXPECT_EQ(xlstm_is_eos(model_, 1), 0);
   // 6 blocks of 4 heads: C [32, 64], n [32], m, each part on 256 bytes.
-  EXPECT_EQ(xlstm_state_bytes(model_), 6u * (4 * 32 * 64 * 4 + 4 * 32 * 4 + 256));
+  EXPECT_EQ(xlstm_state_bytes(model_), 6u * (4 * 32 * 64 * 4 + 4 * 32 * 8 + 256));
   EXPECT_STREQ(xlstm_version(), XLSTM_TEST_VERSION);
 }
 

@@ -5,6 +5,7 @@
 #include "ops/fused.hpp"
 #include "ops/linear.hpp"
 #include "ops/mlstm.hpp"
+#include "ops/mlstm_record.hpp"
 #include "ops/support.hpp"
 
 namespace xlstm::ops::test {
@@ -123,8 +124,7 @@ struct CellProblem {
   std::int64_t heads, dqk, dv, tokens = 0, outputs = 24;
   std::vector<std::int32_t> offsets = {0};
   Array qkv, i, log_f, o, norm, w;
-  std::vector<Array> records;
-  MlstmStateOffsets state;
+  std::vector<MlstmRecord> records;
   MlstmGate gate = MlstmGate::exponential;
 
   CellProblem(std::mt19937& random, std::int64_t heads_, std::int64_t dqk_, std::int64_t dv_,
@@ -144,17 +144,15 @@ struct CellProblem {
     i = Array::random(random, DType::f32, {tokens, heads}, 2.0, -1.0, 1);
     log_f = Array::random(random, DType::f32, {tokens, heads}, 0.01, -0.1);
     o = Array::random(random, DType::f32, {tokens, heads * dv});
-    const std::int64_t c = heads * dqk * dv, n = heads * dqk;
-    state = {.c = 16,
-             .n = 4 * static_cast<std::size_t>(4 + c),
-             .m = 4 * static_cast<std::size_t>(4 + c + n)};
-    for (std::size_t s = 0; s < lengths.size(); ++s)
-      records.push_back(Array::random(random, DType::f32, {4 + c + n + heads + 4}));
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      records.emplace_back(MlstmShape{int(heads), int(dqk), int(dv)}, 16);
+      records.back().fill(random);
+    }
   }
 };
 
 struct CellResult {
-  std::vector<Array> records;
+  std::vector<MlstmRecord> records;
   Array h, y;
   explicit CellResult(const CellProblem& p)
       : records(p.records),
@@ -169,8 +167,7 @@ void run_cell(CellProblem& p, CellResult& r, bool fused, std::size_t first, std:
   std::vector<std::byte*> slots;
   for (std::size_t s = first; s <= first + count; ++s)
     offsets.push_back(p.offsets[s] - p.offsets[first]);
-  for (std::size_t s = first; s < first + count; ++s)
-    slots.push_back(static_cast<std::byte*>(r.records[s].tensor().data));
+  for (std::size_t s = first; s < first + count; ++s) slots.push_back(r.records[s].data());
   const Batch batch{.offsets = offsets, .slots = slots};
   const auto part = [&](Array& a) { return a.tensor().rows(p.offsets[first], batch.tokens()); };
   const Tensor qkv = part(p.qkv), weight = p.w.tensor();
@@ -181,7 +178,7 @@ void run_cell(CellProblem& p, CellResult& r, bool fused, std::size_t first, std:
                                            .i = part(p.i),
                                            .log_f = part(p.log_f),
                                            .batch = batch,
-                                           .state = p.state,
+                                           .state = p.records.front().offsets(),
                                            .h = part(r.h),
                                            .gate = p.gate},
                                   .norm = {.h = part(r.h),
@@ -223,8 +220,9 @@ TEST(MlstmHeadNormLinear, IsItsPartsInAnyBatch) {
         EXPECT_LE(distance(all.y.values(), parts.y.values()), 4e-3);
         EXPECT_TRUE(all.y.gaps_untouched());
         for (std::size_t i = 0; i < lengths.size(); ++i) {
-          EXPECT_EQ(all.records[i].bytes(), alone.records[i].bytes());
-          EXPECT_LE(distance(all.records[i].values(), parts.records[i].values()), 1e-6);
+          EXPECT_EQ(all.records[i], alone.records[i]);
+          EXPECT_TRUE(all.records[i].gaps_untouched());
+          EXPECT_LE(distance(all.records[i].numbers(), parts.records[i].numbers()), 1e-6);
         }
       }
 }
@@ -251,8 +249,8 @@ TEST(MlstmHeadNormLinear, ManySequencesHaveTheBitsOfOne) {
     EXPECT_EQ(all.y.bytes(), alone.y.bytes());
     EXPECT_LE(distance(all.y.values(), parts.y.values()), 4e-3);
     for (std::size_t i = 0; i < s.lengths.size(); ++i) {
-      EXPECT_EQ(all.records[i].bytes(), alone.records[i].bytes());
-      EXPECT_LE(distance(all.records[i].values(), parts.records[i].values()), 1e-6);
+      EXPECT_EQ(all.records[i], alone.records[i]);
+      EXPECT_LE(distance(all.records[i].numbers(), parts.records[i].numbers()), 1e-6);
     }
   }
 }

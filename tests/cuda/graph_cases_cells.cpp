@@ -6,6 +6,7 @@
 #include "cuda/graph_problem.hpp"
 #include "ops/fused.hpp"
 #include "ops/mlstm.hpp"
+#include "ops/mlstm_record.hpp"
 #include "ops/mlstm_ring.hpp"
 #include "ops/slstm.hpp"
 
@@ -36,10 +37,12 @@ struct Cell {
   bool only_steps() const { return tokens() == static_cast<std::int64_t>(lengths.size()); }
   std::size_t c_numbers() const { return static_cast<std::size_t>(heads * dqk * dv); }
   MlstmStateOffsets state() const {
-    const std::size_t n = 4 * c_numbers(), m = n + 4 * static_cast<std::size_t>(heads * dqk),
-                      ring = (m + 4 * static_cast<std::size_t>(heads) + 255) / 256 * 256;
-    return {0, n, m, pends ? ring : 0, c_type, 12345};
+    MlstmStateOffsets at = MlstmRecord({heads, dqk, dv}, 0, ring_bytes()).offsets();
+    at.c_type = c_type;
+    at.rounding = 12345;
+    return at;
   }
+  std::size_t ring_bytes() const { return pends ? MlstmRing(heads, dqk, dv).bytes() : 0; }
   std::int64_t gap(std::int64_t odd) const { return dqk % 4 == 0 && dv % 4 == 0 ? 8 : odd; }
 
   /// @param every  each so many-th sequence has no record
@@ -49,7 +52,7 @@ struct Cell {
     const MlstmRing ring(heads, dqk, dv);
     const MlstmStateOffsets at = state();
     const std::size_t ring_at = at.pending;
-    const std::size_t bytes = pends ? ring_at + ring.bytes() : at.m + 4 * std::size_t(heads);
+    const std::size_t bytes = MlstmRecord({heads, dqk, dv}, 0, ring_bytes()).size();
     int call = 0;
     return p.batch(
         lengths, bytes,
@@ -58,11 +61,11 @@ struct Cell {
           const auto put = [to](std::size_t where, auto value) {
             std::memcpy(to + where, &value, sizeof(value));
           };
-          for (std::size_t where = 0; where < at.m; where += 4) put(where, normal(random));
+          MlstmRecord record({heads, dqk, dv});
+          record.fill(random, gate == MlstmGate::sigmoid ? 0 : 1);
+          std::memcpy(to, record.data(), record.size());
           if (c_type == kBf16)
             for (std::size_t i = 0; i < c_numbers(); ++i) put(2 * i, f32_to_bf16(normal(random)));
-          for (std::size_t head = 0; head < std::size_t(heads); ++head)
-            put(at.m + 4 * head, gate == MlstmGate::sigmoid ? 0.0F : normal(random));
           if (!pends) return;
           const auto in_ring = [&](std::int64_t i) { return ring_at + 4 * std::size_t(i); };
           for (std::int64_t i = 0; i < ring.gates; ++i) put(in_ring(i), normal(random));

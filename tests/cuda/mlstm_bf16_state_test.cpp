@@ -90,7 +90,7 @@ TEST(MlstmBf16State, FoldsToTheSameBitsEverywhere) {
                DType::bf16);
     for (int t = 0; t < steps; ++t) {
       d.step({0, 1});
-      const Floats before = d.sequences[0].record;
+      const MlstmRecord before = d.sequences[0].record;
       auto exact = d.state_now<double>(0);
       d.fold({0});
       EXPECT_EQ(d.waiting(0), 0);
@@ -129,8 +129,7 @@ TEST(MlstmBf16State, ASequenceHasTheSameBitsInAnyBatch) {
       while (alone.sequences[s].read < d.sequences[s].read) alone.step({s});
       for (const Decoding* other : {&alone, &again}) {
         EXPECT_EQ(d.sequences[s].h, other->sequences[s].h);
-        EXPECT_EQ(0, std::memcmp(d.sequences[s].record.data(), other->sequences[s].record.data(),
-                                 d.sequences[s].record.size() * sizeof(float)));
+        EXPECT_EQ(d.sequences[s].record, other->sequences[s].record);
       }
     }
   }
@@ -150,7 +149,6 @@ TEST(MlstmBf16State, LongerSequencesWorkOnACopy) {
       EXPECT_EQ(d.position(1), 3U);
       const auto waiting = d.waiting(0);
       auto exact = d.state_now<double>(1);
-      const Floats record = d.sequences[1].record;
       d.step({0, 1, 2, 3}, {1, 70, 1, 40});
       const std::size_t before = std::size_t(3 * shape.heads * shape.dv);
       const std::vector<double> got(d.sequences[1].h.begin() + std::ptrdiff_t(before),
@@ -163,7 +161,6 @@ TEST(MlstmBf16State, LongerSequencesWorkOnACopy) {
       EXPECT_EQ(d.waiting(0), (waiting + 1) % d.ring.tokens);
       if (type == DType::f32) expect_rounded(d.c(1), exact.c);
       EXPECT_LE(max_error(d.c(1), exact.c), 2e-2 * max_abs(exact.c));
-      EXPECT_EQ(d.sequences[3].record.size(), record.size());
       for (int t = 0; t < 5; ++t) d.step({0, 1, 2});
       for (int t = 0; t < 6; ++t) alone.step({0, 2});
       for (std::size_t s : {0, 2}) {
@@ -184,7 +181,7 @@ TEST(MlstmBf16State, KeepsAConstantSignalUnderSlowDecay) {
     std::fill(in.v.begin(), in.v.end(), 1.0);
     std::fill(in.i.begin(), in.i.end(), 0.0);
     std::fill(in.log_f.begin(), in.log_f.end(), std::log1p(-1 / memory));
-    std::fill(d.sequences[0].record.begin(), d.sequences[0].record.end(), 0.0F);
+    std::memset(d.sequences[0].record.data(), 0, d.sequences[0].record.size());
     for (int t = 0; t < steps; ++t) d.step({0});
     return d.c(0);
   };

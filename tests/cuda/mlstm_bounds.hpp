@@ -22,13 +22,10 @@ inline void expect_state_near(const MlstmCall& call, std::size_t s, const oracle
     EXPECT_EQ(call.records[s], call.initial[s]);
     return;
   }
-  const auto part = [&](std::size_t begin, std::size_t end) {
-    return std::vector<double>(call.records[s].begin() + std::ptrdiff_t(begin),
-                               call.records[s].begin() + std::ptrdiff_t(end));
-  };
-  EXPECT_LE(distance(part(0, call.n_at), want.c), bounds.c) << s;
-  EXPECT_LE(distance(part(call.n_at, call.m_at), want.n), bounds.n) << s;
-  EXPECT_LE(distance(part(call.m_at, call.records[s].size()), want.m), bounds.m) << s;
+  const auto got = call.records[s].state<double>();
+  EXPECT_LE(distance(got.c, want.c), bounds.c) << s;
+  EXPECT_LE(distance(got.n, want.n), bounds.n) << s;
+  EXPECT_LE(distance(got.m, want.m), bounds.m) << s;
 }
 
 /// h and the states of all sequences after a run.

@@ -22,7 +22,6 @@ struct MlstmCall {
     for (int length : lengths) offsets.push_back(offsets.back() + length);
     const int tokens = offsets.back(), h = shape.heads;
     std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
     const auto gap = [gaps_of_eight](int any) { return gaps_of_eight ? 8 : any; };
     q = Array::random(random, type, {tokens, h * shape.dqk}, 1, 0.1, gap(1));
     k = Array::random(random, type, {tokens, h * shape.dqk}, 1, 0.1, gap(2));
@@ -38,14 +37,9 @@ struct MlstmCall {
           i.set(row, head, kind == MlstmGate::sigmoid ? oracle::log_sigmoid(in.i) : in.i);
           log_f.set(row, head, oracle::log_sigmoid(in.f));
         }
-    const auto heads = static_cast<std::size_t>(h);
-    n_at = heads * static_cast<std::size_t>(shape.dqk * shape.dv);
-    m_at = n_at + heads * static_cast<std::size_t>(shape.dqk);
     for (std::size_t s = 0; s < lengths.size(); ++s) {
-      std::vector<float> record(m_at + heads);
-      for (float& x : record) x = normal(random);
-      if (kind == MlstmGate::sigmoid) std::fill_n(record.begin() + std::ptrdiff_t(m_at), h, 0.0F);
-      initial.push_back(record);
+      initial.emplace_back(shape);
+      initial.back().fill(random, kind == MlstmGate::sigmoid ? 0 : 1);
     }
     has_record.assign(lengths.size(), true);
   }
@@ -65,7 +59,7 @@ struct MlstmCall {
     h_out.poison();
     std::vector<std::byte*> slots;
     for (std::size_t s = 0; s < records.size(); ++s)
-      slots.push_back(has_record[s] ? reinterpret_cast<std::byte*>(records[s].data()) : nullptr);
+      slots.push_back(has_record[s] ? records[s].data() : nullptr);
     const Batch batch{offsets, slots};
     MlstmArgs args = args_of(batch);
     if (border > 0) args.saved = to_save(batch);
@@ -89,7 +83,7 @@ struct MlstmCall {
             .i = i.tensor(),
             .log_f = log_f.tensor(),
             .batch = batch,
-            .state = {0, 4 * n_at, 4 * m_at},
+            .state = initial.front().offsets(),
             .chunk = chunk,
             .h = h_out.tensor(),
             .gate = gate,
@@ -142,14 +136,8 @@ struct MlstmCall {
   }
   template <class Real>
   oracle::MlstmStateOf<Real> state(std::size_t s) const {
-    oracle::MlstmStateOf<Real> state(shape.heads, shape.dqk, shape.dv);
-    if (!has_record[s]) return state;
-    const auto n = initial[s].begin() + std::ptrdiff_t(n_at);
-    const auto m = initial[s].begin() + std::ptrdiff_t(m_at);
-    state.c.assign(initial[s].begin(), n);
-    state.n.assign(n, m);
-    state.m.assign(m, initial[s].end());
-    return state;
+    if (has_record[s]) return initial[s].state<Real>();
+    return oracle::MlstmStateOf<Real>(shape.heads, shape.dqk, shape.dv);
   }
 
   MlstmShape shape;
@@ -161,9 +149,8 @@ struct MlstmCall {
   std::vector<std::int32_t> offsets{0};
   Array q{DType::f32, {1, 1}}, k = q, v = q, i = q, log_f = q, h_out = q;
   Array saved_l = q, saved_m = q, saved_c = q, saved_n = q, saved_state_m = q;
-  std::vector<std::vector<float>> initial, records;
+  std::vector<MlstmRecord> initial, records;
   std::vector<bool> has_record;
-  std::size_t n_at = 0, m_at = 0;
 };
 
 }  // namespace xlstm::ops::test

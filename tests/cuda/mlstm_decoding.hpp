@@ -13,14 +13,12 @@
 
 namespace xlstm::ops::test {
 
-using Floats = std::vector<float>;
-
 /// Sequences that each read tokens of their own, a token at a time, when a call asks them to.
 struct Decoding {
   struct Sequence {
-    oracle::MlstmInputs in;  // all its tokens
-    Floats initial, record;  // C, n, m, ring
-    std::vector<double> h;   // so far
+    oracle::MlstmInputs in;       // all its tokens
+    MlstmRecord initial, record;  // with a ring
+    std::vector<double> h;        // so far
     int read = 0;
     bool has_record = true;
   };
@@ -29,7 +27,6 @@ struct Decoding {
   MlstmGate gate;
   DType type, c_type;
   MlstmRing ring;
-  std::size_t n_at, m_at, ring_at;  // floats
   std::vector<Sequence> sequences;
   bool pends = true;  // or C is written at each step
   // Of h, with v as its gate; `linear` is the op with a product by the identity after it.
@@ -40,10 +37,6 @@ struct Decoding {
   Decoding(MlstmShape of, MlstmGate kind, DType dtype, Regime regime, int count, int tokens,
            DType c_dtype = DType::f32)
       : shape(of), gate(kind), type(dtype), c_type(c_dtype), ring(of.heads, of.dqk, of.dv) {
-    const auto heads = static_cast<std::size_t>(shape.heads);
-    n_at = heads * static_cast<std::size_t>(shape.dqk * shape.dv);
-    m_at = n_at + heads * static_cast<std::size_t>(shape.dqk);
-    ring_at = (m_at + heads + 3) / 4 * 4;
     std::mt19937 random(17);
     norm = Array::random(random, DType::bf16, {shape.heads * shape.dv}, 0.3, 1.0);
     std::normal_distribution<double> normal;
@@ -51,7 +44,8 @@ struct Decoding {
       for (int i = 0; i < tokens * width; ++i) to.push_back(rounded(type, normal(random) + 0.1));
     };
     for (int s = 0; s < count; ++s) {
-      Sequence one;
+      const MlstmRecord zeros(shape, 0, ring.bytes());
+      Sequence one{.in = {}, .initial = zeros, .record = zeros, .h = {}};
       one.in.heads = shape.heads;
       one.in.dqk = shape.dqk;
       one.in.dv = shape.dv;
@@ -65,29 +59,29 @@ struct Decoding {
           one.in.i.push_back(rounded(DType::f32, one.in.sigmoid ? oracle::log_sigmoid(g.i) : g.i));
           one.in.log_f.push_back(rounded(DType::f32, oracle::log_sigmoid(g.f)));
         }
-      one.initial.assign(ring_at + ring.bytes() / sizeof(float), 0.0F);
-      for (std::size_t i = 0; i < m_at + heads; ++i)
-        one.initial[i] = one.in.sigmoid && i >= m_at ? 0.0F : static_cast<float>(normal(random));
+      one.initial.fill(random, one.in.sigmoid ? 0 : 1);
       one.record = one.initial;
       if (c_type == DType::bf16)
-        for (std::size_t i = 0; i < n_at; ++i) {
-          const std::uint16_t bits = f32_to_bf16(one.initial[i]);
-          one.initial[i] = bf16_to_f32(bits);
-          std::memcpy(reinterpret_cast<std::byte*>(one.record.data()) + 2 * i, &bits, 2);
+        for (std::size_t i = 0; i < one.initial.c().size(); ++i) {
+          const std::uint16_t bits = f32_to_bf16(one.initial.c()[i]);
+          one.initial.c()[i] = bf16_to_f32(bits);
+          std::memcpy(one.record.at<std::uint16_t>(2 * i), &bits, 2);
         }
       sequences.push_back(one);
     }
   }
 
   MlstmStateOffsets state() const {
-    return {0, 4 * n_at, 4 * m_at, pends ? 4 * ring_at : 0, c_type, 12345};
+    MlstmStateOffsets at = sequences.front().initial.offsets();
+    if (!pends) at.pending = 0;
+    at.c_type = c_type;
+    at.rounding = 12345;
+    return at;
   }
   std::vector<std::byte*> slots(const std::vector<std::size_t>& of) {
     std::vector<std::byte*> all;
     for (std::size_t s : of)
-      all.push_back(sequences[s].has_record
-                        ? reinterpret_cast<std::byte*>(sequences[s].record.data())
-                        : nullptr);
+      all.push_back(sequences[s].has_record ? sequences[s].record.data() : nullptr);
     return all;
   }
 
@@ -206,52 +200,42 @@ struct Decoding {
   }
 
   int waiting(std::size_t s, int head = 0) const {
-    const std::size_t at =
-        ring_at + static_cast<std::size_t>(ring.gates + head * (ring.tokens + 2) + ring.tokens + 1);
-    std::int32_t count;
-    std::memcpy(&count, &sequences[s].record[at], sizeof(count));
-    return count;
-  }
-  std::vector<double> part(std::size_t s, std::size_t begin, std::size_t end) const {
-    const Floats& all = sequences[s].record;
-    return {all.begin() + std::ptrdiff_t(begin), all.begin() + std::ptrdiff_t(end)};
+    return *in_ring<std::int32_t>(s, ring.gates + head * (ring.tokens + 2) + ring.tokens + 1);
   }
   std::uint32_t position(std::size_t s, int head = 0) const {
-    std::uint32_t tokens;
-    std::memcpy(&tokens, &sequences[s].record[ring_at + std::size_t(ring.positions + head)], 4);
-    return tokens;
+    return *in_ring<std::uint32_t>(s, ring.positions + head);
+  }
+  /// @param place  in units of four bytes
+  template <class T>
+  const T* in_ring(std::size_t s, std::int64_t place) const {
+    const MlstmRecord& record = sequences[s].record;
+    return record.at<T>(record.offsets().pending + 4 * static_cast<std::size_t>(place));
   }
   std::vector<double> c(std::size_t s) const {
-    if (c_type == DType::f32) return part(s, 0, n_at);
-    const auto* bits = reinterpret_cast<const std::uint16_t*>(sequences[s].record.data());
-    std::vector<double> values(n_at);
-    for (std::size_t i = 0; i < n_at; ++i) values[i] = bf16_to_f32(bits[i]);
+    const MlstmRecord& record = sequences[s].record;
+    std::vector<double> values(record.c().begin(), record.c().end());
+    if (c_type == DType::bf16)
+      for (std::size_t i = 0; i < values.size(); ++i)
+        values[i] = bf16_to_f32(record.at<std::uint16_t>(0)[i]);
     return values;
   }
   std::vector<double> n_and_m(std::size_t s) const {
-    return part(s, n_at, m_at + static_cast<std::size_t>(shape.heads));
+    auto state = sequences[s].record.state<double>();
+    state.n.insert(state.n.end(), state.m.begin(), state.m.end());
+    return state.n;
   }
 
   template <class Real>
   oracle::MlstmStateOf<Real> first_state(const Sequence& s) const {
-    oracle::MlstmStateOf<Real> first(shape.heads, shape.dqk, shape.dv);
-    if (!s.has_record) return first;
-    const auto n = s.initial.begin() + std::ptrdiff_t(n_at);
-    const auto m = s.initial.begin() + std::ptrdiff_t(m_at);
-    first.c.assign(s.initial.begin(), n);
-    first.n.assign(n, m);
-    first.m.assign(m, m + shape.heads);
-    return first;
+    if (s.has_record) return s.initial.state<Real>();
+    return oracle::MlstmStateOf<Real>(shape.heads, shape.dqk, shape.dv);
   }
   /// Of sequence s, as its record stands; with nothing pending.
   template <class Real>
   oracle::MlstmStateOf<Real> state_now(std::size_t s) const {
-    const std::vector<double> all_c = c(s), rest = n_and_m(s);
-    const auto m = rest.end() - shape.heads;
-    oracle::MlstmStateOf<Real> state(shape.heads, shape.dqk, shape.dv);
+    auto state = sequences[s].record.state<Real>();
+    const std::vector<double> all_c = c(s);
     state.c.assign(all_c.begin(), all_c.end());
-    state.n.assign(rest.begin(), m);
-    state.m.assign(m, rest.end());
     return state;
   }
   /// From token `begin` on.

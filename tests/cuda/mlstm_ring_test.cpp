@@ -81,18 +81,16 @@ TEST(MlstmRing, IsTheStepThatWritesCEveryTime) {
         direct.step({0, 1});
         EXPECT_EQ(d.waiting(0, 1), (t + 1) % most);
         EXPECT_EQ(d.n_and_m(0), direct.n_and_m(0));
-        const Floats before = d.sequences[0].record;
+        const MlstmRecord before = d.sequences[0].record;
         d.fold({0});
         EXPECT_EQ(d.waiting(0), 0);
         EXPECT_LE(max_error(d.c(0), direct.c(0)), 3e-6 * max_abs(direct.c(0))) << t;
-        const Floats folded = d.sequences[0].record;
+        const MlstmRecord folded = d.sequences[0].record;
         d.fold({0});
         EXPECT_EQ(d.sequences[0].record, folded) << "nothing waits";
         d.sequences[0].record = before;
         d.fold({0}, Device{});
-        EXPECT_EQ(d.c(0),
-                  std::vector<double>(folded.begin(), folded.begin() + std::ptrdiff_t(d.n_at)))
-            << "the CPU folds to the same bits";
+        EXPECT_EQ(d.c(0), folded.state<double>().c) << "the CPU folds to the same bits";
         d.sequences[0].record = before;
       }
       EXPECT_LE(max_error(d.sequences[1].h, direct.sequences[1].h),
@@ -110,8 +108,7 @@ TEST(MlstmRing, ASequenceHasTheSameBitsInAnyBatch) {
       while (alone.sequences[s].read < d.sequences[s].read) alone.step({s});
     for (std::size_t s = 0; s < 5; ++s) {
       EXPECT_EQ(d.sequences[s].h, alone.sequences[s].h);
-      EXPECT_EQ(0, std::memcmp(d.sequences[s].record.data(), alone.sequences[s].record.data(),
-                               d.sequences[s].record.size() * sizeof(float)));
+      EXPECT_EQ(d.sequences[s].record, alone.sequences[s].record);
     }
   }
 }
@@ -133,8 +130,7 @@ TEST(MlstmRing, ManySequencesHaveTheBitsOfOne) {
     for (const std::size_t s : {0, 16, 41, 62, 88, 89}) {
       while (alone.sequences[s].read < d.sequences[s].read) alone.step({s});
       EXPECT_EQ(d.sequences[s].h, alone.sequences[s].h);
-      EXPECT_EQ(0, std::memcmp(d.sequences[s].record.data(), alone.sequences[s].record.data(),
-                               d.sequences[s].record.size() * sizeof(float)));
+      EXPECT_EQ(d.sequences[s].record, alone.sequences[s].record);
     }
   }
 }

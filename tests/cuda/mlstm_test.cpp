@@ -22,13 +22,10 @@ void expect_as_good_as_the_oracle(MlstmCall& call) {
       EXPECT_EQ(call.records[s], call.initial[s]);
       continue;
     }
-    const auto part = [&](std::size_t begin, std::size_t end) {
-      return std::vector<double>(call.records[s].begin() + std::ptrdiff_t(begin),
-                                 call.records[s].begin() + std::ptrdiff_t(end));
-    };
-    states.add(part(0, call.n_at), state.c, naive_state.c);
-    states.add(part(call.n_at, call.m_at), state.n, naive_state.n);
-    states.add(part(call.m_at, call.records[s].size()), state.m, naive_state.m);
+    const auto got = call.records[s].state<double>();
+    states.add(got.c, state.c, naive_state.c);
+    states.add(got.n, state.n, naive_state.n);
+    states.add(got.m, state.m, naive_state.m);
   }
   h.expect_at_most_twice_naive("h");
   states.expect_at_most_twice_naive("states");
@@ -127,8 +124,8 @@ TEST(CudaMlstm, NanStaysInItsSequenceAndHeadOverManyChunks) {
     EXPECT_EQ(call.records[2], records[2]);
     const auto c = static_cast<std::size_t>(shape.dqk * shape.dv);
     for (std::size_t at = 0; at < c; ++at) {
-      EXPECT_EQ(call.records[1][at], records[1][at]);
-      EXPECT_EQ(call.records[1][2 * c + at], records[1][2 * c + at]);
+      EXPECT_EQ(call.records[1].c()[at], records[1].c()[at]);
+      EXPECT_EQ(call.records[1].c()[2 * c + at], records[1].c()[2 * c + at]);
     }
   }
 }

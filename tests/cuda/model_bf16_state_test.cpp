@@ -4,13 +4,13 @@
 
 #include <cmath>
 
-#include "cuda/state_numbers.hpp"
 #include "formats/expect_error.hpp"
 #include "formats/temp_dir.hpp"
 #include "model/memory_needs.hpp"
 #include "model/model_impl.hpp"
 #include "model/small_model.hpp"
 #include "model/state_impl.hpp"
+#include "model/state_numbers.hpp"
 #include "ops/mlstm_ring.hpp"
 
 namespace xlstm::testing {
@@ -40,7 +40,6 @@ std::vector<float> step(Model& model, std::vector<State*> states, std::uint32_t 
   return logits;
 }
 
-std::vector<float> numbers(const Tensor& t) { return {t.as<float>(), t.as<float>() + t.count()}; }
 /// Of the first mLSTM cell's first head: how many tokens C holds.
 std::uint32_t position(const State& s) {
   const State::Impl& state = s.impl();
@@ -166,9 +165,9 @@ TEST(CudaBf16State, FilesAndTheCpuHaveItInFloat32) {
 
     s.save(dir / "state");
     EXPECT_EQ(s.impl().record.size(), s.bytes());
-    for (const float x : numbers(s.c(1))) {
+    for (const double x : numbers(s.c(1))) {
       if (s.impl().layout.blocks()[1].heads == 0) break;
-      EXPECT_EQ(std::bit_cast<std::uint32_t>(x) & 0xffffU, 0U);
+      EXPECT_EQ(std::bit_cast<std::uint32_t>(static_cast<float>(x)) & 0xffffU, 0U);
     }
     State loaded = half.make_state();
     loaded.load(dir / "state");
@@ -199,11 +198,11 @@ TEST(CudaBf16State, AStateOfFloat32IsRoundedAtRandomOnItsWayIn) {
   State s = cpu.make_state();
   cpu.eval(s, some_ids(50, 3));
   State again = s.clone();
-  const std::vector<float> before = numbers(s.c(0));
+  const std::vector<double> before = numbers(s.c(0));
   s.impl().on(test_device(), half.impl().network.state);
   again.impl().on(test_device(), half.impl().network.state);
   EXPECT_EQ(position(s), 50U);
-  const std::vector<float> after = numbers(s.c(0));
+  const std::vector<double> after = numbers(s.c(0));
   EXPECT_EQ(after, numbers(again.c(0)));
   double up = 0;
   for (std::size_t i = 0; i < before.size(); ++i) {

@@ -18,6 +18,7 @@
 #include "model/model_impl.hpp"
 #include "model/small_model.hpp"
 #include "model/state_impl.hpp"
+#include "model/state_numbers.hpp"
 #include "ops/mlstm_ring.hpp"
 #include "source_dir.hpp"
 #include "xlstm/generate.hpp"
@@ -37,23 +38,7 @@ Pair models(const Config& config, DType weights = DType::f32, DType arithmetic =
   return {std::move(cpu), Model::random(config, weights, 7, options)};
 }
 
-std::vector<float> record_of(const State& s) {
-  std::vector<float> all;
-  for (std::int64_t i = 0; i < s.blocks(); ++i)
-    for (const Tensor& t : {s.c(i), s.n(i), s.m(i)})
-      all.insert(all.end(), t.as<float>(), t.as<float>() + t.count());
-  return all;
-}
-
-void expect_near(std::span<const float> a, std::span<const float> b, double bound) {
-  ASSERT_EQ(a.size(), b.size());
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += std::pow(a[i] - b[i], 2);
-    size += std::pow(b[i], 2);
-  }
-  EXPECT_LE(std::sqrt(difference), bound * std::sqrt(size));
-}
+void expect_near(const auto& a, const auto& b, double bound) { EXPECT_LE(distance(a, b), bound); }
 
 std::string bytes_of(const std::filesystem::path& file) {
   std::ifstream stream(file, std::ios::binary);
@@ -72,7 +57,7 @@ TEST(CudaModel, BothFamiliesGiveWhatTheCpuGives) {
         // Single tokens run as graphs from the third on.
         for (const std::int32_t id : some_ids(5, 3))
           expect_near(m.cuda.eval(b, std::span(&id, 1)), m.cpu.eval(a, std::span(&id, 1)), bound);
-        expect_near(record_of(b), record_of(a), bound);
+        expect_near(all_numbers(b), all_numbers(a), bound);
       }
 }
 
@@ -137,8 +122,8 @@ TEST(CudaModel, PromptsInFp8AreNearThoseInBf16) {
       State a = same.make_state(), b = fp8.make_state();
       const std::vector<std::int32_t> ids = some_ids(300);
       expect_near(fp8.eval(b, ids), same.eval(a, ids), 0.12);
-      expect_near(record_of(b), record_of(a), 0.12);
-      EXPECT_NE(record_of(b), record_of(a));
+      expect_near(all_numbers(b), all_numbers(a), 0.12);
+      EXPECT_NE(all_numbers(b), all_numbers(a));
       std::vector<float> logits(ids.size() * 101), of_fp8(logits.size());
       a.reset();
       b.reset();
@@ -161,7 +146,7 @@ TEST(CudaModel, PromptsInFp8ThroughSeveralBlocks) {
       const std::vector<std::int32_t> ids = some_ids(static_cast<std::size_t>(length));
       expect_near(fp8.eval(b, ids), same.eval(a, ids), 0.2);
       static_cast<void>(fp8.eval(again, ids));
-      EXPECT_EQ(record_of(again), record_of(b));
+      EXPECT_EQ(all_numbers(again), all_numbers(b));
     }
   }
 }
@@ -262,10 +247,10 @@ TEST(CudaModel, PackedWeightsChangeLastBitsAtMost) {
       const std::span<const float> got = packed.eval(b, ids), want = plain.eval(a, ids);
       EXPECT_TRUE(std::ranges::equal(both.eval(c, ids), length > 128 ? want : got)) << length;
       expect_near(got, want, 0.03);
-      expect_near(record_of(b), record_of(a), 0.03);
+      expect_near(all_numbers(b), all_numbers(a), 0.03);
       if (!same(length)) continue;
       EXPECT_TRUE(std::ranges::equal(got, want)) << length;
-      EXPECT_EQ(record_of(b), record_of(a)) << length;
+      EXPECT_EQ(all_numbers(b), all_numbers(a)) << length;
     }
     for (const std::size_t sequences : {2, 9, 16, 17, 40, 64, 100, 128, 200}) {
       std::vector<State> a, b;
@@ -388,8 +373,8 @@ TEST(CudaModel, StatesMoveBetweenDevices) {
   State on_cpu = m.cpu.make_state(), on_cuda = m.cuda.make_state();
   on_cpu.load(dir / "state");
   on_cuda.load(dir / "state");
-  EXPECT_EQ(record_of(on_cpu), record_of(state));
-  EXPECT_EQ(record_of(on_cuda), record_of(state));
+  EXPECT_EQ(all_numbers(on_cpu), all_numbers(state));
+  EXPECT_EQ(all_numbers(on_cuda), all_numbers(state));
   EXPECT_EQ(on_cuda.token_count(), 45);
   const std::vector<std::int32_t> next = some_ids(3, 9);
   expect_near(m.cuda.eval(on_cuda, next), m.cpu.eval(on_cpu, next), 2e-5);
@@ -447,7 +432,7 @@ TEST(CudaModel, ManySequencesShareAPass) {
       EXPECT_EQ(step(fast, b), logits) << "results repeat to the bit";
       expect_near(logits, step(exact, c), bound);
     }
-    expect_near(record_of(a.back()), record_of(c.back()), bound);
+    expect_near(all_numbers(a.back()), all_numbers(c.back()), bound);
   }
 }
 
@@ -527,8 +512,8 @@ TEST(CudaModel, PendingTokensOfManySequences) {
     EXPECT_FALSE(pending(3));
     State loaded = fast.make_state(), on_cpu = cpu.make_state();
     loaded.load(dir / "state");
-    EXPECT_EQ(record_of(loaded), record_of(states[3]));
-    expect_near(record_of(states[3]), record_of(reference[3]), 2e-5);
+    EXPECT_EQ(all_numbers(loaded), all_numbers(states[3]));
+    expect_near(all_numbers(states[3]), all_numbers(reference[3]), 2e-5);
     const std::vector<std::int32_t> next = some_ids(1, 77);
     EXPECT_TRUE(pending(7));
     expect_near(cpu.eval(states[7], next), exact.eval(reference[7], next), 2e-5);
@@ -536,7 +521,7 @@ TEST(CudaModel, PendingTokensOfManySequences) {
 
     // What the fork reads is what its origin read.
     EXPECT_TRUE(fork.impl().pending);
-    const std::vector<float> forked = record_of(fork);
+    const std::vector<double> forked = all_numbers(fork);
     EXPECT_FALSE(fork.impl().pending);
     EXPECT_EQ(fork.token_count(), 9);
     State again = cpu.make_state();
@@ -546,13 +531,13 @@ TEST(CudaModel, PendingTokensOfManySequences) {
         const std::vector<std::int32_t> id = some_ids(1, ++seed);
         if (s == 2) cpu.eval(again, id);
       }
-    expect_near(forked, record_of(again), 2e-5);
+    expect_near(forked, all_numbers(again), 2e-5);
     fork.reset();
     EXPECT_FALSE(fork.impl().pending);
     states[9].reset();
     reference[9].reset();
     for (int i = 0; i < 6; ++i) step(kSequences);
-    expect_near(record_of(states[9]), record_of(reference[9]), 2e-5);
+    expect_near(all_numbers(states[9]), all_numbers(reference[9]), 2e-5);
   }
 }
 

@@ -7,21 +7,14 @@
 #include <string>
 #include <vector>
 
-#include "cuda/state_numbers.hpp"
 #include "model/model_impl.hpp"
 #include "model/small_model.hpp"
+#include "model/state_numbers.hpp"
 
 namespace xlstm::testing {
 namespace {
 
 constexpr std::int64_t kVocabulary = 101;
-
-/// What a sequence has read: its last logits and the states of all its cells.
-std::vector<float> outcome(const State& s) {
-  std::vector<float> all = all_numbers(s);
-  all.insert(all.end(), s.last_logits().begin(), s.last_logits().end());
-  return all;
-}
 
 struct Kind {
   std::string name;

@@ -9,21 +9,13 @@
 #include <thread>
 
 #include "allocation_counter.hpp"
-#include "cuda/state_numbers.hpp"
 #include "formats/expect_error.hpp"
 #include "model/model_impl.hpp"
 #include "model/small_model.hpp"
+#include "model/state_numbers.hpp"
 
 namespace xlstm::testing {
 namespace {
-
-std::vector<float> outcome(const State& state) {
-  std::vector<float> all(state.last_logits().begin(), state.last_logits().end());
-  for (std::int64_t i = 0; i < 2; ++i)
-    for (const Tensor& t : {state.c(i), state.n(i), state.m(i)})
-      all.insert(all.end(), t.as<float>(), t.as<float>() + t.count());
-  return all;
-}
 
 TEST(ForwardTest, TheBestLogitsAreThoseOfAll) {
   Model model = small_model(DType::bf16);
@@ -90,7 +82,7 @@ TEST_P(BatchTest, EverySequenceGivesWhatItGivesAlone) {
     model.eval(states[i], some_ids(i + 1, 77));  // not from the empty state
     ids.push_back(some_ids(lengths[i], static_cast<std::uint32_t>(i)));
   }
-  std::vector<std::vector<float>> alone;
+  std::vector<std::vector<double>> alone;
   for (std::size_t i = 0; i < lengths.size(); ++i) {
     State copy = states[i].clone();
     model.eval(copy, ids[i]);
@@ -114,7 +106,7 @@ TEST_P(BatchTest, DecodeBatchesOfOneToSixteen) {
   options.dtype = GetParam();
   options.threads = 2;
   Model model = small_model(DType::bf16, options);
-  std::vector<std::vector<float>> alone;
+  std::vector<std::vector<double>> alone;
   for (std::size_t size = 1; size <= 17; ++size) {
     std::vector<State> states;
     std::vector<std::int32_t> ids = some_ids(size, 5);

@@ -88,7 +88,10 @@ std::vector<std::int32_t> ids_of(const formats::SafetensorsFile& file, const std
   return ids;
 }
 
-double largest_difference(std::span<const float> a, std::span<const double> b) {
+namespace {
+
+template <class Real>
+double largest(std::span<const Real> a, std::span<const double> b) {
   EXPECT_EQ(a.size(), b.size());
   double largest = 0;
   for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
@@ -97,11 +100,22 @@ double largest_difference(std::span<const float> a, std::span<const double> b) {
   }
   return largest;
 }
-
-double relative_difference(std::span<const float> a, std::span<const double> b) {
+double relative(double difference, std::span<const double> b) {
   double scale = 0;
   for (const double x : b) scale = std::max(scale, std::fabs(x));
-  return scale > 0 ? largest_difference(a, b) / scale : largest_difference(a, b);
+  return scale > 0 ? difference / scale : difference;
+}
+
+}  // namespace
+
+double largest_difference(std::span<const float> a, std::span<const double> b) {
+  return largest(a, b);
+}
+double relative_difference(std::span<const float> a, std::span<const double> b) {
+  return relative(largest(a, b), b);
+}
+double relative_difference(std::span<const double> a, std::span<const double> b) {
+  return relative(largest(a, b), b);
 }
 
 }  // namespace xlstm::testing

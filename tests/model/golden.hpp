@@ -40,5 +40,6 @@ std::vector<std::int32_t> ids_of(const formats::SafetensorsFile& file, const std
 /// Largest |a - b|, and the same divided by the largest |b|.
 double largest_difference(std::span<const float> a, std::span<const double> b);
 double relative_difference(std::span<const float> a, std::span<const double> b);
+double relative_difference(std::span<const double> a, std::span<const double> b);
 
 }  // namespace xlstm::testing

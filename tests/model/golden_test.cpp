@@ -7,6 +7,7 @@
 #include "formats/temp_dir.hpp"
 #include "model/golden.hpp"
 #include "model/model_impl.hpp"
+#include "model/state_numbers.hpp"
 #include "test_device.hpp"
 #include "xlstm/generate.hpp"
 
@@ -40,7 +41,7 @@ class GoldenTest : public ::testing::TestWithParam<Golden> {
         const std::size_t n = both.size() / 2;
         const std::span<const double> expected =
             std::span(both).subspan(n * static_cast<std::size_t>(row), n);
-        EXPECT_LT(relative_difference({t.as<float>(), n}, expected), 1e-4) << name << part;
+        EXPECT_LT(relative_difference(numbers(t), expected), 1e-4) << name << part;
       };
       check("C", state.c(block));
       check("n", state.n(block));

@@ -41,7 +41,7 @@ TEST(MemoryNeeds, RecordsOnACardHaveRings) {
     }
     EXPECT_EQ(layout.bytes_on(kCuda), end);
     for (const model::StateLayout::Part& part : layout.parts())
-      EXPECT_LE(part.offset + static_cast<std::size_t>(part.count) * 4, layout.bytes());
+      EXPECT_LE(part.offset + part.bytes(), layout.bytes());
     MemoryMeter meter(config, model::uniform_parameters(config, DType::bf16), options_for(kCuda));
     EXPECT_EQ(meter.needs(2).states(), 2 * end);
   }

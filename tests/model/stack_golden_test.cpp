@@ -7,6 +7,7 @@
 
 #include "formats/temp_dir.hpp"
 #include "model/golden.hpp"
+#include "model/state_numbers.hpp"
 #include "source_dir.hpp"
 #include "test_device.hpp"
 
@@ -34,7 +35,7 @@ class StackGoldenTest : public ::testing::TestWithParam<Golden> {
   }
   void expect_near(const Tensor& t, const std::vector<double>& expected, const std::string& name) {
     ASSERT_EQ(static_cast<std::size_t>(t.count()), expected.size()) << name;
-    EXPECT_LT(relative_difference({t.as<float>(), expected.size()}, expected), 1e-4) << name;
+    EXPECT_LT(relative_difference(numbers(t), expected), 1e-4) << name;
   }
   void expect_state(const State& state, std::int64_t row) {
     for (std::int64_t block = 0; block < state.blocks(); ++block) {

@@ -9,20 +9,12 @@
 #include "formats/expect_error.hpp"
 #include "formats/temp_dir.hpp"
 #include "model/small_model.hpp"
+#include "model/state_numbers.hpp"
 
 namespace xlstm::testing {
 namespace {
 
 using formats::TempDir;
-
-std::vector<float> record_of(const State& s) {
-  std::vector<float> all;
-  for (std::int64_t i = 0; i < 2; ++i)
-    for (const Tensor& t : {s.c(i), s.n(i), s.m(i)})
-      all.insert(all.end(), t.as<float>(), t.as<float>() + t.count());
-  all.insert(all.end(), s.last_logits().begin(), s.last_logits().end());
-  return all;
-}
 
 std::vector<float> logits_after(Model& model, State& state, std::int32_t id) {
   const std::span<const float> logits = model.eval(state, std::span(&id, 1));
@@ -36,8 +28,8 @@ TEST(StateTest, BeginsEmptyAndResets) {
   EXPECT_TRUE(state.last_logits().empty());
   EXPECT_EQ(state.bytes(), model.state_bytes());
   EXPECT_EQ(to_string(state.c(1)), "f32[3, 8, 16]");
-  EXPECT_EQ(to_string(state.n(1)), "f32[3, 8]");
-  EXPECT_EQ(to_string(state.m(1)), "f32[3]");
+  EXPECT_EQ(to_string(state.n(1)), "f64[3, 8]");
+  EXPECT_EQ(to_string(state.m(1)), "f64[3]");
   EXPECT_THROW(state.c(2), Error);
   EXPECT_THROW(state.c(-1), Error);
   const std::vector<float> first = logits_after(model, state, 5);
@@ -53,17 +45,17 @@ TEST(StateTest, OnePromptForksIntoManyContinuations) {
   Model model = small_model();
   State prompt = model.make_state();
   model.eval(prompt, some_ids(40));
-  const std::vector<float> before = record_of(prompt);
+  const std::vector<double> before = outcome(prompt);
   for (std::int32_t id = 0; id < 8; ++id) {
     State fork = prompt.clone();
-    EXPECT_EQ(record_of(fork), before);
+    EXPECT_EQ(outcome(fork), before);
     EXPECT_EQ(fork.token_count(), 40);
     const std::vector<float> forked = logits_after(model, fork, id);
     State alone = model.make_state();
     model.eval(alone, some_ids(40));
     EXPECT_EQ(logits_after(model, alone, id), forked);
   }
-  EXPECT_EQ(record_of(prompt), before) << "a continuation changed the state it was forked from";
+  EXPECT_EQ(outcome(prompt), before) << "a continuation changed the state it was forked from";
 }
 
 TEST(StateTest, SavedAndLoadedChangesNothing) {
@@ -77,7 +69,7 @@ TEST(StateTest, SavedAndLoadedChangesNothing) {
     model.eval(loaded, some_ids(9, 3));
     loaded.load(dir / "state");
     EXPECT_EQ(loaded.token_count(), static_cast<std::int64_t>(n));
-    EXPECT_EQ(record_of(loaded), record_of(state));
+    EXPECT_EQ(outcome(loaded), outcome(state));
     EXPECT_EQ(logits_after(model, loaded, 4), logits_after(model, state, 4));
   }
 }
@@ -107,7 +99,7 @@ TEST(StateTest, GoesFromModelToModelOfTheSameWeights) {
     a.eval(alone, some_ids(1));
     a.eval(alone, some_ids(1));
   }
-  EXPECT_EQ(record_of(state), record_of(alone));
+  EXPECT_EQ(outcome(state), outcome(alone));
 }
 
 class StateFileTest : public ::testing::Test {
@@ -121,9 +113,9 @@ class StateFileTest : public ::testing::Test {
   // The state must refuse the file and stay as it is.
   void expect_refused(const std::string& content, std::string_view message) {
     dir_.write("bad", content);
-    const std::vector<float> before = record_of(state_);
+    const std::vector<double> before = outcome(state_);
     expect_error(ErrorCode::invalid_file, {"bad", message}, [&] { state_.load(dir_ / "bad"); });
-    EXPECT_EQ(record_of(state_), before);
+    EXPECT_EQ(outcome(state_), before);
     EXPECT_EQ(state_.token_count(), 12);
   }
   TempDir dir_;
@@ -147,8 +139,8 @@ TEST_F(StateFileTest, AnotherFile) {
 
 TEST_F(StateFileTest, AnotherVersion) {
   std::string file = good_;
-  file[8] = 3;
-  expect_refused(file, "version 2, found version 3");
+  file[8] = 2;
+  expect_refused(file, "version 3, found version 2");
 }
 
 TEST_F(StateFileTest, EveryDamagedByte) {

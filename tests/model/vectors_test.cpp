@@ -13,6 +13,7 @@
 #include "model/golden.hpp"
 #include "model/model_impl.hpp"
 #include "model/small_model.hpp"
+#include "model/state_numbers.hpp"
 #include "source_dir.hpp"
 #include "xlstm/generate.hpp"
 
@@ -96,14 +97,6 @@ std::vector<float> all_logits(Model& model, State& state, std::span<const std::i
   return logits;
 }
 
-std::vector<float> memory(const State& state) {
-  std::vector<float> all;
-  for (std::int64_t i = 0; i < state.blocks(); ++i)
-    for (const Tensor& t : {state.c(i), state.n(i), state.m(i), state.h(i), state.window(i)})
-      if (t) all.insert(all.end(), t.as<float>(), t.as<float>() + t.count());
-  return all;
-}
-
 std::vector<float> some_vectors(std::size_t n, std::size_t seed) {
   std::vector<float> vectors(n * 48);
   for (std::size_t i = 0; i < vectors.size(); ++i)
@@ -139,7 +132,7 @@ TEST_P(VectorsTest, EmbeddedTokensGiveWhatTheTokensGive) {
     const std::vector<float> expected = all_logits(model, a, ids);
     const std::vector<double> logits = head(model, run(model, b, embed(model, ids)));
     EXPECT_LT(largest_difference(expected, logits), 1e-5) << length;
-    EXPECT_EQ(memory(a), memory(b)) << length;
+    EXPECT_EQ(all_numbers(a), all_numbers(b)) << length;
     EXPECT_EQ(b.token_count(), static_cast<std::int64_t>(length));
     EXPECT_TRUE(b.last_logits().empty());
     // A sequence goes on with tokens.
@@ -170,7 +163,8 @@ TEST_P(VectorsTest, ABatchGivesTheBitsOfEachAlone) {
     Model model = random(dtype);
     const std::vector<std::size_t> lengths = {1, 1, 5, 16, 17, 1, 3, 64, 2, 600, 1, 11};
     std::vector<State> states;
-    std::vector<std::vector<float>> inputs, memories;
+    std::vector<std::vector<float>> inputs;
+    std::vector<std::vector<double>> memories;
     std::vector<float> expected;
     for (std::size_t i = 0; i < lengths.size(); ++i) {
       states.push_back(model.make_state());
@@ -179,7 +173,7 @@ TEST_P(VectorsTest, ABatchGivesTheBitsOfEachAlone) {
       State copy = states[i].clone();
       const std::vector<float> alone = run(model, copy, inputs[i]);
       expected.insert(expected.end(), alone.begin(), alone.end());
-      memories.push_back(memory(copy));
+      memories.push_back(all_numbers(copy));
     }
     std::vector<VectorInput> batch;
     for (std::size_t i = 0; i < lengths.size(); ++i)
@@ -187,7 +181,8 @@ TEST_P(VectorsTest, ABatchGivesTheBitsOfEachAlone) {
     std::vector<float> outputs(expected.size() + 1);  // from the second: no alignment is asked for
     model.forward_vectors(batch, std::span(outputs).subspan(1));
     EXPECT_TRUE(std::equal(expected.begin(), expected.end(), outputs.begin() + 1));
-    for (std::size_t i = 0; i < lengths.size(); ++i) EXPECT_EQ(memory(states[i]), memories[i]) << i;
+    for (std::size_t i = 0; i < lengths.size(); ++i)
+      EXPECT_EQ(all_numbers(states[i]), memories[i]) << i;
   }
 }
 
@@ -213,7 +208,7 @@ TEST_P(VectorsTest, BadInputChangesNothing) {
   expect_error(ErrorCode::invalid_argument, {"room for 96 numbers, found 95"},
                [&] { model.forward_vectors(std::span(&input, 1), std::span(outputs).first(95)); });
   EXPECT_EQ(a.token_count(), 0);
-  EXPECT_EQ(memory(a), memory(model.make_state()));
+  EXPECT_EQ(all_numbers(a), all_numbers(model.make_state()));
   model.forward_vectors({}, {});  // no sequences, nothing to do
 }
 

@@ -4,6 +4,7 @@
 
 #include "formats/safetensors.hpp"
 #include "ops/mlstm.hpp"
+#include "ops/mlstm_record.hpp"
 #include "ops/support.hpp"
 #include "oracle/golden.hpp"
 
@@ -62,24 +63,22 @@ void expect_golden(const std::string& name, MlstmGate gate, bool normalise, int 
     Array d_q(DType::f32, {tokens, heads * dqk}), d_k = d_q;
     Array d_i(DType::f32, {tokens, heads}), d_f = d_i;
 
-    const std::size_t c = std::size_t(heads * dqk * dv), n = c + std::size_t(heads * dqk);
-    std::vector<float> record(n + std::size_t(heads));
+    MlstmRecord record({int(heads), int(dqk), int(dv)}), d_record = record;
     const bool initial = entry.has("in.c_initial");
     if (initial) {
-      std::vector<double> all = entry.state("in.c_initial");
-      for (const char* part : {"in.n_initial", "in.m_initial"}) {
-        const std::vector<double> more = entry.state(part);
-        all.insert(all.end(), more.begin(), more.end());
-      }
-      record.assign(all.begin(), all.end());
+      oracle::MlstmState state;
+      state.c = entry.state("in.c_initial");
+      state.n = entry.state("in.n_initial");
+      state.m = entry.state("in.m_initial");
+      record.set(state);
     }
-    std::vector<float> last = record, d_record(record.size());
+    MlstmRecord last = record;
     const std::vector<std::int32_t> offsets{0, std::int32_t(tokens)};
-    std::byte* last_slot = reinterpret_cast<std::byte*>(last.data());
-    std::byte* slot = initial ? reinterpret_cast<std::byte*>(record.data()) : nullptr;
-    std::byte* d_slot = initial ? reinterpret_cast<std::byte*>(d_record.data()) : nullptr;
+    std::byte* last_slot = last.data();
+    std::byte* slot = initial ? record.data() : nullptr;
+    std::byte* d_slot = initial ? d_record.data() : nullptr;
     const Batch forward{offsets, {&last_slot, 1}}, batch{offsets, {&slot, 1}};
-    const MlstmStateOffsets at{0, sizeof(float) * c, sizeof(float) * n};
+    const MlstmStateOffsets& at = record.offsets();
     Context context({}, 2);
     const MlstmArgs cell{.q = q.tensor(),
                          .k = k.tensor(),
@@ -129,13 +128,10 @@ void expect_golden(const std::string& name, MlstmGate gate, bool normalise, int 
     near(got_i, entry.tokens("grad.i"), "i");
     near(got_f, entry.tokens("grad.f"), "f");
     if (!initial) continue;
-    const auto part = [&](std::size_t first, std::size_t end) {
-      return std::vector<double>(d_record.begin() + std::ptrdiff_t(first),
-                                 d_record.begin() + std::ptrdiff_t(end));
-    };
-    near(part(0, c), entry.state("grad.c_initial"), "C");
-    near(part(c, n), entry.state("grad.n_initial"), "n");
-    near(part(n, d_record.size()), entry.state("grad.m_initial"), "m");
+    const oracle::MlstmState d_state = d_record.state<double>();
+    near(d_state.c, entry.state("grad.c_initial"), "C");
+    near(d_state.n, entry.state("grad.n_initial"), "n");
+    near(d_state.m, entry.state("grad.m_initial"), "m");
   }
 }
 

@@ -41,20 +41,12 @@ class Backward {
           problem.i.set(
               t, head,
               oracle::log_sigmoid(problem.i.values()[std::size_t(t * shape.heads + head)]));
-    std::normal_distribution<float> normal;
-    c_ = std::size_t(shape.heads) * shape.dqk * shape.dv;
-    n_ = std::size_t(shape.heads) * shape.dqk;
-    const std::size_t size = c_ + n_ + std::size_t(shape.heads);
     for (std::size_t s = 0; s < lengths.size(); ++s) {
-      const oracle::MlstmStateOf<float> state = problem.float_state(s);
-      std::vector<float> record(state.c);
-      record.insert(record.end(), state.n.begin(), state.n.end());
-      for (float m : state.m) record.push_back(kind.gate == MlstmGate::sigmoid ? 0.0F : m);
-      initial_.push_back(record);
-      std::vector<float> d(size);
-      if (states == States::both)
-        for (float& value : d) value = normal(random);
-      d_last_.push_back(d);
+      initial_.emplace_back(shape);
+      initial_.back().set(problem.float_state(s));
+      if (kind.gate == MlstmGate::sigmoid) std::ranges::fill(initial_.back().m(), 0.0);
+      d_last_.emplace_back(shape);
+      if (states == States::both) d_last_.back().fill(random);
     }
   }
 
@@ -65,12 +57,12 @@ class Backward {
     for (Array* array : {&h, &d_v}) *array = Array(DType::f32, {tokens, v}, 3);
     for (Array* array : {&d_q, &d_k}) *array = Array(DType::f32, {tokens, qk}, 1);
     for (Array* array : {&d_i, &d_log_f}) *array = Array(DType::f32, {tokens, shape_.heads}, 2);
-    std::vector<std::vector<float>> forward = initial_, initial = initial_;
+    std::vector<MlstmRecord> forward = initial_, initial = initial_;
     d_records = d_last_;
     std::vector<std::int32_t> offsets{0};
     std::vector<std::byte*> forward_slots, slots, d_slots;
-    const auto slot = [&](std::vector<float>& record) {
-      return states_ == States::none ? nullptr : reinterpret_cast<std::byte*>(record.data());
+    const auto slot = [&](MlstmRecord& record) {
+      return states_ == States::none ? nullptr : record.data();
     };
     for (std::size_t s = 0; s < initial_.size(); ++s) {
       offsets.push_back(offsets.back() + problem.lengths()[s]);
@@ -79,7 +71,7 @@ class Backward {
       d_slots.push_back(states_ == States::both ? slot(d_records[s]) : nullptr);
     }
     const Batch forward_batch{offsets, forward_slots}, batch{offsets, slots};
-    const MlstmStateOffsets at{0, sizeof(float) * c_, sizeof(float) * (c_ + n_)};
+    const MlstmStateOffsets& at = initial_.front().offsets();
     const Tensor all = problem.qkv.tensor();
     Context context({}, threads);
     const MlstmArgs cell{.q = all.cols(0, qk),
@@ -134,11 +126,8 @@ class Backward {
       result.emplace_back(all.begin() + first * width,
                           all.begin() + (first + problem.lengths()[s]) * width);
     }
-    const std::vector<float>& d = d_records[s];
-    const auto c = std::ptrdiff_t(c_), n = std::ptrdiff_t(c_ + n_);
-    result.emplace_back(d.begin(), d.begin() + c);
-    result.emplace_back(d.begin() + c, d.begin() + n);
-    result.emplace_back(d.begin() + n, d.end());
+    const oracle::MlstmState d = d_records[s].state<double>();
+    result.insert(result.end(), {d.c, d.n, d.m});
     return result;
   }
 
@@ -174,7 +163,7 @@ class Backward {
     const std::vector<Real> d(all.begin() + first * width,
                               all.begin() + (first + problem.lengths()[s]) * width);
     const auto g =
-        mlstm_gradients<Real>(in, state<Real>(initial_[s]), d, state<Real>(d_last_[s]), kind_);
+        mlstm_gradients<Real>(in, initial_[s].state<Real>(), d, d_last_[s].state<Real>(), kind_);
     std::vector<std::vector<Real>> result{g.q, g.k, g.v, g.i, g.log_f};
     if (states_ == States::both) {
       result.push_back(g.state.c);
@@ -186,24 +175,14 @@ class Backward {
 
   MlstmProblem problem;
   Array d_h{DType::f32, {1}}, h = d_h, d_q = d_h, d_k = d_h, d_v = d_h, d_i = d_h, d_log_f = d_h;
-  std::vector<std::vector<float>> d_records;
+  std::vector<MlstmRecord> d_records;
   std::function<void(Array&)> poison_h;
 
  private:
-  template <class Real>
-  oracle::MlstmStateOf<Real> state(const std::vector<float>& record) const {
-    oracle::MlstmStateOf<Real> result(shape_.heads, shape_.dqk, shape_.dv);
-    std::copy_n(record.begin(), c_, result.c.begin());
-    std::copy_n(record.begin() + std::ptrdiff_t(c_), n_, result.n.begin());
-    std::copy(record.begin() + std::ptrdiff_t(c_ + n_), record.end(), result.m.begin());
-    return result;
-  }
-
   MlstmShape shape_;
   CellKind kind_;
   States states_;
-  std::size_t c_ = 0, n_ = 0;
-  std::vector<std::vector<float>> initial_, d_last_;
+  std::vector<MlstmRecord> initial_, d_last_;
 };
 
 constexpr const char* kNames[] = {"d_q", "d_k", "d_v", "d_i", "d_log_f", "d_C", "d_n", "d_m"};

@@ -3,14 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "ops/support.hpp"
 
 namespace xlstm::ops::test {
 namespace {
 
-constexpr int kMargin = 8;  // floats before C, between the parts and after them
-constexpr float kGuard = 1234.5F;
+constexpr std::size_t kGap = 32;  // bytes before C, between the parts and after them
 
 std::int64_t sum(const std::vector<int>& values) {
   return std::accumulate(values.begin(), values.end(), std::int64_t{0});
@@ -31,11 +31,6 @@ const char* to_string(Regime regime) {
     case Regime::beyond_caps: return "beyond_caps";
   }
   return "";
-}
-
-bool cancels(MlstmGate gate, Regime regime) {
-  return gate == MlstmGate::exponential &&
-         (regime == Regime::remember || regime == Regime::open || regime == Regime::beyond_caps);
 }
 
 MlstmGates random_gates(Regime regime, int t, int length, std::mt19937& random) {
@@ -68,14 +63,7 @@ MlstmProblem::MlstmProblem(MlstmShape shape, std::vector<int> lengths, Regime re
   const int h = shape.heads;
   qkv = Array::random(random, DType::f32, {sum(lengths_), h * (2 * shape.dqk + shape.dv)}, 1.0, 0.1,
                       3);
-  const std::size_t c_size = static_cast<std::size_t>(h) * shape.dqk * shape.dv;
-  const std::size_t n_size = static_cast<std::size_t>(h) * shape.dqk;
-  offsets_.c = sizeof(float) * kMargin;
-  offsets_.n = offsets_.c + sizeof(float) * (c_size + kMargin);
-  offsets_.m = offsets_.n + sizeof(float) * (n_size + kMargin);
-
   std::int64_t row = 0;
-  std::normal_distribution<float> normal;
   for (int length : lengths_) {
     first_.push_back(row);
     for (int t = 0; t < length; ++t, ++row)
@@ -84,16 +72,8 @@ MlstmProblem::MlstmProblem(MlstmShape shape, std::vector<int> lengths, Regime re
         i.set(row, head, gate.i);
         log_f.set(row, head, oracle::log_sigmoid(gate.f));
       }
-    std::vector<float> record(offsets_.m / sizeof(float) + static_cast<std::size_t>(h) + kMargin,
-                              kGuard);
-    const auto fill = [&](std::size_t offset, std::size_t count, float scale) {
-      for (std::size_t k = 0; k < count; ++k)
-        record[offset / sizeof(float) + k] = random_states ? scale * normal(random) : 0.0F;
-    };
-    fill(offsets_.c, c_size, 1);
-    fill(offsets_.n, n_size, 1);
-    fill(offsets_.m, static_cast<std::size_t>(h), 2);
-    initial.push_back(record);
+    initial.emplace_back(shape, kGap);
+    if (random_states) initial.back().fill(random, 2);
   }
 }
 
@@ -107,7 +87,7 @@ MlstmArgs MlstmProblem::args(std::int64_t begin, std::int64_t count, const Batch
           .i = i.tensor().rows(begin, count),
           .log_f = log_f.tensor().rows(begin, count),
           .batch = batch,
-          .state = offsets_,
+          .state = initial.front().offsets(),
           .chunk = chunk,
           .h = h_.tensor().rows(begin, count)};
 }
@@ -119,7 +99,7 @@ void MlstmProblem::run(int threads, std::int64_t chunk) {
   std::vector<std::byte*> slots;
   for (std::size_t s = 0; s < lengths_.size(); ++s) {
     offsets.push_back(offsets.back() + lengths_[s]);
-    slots.push_back(reinterpret_cast<std::byte*>(records_[s].data()));
+    slots.push_back(records_[s].data());
   }
   const Batch batch{offsets, slots};
   const MlstmArgs all = args(0, offsets.back(), batch, chunk);
@@ -132,10 +112,8 @@ void MlstmProblem::run(int threads, std::int64_t chunk) {
   mlstm(context, all);
   context.synchronize();
   EXPECT_TRUE(h_.gaps_untouched());
-  for (const std::vector<float>& record : records_)
-    for (std::size_t at : {std::size_t{0}, offsets_.n / sizeof(float) - 1,
-                           offsets_.m / sizeof(float) - 1, record.size() - kMargin})
-      EXPECT_EQ(record[at], kGuard) << "written outside of the state, at float " << at;
+  for (const MlstmRecord& record : records_)
+    EXPECT_TRUE(record.gaps_untouched()) << "written outside of the state";
 }
 
 void MlstmProblem::run_alone(std::size_t s, int threads, std::int64_t chunk) {
@@ -147,7 +125,7 @@ void MlstmProblem::run_in_pieces(int threads, std::int64_t chunk, const std::vec
   h_.poison();
   Context context(test_device(), threads);
   for (std::size_t s = 0; s < lengths_.size(); ++s) {
-    const std::vector<std::byte*> slots{reinterpret_cast<std::byte*>(records_[s].data())};
+    const std::vector<std::byte*> slots{records_[s].data()};
     std::size_t piece = 0;
     for (int t = 0; t < lengths_[s];) {
       const int count = std::min(pieces[std::min(piece++, pieces.size() - 1)], lengths_[s] - t);
@@ -170,20 +148,9 @@ std::vector<double> MlstmProblem::h(std::size_t s) const {
   return {all.begin() + first_[s] * width, all.begin() + (first_[s] + lengths_[s]) * width};
 }
 
-std::vector<double> MlstmProblem::part(std::size_t s, std::size_t begin, std::size_t count) const {
-  const auto first = records_[s].begin() + static_cast<std::ptrdiff_t>(begin / sizeof(float));
-  return {first, first + static_cast<std::ptrdiff_t>(count)};
-}
-
-std::vector<double> MlstmProblem::c(std::size_t s) const {
-  return part(s, offsets_.c, static_cast<std::size_t>(shape_.heads) * shape_.dqk * shape_.dv);
-}
-std::vector<double> MlstmProblem::n(std::size_t s) const {
-  return part(s, offsets_.n, static_cast<std::size_t>(shape_.heads) * shape_.dqk);
-}
-std::vector<double> MlstmProblem::m(std::size_t s) const {
-  return part(s, offsets_.m, static_cast<std::size_t>(shape_.heads));
-}
+std::vector<double> MlstmProblem::c(std::size_t s) const { return records_[s].state<double>().c; }
+std::vector<double> MlstmProblem::n(std::size_t s) const { return records_[s].state<double>().n; }
+std::vector<double> MlstmProblem::m(std::size_t s) const { return records_[s].state<double>().m; }
 
 std::vector<std::byte> MlstmProblem::bits(std::size_t s) const {
   Array own = h_;
@@ -191,8 +158,8 @@ std::vector<std::byte> MlstmProblem::bits(std::size_t s) const {
   const std::ptrdiff_t width = shape_.heads * shape_.dv * 4;
   std::vector<std::byte> result(all.begin() + first_[s] * width,
                                 all.begin() + (first_[s] + lengths_[s]) * width);
-  const auto* record = reinterpret_cast<const std::byte*>(records_[s].data());
-  result.insert(result.end(), record, record + records_[s].size() * sizeof(float));
+  const std::byte* record = std::as_const(records_[s]).data();
+  result.insert(result.end(), record, record + records_[s].size());
   return result;
 }
 
@@ -231,24 +198,9 @@ oracle::MlstmInputsOf<float> MlstmProblem::float_inputs(std::size_t s) const {
 }
 
 oracle::MlstmStateOf<float> MlstmProblem::float_state(std::size_t s) const {
-  oracle::MlstmStateOf<float> state(shape_.heads, shape_.dqk, shape_.dv);
-  const auto copy = [&](std::size_t offset, std::vector<float>& to) {
-    std::copy_n(initial[s].begin() + static_cast<std::ptrdiff_t>(offset / sizeof(float)), to.size(),
-                to.begin());
-  };
-  copy(offsets_.c, state.c);
-  copy(offsets_.n, state.n);
-  copy(offsets_.m, state.m);
-  return state;
+  return initial[s].state<float>();
 }
 
-oracle::MlstmState MlstmProblem::state(std::size_t s) const {
-  const oracle::MlstmStateOf<float> single = float_state(s);
-  oracle::MlstmState state;
-  state.c.assign(single.c.begin(), single.c.end());
-  state.n.assign(single.n.begin(), single.n.end());
-  state.m.assign(single.m.begin(), single.m.end());
-  return state;
-}
+oracle::MlstmState MlstmProblem::state(std::size_t s) const { return initial[s].state<double>(); }
 
 }  // namespace xlstm::ops::test

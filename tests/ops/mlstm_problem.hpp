@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ops/mlstm.hpp"
+#include "ops/mlstm_record.hpp"
 #include "ops/support.hpp"
 #include "oracle/ops.hpp"
 
@@ -27,20 +28,12 @@ inline constexpr Regime kRegimes[] = {Regime::typical, Regime::remember, Regime:
                                       Regime::resets,  Regime::constant, Regime::one_huge,
                                       Regime::open,    Regime::closed,   Regime::beyond_caps};
 const char* to_string(Regime regime);
-/// Whether l = n q / sqrt(dqk), a sum of numbers of both signs, can be next to nothing beside them
-/// while no floor keeps the denominator from it. Then h is as wrong as n and l are in their last
-/// bits times what has cancelled, and float32 numbers are far off.
-bool cancels(MlstmGate gate, Regime regime);
 
 struct MlstmGates {
   double i, f;  // before the sigmoid
 };
 /// Those of token t of a sequence of `length`.
 MlstmGates random_gates(Regime regime, int t, int length, std::mt19937& random);
-
-struct MlstmShape {
-  int heads, dqk, dv;
-};
 
 /// One call of mlstm over a ragged batch.
 class MlstmProblem {
@@ -70,19 +63,16 @@ class MlstmProblem {
 
   /// For tests that put special values in: qkv [T, 2 H dqk + H dv], i and log f [T, H].
   Array qkv, i, log_f;
-  /// Initial state records, each [C, n, m] after some bytes that nobody may touch.
-  std::vector<std::vector<float>> initial;
+  std::vector<MlstmRecord> initial;
 
  private:
   MlstmArgs args(std::int64_t begin, std::int64_t count, const Batch& batch, std::int64_t chunk);
-  std::vector<double> part(std::size_t s, std::size_t begin, std::size_t count) const;
 
   MlstmShape shape_;
   std::vector<int> lengths_;
   std::vector<std::int64_t> first_;
   Array h_;
-  std::vector<std::vector<float>> records_;
-  MlstmStateOffsets offsets_;
+  std::vector<MlstmRecord> records_;
 };
 
 }  // namespace xlstm::ops::test

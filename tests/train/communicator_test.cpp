@@ -41,7 +41,7 @@ void expect_equal_sums(std::size_t count) {
     ASSERT_NEAR(static_cast<double>(x[i]), sum, size * all.size() * 6e-8) << i << " of " << count;
   }
   std::vector<T> of_first = x;
-  all.broadcast(std::as_writable_bytes(std::span(of_first)));
+  all.broadcast(std::as_writable_bytes(std::span(of_first)), 0);
   ASSERT_EQ(hash_bytes(std::as_bytes(std::span(x)), 0),
             hash_bytes(std::as_bytes(std::span(of_first)), 0))
       << "process " << all.rank() << ", " << count;
@@ -56,10 +56,12 @@ TEST(Communicator, SumsAreTheSameBitsEverywhere) {
   processes().sum(std::span<float>());
 }
 
-TEST(Communicator, BroadcastsWhatProcess0Has) {
-  std::vector<std::byte> bytes(5'000'000, std::byte(processes().rank() + 1));
-  processes().broadcast(bytes);
-  for (const std::byte b : bytes) ASSERT_EQ(b, std::byte(1));
+TEST(Communicator, BroadcastsWhatOneProcessHas) {
+  for (int from = 0; from < processes().size(); ++from) {
+    std::vector<std::byte> bytes(5'000'000, std::byte(processes().rank() + 1));
+    processes().broadcast(bytes, from);
+    for (const std::byte b : bytes) ASSERT_EQ(b, std::byte(from + 1));
+  }
 }
 
 TEST(Communicator, SharesTheCores) {

@@ -24,11 +24,8 @@ struct MlstmTask {
   const MlstmArgs& args;
   const MlstmPlan& plan;
   std::int64_t sequence, head, x0, x1;
-  float* c;  ///< the state C [dqk, dv], updated in place
-  /// A copy of the normaliser [dqk], updated. l = n q / sqrt(dqk) sums numbers of both signs, and
-  /// where no floor is near, h has all that n is wrong by times what cancels: floats take it 1e-3
-  /// off.
-  double* n;
+  float* c;   ///< the state C [dqk, dv], updated in place
+  double* n;  ///< a copy of the normaliser [dqk], updated
   double m;
   float scale;
   double *n_before = nullptr,
@@ -352,13 +349,13 @@ T* at(std::byte* slot, std::size_t offset) {
 
 /// Runs task `index` (sequence, head, group of columns) with the scratch memory of one worker.
 void run_task(const MlstmArgs& a, const MlstmPlan& plan, std::int64_t index, float* scratch,
-              float* results) {
+              double* results) {
   const std::int64_t pair = index / plan.groups, group = index % plan.groups;
   const std::int64_t head = pair % plan.heads;
   const auto sequence = static_cast<std::size_t>(pair / plan.heads);
   std::byte* slot = a.batch.slots[sequence];
-  float* n = slot == nullptr ? nullptr : at<float>(slot, a.state.n) + head * plan.dqk;
-  float* m = slot == nullptr ? nullptr : at<float>(slot, a.state.m) + head;
+  double* n = slot == nullptr ? nullptr : at<double>(slot, a.state.n) + head * plan.dqk;
+  double* m = slot == nullptr ? nullptr : at<double>(slot, a.state.m) + head;
 
   const auto take = [&scratch](std::int64_t floats) {
     float* begin = scratch;
@@ -387,7 +384,7 @@ void run_task(const MlstmArgs& a, const MlstmPlan& plan, std::int64_t index, flo
                  .x1 = plan.column(group + 1),
                  .c = c,
                  .n = local_n,
-                 .m = has_m ? *m : 0.0F,
+                 .m = has_m ? *m : 0.0,
                  .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk))};
   if (plan.chunk > 1) {
     task.n_before = take_n();
@@ -407,7 +404,7 @@ void run_task(const MlstmArgs& a, const MlstmPlan& plan, std::int64_t index, flo
     m = n + plan.dqk;
   }
   std::copy_n(local_n, plan.dqk, n);
-  *m = static_cast<float>(task.m);
+  *m = task.m;
 }
 
 }  // namespace
@@ -421,7 +418,7 @@ void mlstm(Context& context, const MlstmArgs& a) {
   const MlstmPlan plan(a, context.threads());
   ArenaScope scope(context.arena());
   auto* scratch = reinterpret_cast<float*>(context.arena().take(plan.bytes()));
-  float* results = scratch + plan.workers * plan.worker_floats();
+  auto* results = reinterpret_cast<double*>(scratch + plan.workers * plan.worker_floats());
   std::atomic<std::int64_t> next{0};
   // A call that touches little state runs faster on one thread than a second one wakes up.
   constexpr std::int64_t kWorthThreads = 1 << 17;
@@ -437,9 +434,9 @@ void mlstm(Context& context, const MlstmArgs& a) {
     std::byte* slot = a.batch.slots[static_cast<std::size_t>(pair / plan.heads)];
     if (slot == nullptr) continue;
     const std::int64_t head = pair % plan.heads;
-    const float* result = results + pair * (plan.dqk + 1);
-    std::copy_n(result, plan.dqk, at<float>(slot, a.state.n) + head * plan.dqk);
-    at<float>(slot, a.state.m)[head] = result[plan.dqk];
+    const double* result = results + pair * (plan.dqk + 1);
+    std::copy_n(result, plan.dqk, at<double>(slot, a.state.n) + head * plan.dqk);
+    at<double>(slot, a.state.m)[head] = result[plan.dqk];
   }
 }
 

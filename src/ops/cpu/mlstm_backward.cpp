@@ -103,7 +103,7 @@ void mlstm_backward_gates(MlstmBackwardPair& pair) {
       pair.k_weight[at + j] = static_cast<float>(std::exp(beta - high));
     }
     pair.decay[c] = static_cast<float>(std::exp(m - high));
-    m = static_cast<float>(b + high);
+    m = b + high;
   }
 }
 
@@ -391,8 +391,8 @@ void mlstm_backward_finish(const MlstmBackwardPair& pair) {
   const float* d_c = pair.d_c_at(0);
   copy_state_columns(pair, d_c, plan.v_stride(), pair.d_c_slot, plan.dv, 0, plan.dv);
   std::copy_n(pair.d_n, dqk, pair.d_n_slot);
-  if (!args.exact) std::fill_n(pair.d_n_slot, dqk, 0.0F);
-  *pair.d_m_slot = through_m ? static_cast<float>(d_m + inner(0, d_c, plan.v_stride())) : 0.0F;
+  if (!args.exact) std::fill_n(pair.d_n_slot, dqk, 0.0);
+  *pair.d_m_slot = through_m ? d_m + inner(0, d_c, plan.v_stride()) : 0.0;
 }
 
 /// All phases of one pair, on one thread: the same work in the same order per sum.
@@ -438,18 +438,24 @@ MlstmBackwardPair make_pair(const MlstmBackwardArgs& a, const MlstmBackwardPlan&
                          .end = end,
                          .chunks = plan.chunks(end - begin),
                          .scale = 1.0F / std::sqrt(static_cast<float>(plan.dqk))};
-  const auto at = [&](std::byte* slot, std::size_t offset, std::int64_t size) {
-    return reinterpret_cast<float*>(slot + offset) + head * size;
+  const auto c_of = [&](std::byte* slot) {
+    return reinterpret_cast<float*>(slot + a.state.c) + head * plan.dqk * plan.dv;
+  };
+  const auto n_of = [&](std::byte* slot) {
+    return reinterpret_cast<double*>(slot + a.state.n) + head * plan.dqk;
+  };
+  const auto m_of = [&](std::byte* slot) {
+    return reinterpret_cast<double*>(slot + a.state.m) + head;
   };
   if (std::byte* slot = a.batch.slots[s]; slot != nullptr) {
-    pair.c_initial = at(slot, a.state.c, plan.dqk * plan.dv);
-    pair.n_initial = at(slot, a.state.n, plan.dqk);
-    pair.m_initial = *at(slot, a.state.m, 1);
+    pair.c_initial = c_of(slot);
+    pair.n_initial = n_of(slot);
+    pair.m_initial = *m_of(slot);
   }
   if (std::byte* slot = a.d_slots.empty() ? nullptr : a.d_slots[s]; slot != nullptr) {
-    pair.d_c_slot = at(slot, a.state.c, plan.dqk * plan.dv);
-    pair.d_n_slot = at(slot, a.state.n, plan.dqk);
-    pair.d_m_slot = at(slot, a.state.m, 1);
+    pair.d_c_slot = c_of(slot);
+    pair.d_n_slot = n_of(slot);
+    pair.d_m_slot = m_of(slot);
   }
   const auto take = [&memory](std::int64_t floats) {
     float* first = memory;

@@ -17,9 +17,11 @@ struct MlstmBackwardPair {
   const MlstmBackwardPlan& plan;
   std::int64_t head, begin, end, chunks;
   float scale;
-  const float *c_initial = nullptr, *n_initial = nullptr;  ///< null: the zero state
-  float m_initial = 0;
-  float *d_c_slot = nullptr, *d_n_slot = nullptr, *d_m_slot = nullptr;  ///< null: no gradients
+  const float* c_initial = nullptr;  ///< null: the zero state
+  const double* n_initial = nullptr;
+  double m_initial = 0;
+  float* d_c_slot = nullptr;  ///< null: no gradients
+  double *d_n_slot = nullptr, *d_m_slot = nullptr;
 
   float *beta_hi = nullptr, *beta_lo = nullptr;  ///< beta_j = i_j - b_j, an upper and a lower float
   float *mu_hi = nullptr, *mu_lo = nullptr;      ///< mu_t = m_t - b_t

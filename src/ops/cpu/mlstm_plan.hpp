@@ -47,8 +47,9 @@ struct MlstmPlan {
     return n_floats() + own_c_floats() +
            (chunk > 1 ? 2 * n_floats() + chunk * per_token + kChunkRows * chunk_stride : 0);
   }
-  /// n and m of every sequence and head wait here until no task reads the old ones any more.
-  std::int64_t result_floats() const { return groups > 1 ? sequences * heads * (dqk + 1) : 0; }
+  /// n and m of every sequence and head, double, wait here until no task reads the old ones any
+  /// more.
+  std::int64_t result_floats() const { return groups > 1 ? 2 * sequences * heads * (dqk + 1) : 0; }
   std::size_t bytes() const {
     return sizeof(float) *
            static_cast<std::size_t>(workers * worker_floats() + padded(result_floats()));

@@ -86,11 +86,9 @@ __device__ __forceinline__ void share_out(double (&sums)[kWarp], int lane) {
   if constexpr (kHalf > 1) share_out<kHalf / 2>(sums, lane);
 }
 
-/// 1 / N of every token, and n. l sums numbers of both signs and can come near 0 with no floor
-/// above it; then h has all that n, its weights and the sum are wrong by: floats take it 1e-3 off.
-/// So they are double here, from token to token. It runs before the scan of the gates, which moves
-/// m of the record. A block has a sequence and head; it takes kWarp tokens at a time, a lane the
-/// gates and the sum of one.
+/// 1 / N of every token, and n, with weights and sums in double as n is (ops/batch.hpp), from token
+/// to token. It runs before the scan of the gates, which moves m of the record. A block has a
+/// sequence and head; it takes kWarp tokens at a time, a lane the gates and the sum of one.
 template <class In>
 __global__ void __launch_bounds__(kThreads) normaliser_kernel(Cell cell) {
   __shared__ double forget[kWarp], input[kWarp], partial[kWarps][kWarp];
@@ -99,18 +97,17 @@ __global__ void __launch_bounds__(kThreads) normaliser_kernel(Cell cell) {
   const std::int64_t length = cell.batch.offsets[s + 1] - begin;
   if (length == 1) return;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  float* const record = cell.record_n(s, head);
-  const auto store_n = [&](float* to) {
-    for (std::int64_t a = threadIdx.x; a < cell.dqk; a += kThreads)
-      to[a] = static_cast<float>(n[a]);
-  };
+  double* const record = cell.record_n(s, head);
   for (std::int64_t a = threadIdx.x; a < cell.dqk; a += kThreads)
-    n[a] = record != nullptr ? record[a] : 0.0F;
+    n[a] = record != nullptr ? record[a] : 0.0;
 
   double m = cell.first_m(s, head);
   for (std::int64_t t0 = 0; t0 < length; t0 += kWarp) {
-    if (cell.saved.has_border(t0))
-      store_n(cell.saved.n + cell.saved.index(begin, s, t0, cell.heads, head) * cell.dqk);
+    if (cell.saved.has_border(t0)) {
+      float* to = cell.saved.n + cell.saved.index(begin, s, t0, cell.heads, head) * cell.dqk;
+      for (std::int64_t a = threadIdx.x; a < cell.dqk; a += kThreads)
+        to[a] = static_cast<float>(n[a]);
+    }
     // As in the scan of the gates. Beyond the end: log f = 0, i = -inf, which change nothing.
     const int count = static_cast<int>(min(std::int64_t{kWarp}, length - t0));
     const std::int64_t own = begin + t0 + lane;
@@ -157,7 +154,8 @@ __global__ void __launch_bounds__(kThreads) normaliser_kernel(Cell cell) {
     cell.gate(kReciprocal, head)[own] = cell.reciprocal(whole, static_cast<float>(exp(-(b + mu))));
     if (cell.saved.any()) cell.saved.l_of(own, head) = whole;
   }
-  if (record != nullptr) store_n(record);
+  for (std::int64_t a = threadIdx.x; record != nullptr && a < cell.dqk; a += kThreads)
+    record[a] = n[a];
 }
 
 /// C before a chunk, in rows of c_pitch.

@@ -81,21 +81,22 @@ struct Cell {
     return carry + 2 * heads * dqk * dv + (which * heads + head) * dqk;
   }
   // In the record of a sequence; null if it has none.
-  __device__ float* record(std::int64_t s, std::size_t offset, std::int64_t floats) const {
+  template <class T>
+  __device__ T* record(std::int64_t s, std::size_t offset, std::int64_t numbers) const {
     std::byte* slot = batch.slots[s];
-    return slot == nullptr ? nullptr : reinterpret_cast<float*>(slot + offset) + floats;
+    return slot == nullptr ? nullptr : reinterpret_cast<T*>(slot + offset) + numbers;
   }
   __device__ float* record_c(std::int64_t s, std::int64_t head) const {
-    return record(s, offsets.c, head * dqk * dv);
+    return record<float>(s, offsets.c, head * dqk * dv);
   }
-  __device__ float* record_n(std::int64_t s, std::int64_t head) const {
-    return record(s, offsets.n, head * dqk);
+  __device__ double* record_n(std::int64_t s, std::int64_t head) const {
+    return record<double>(s, offsets.n, head * dqk);
   }
-  __device__ float* record_m(std::int64_t s, std::int64_t head) const {
-    return record(s, offsets.m, head);
+  __device__ double* record_m(std::int64_t s, std::int64_t head) const {
+    return record<double>(s, offsets.m, head);
   }
   __device__ double first_m(std::int64_t s, std::int64_t head) const {
-    const float* m = record_m(s, head);
+    const double* m = record_m(s, head);
     return m != nullptr && has_stabiliser ? *m : 0.0;
   }
   /// log f, but not below where e^log f is 0 in any format: sums of it stay exact and finite.

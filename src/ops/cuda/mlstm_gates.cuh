@@ -44,38 +44,37 @@ __device__ void list_chunks(const Cell& cell, std::int64_t s, std::int64_t lengt
 /// kGateThreads threads, however many there are: sums have one order.
 template <class In>
 __device__ void advance(const Cell& cell, std::int64_t s, std::int64_t head, std::int64_t t) {
-  __shared__ float step[3], partial[kMostGateWarps];
+  __shared__ double step[3], partial[kMostGateWarps];
   if (threadIdx.x == 0) {
-    // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
-    // collects no rounding errors.
+    // Where nothing new is larger, F is exactly 1 and C collects no rounding errors.
     const double decayed = Cell::log_forget(cell.log_f.row(t)[head]) + cell.first_m(s, head);
     const double i = cell.i.row(t)[head];
     const double m = cell.has_stabiliser ? larger(decayed, i) : 0.0;
     if (cell.saved.any()) cell.saved.m_of(t, head) = static_cast<float>(m);
-    step[0] = static_cast<float>(exp(decayed - m));
-    step[1] = static_cast<float>(exp(i - m));
-    step[2] = static_cast<float>(exp(-m));
-    float* record = cell.record_m(s, head);
-    if (record != nullptr) *record = static_cast<float>(m);
+    step[0] = exp(decayed - m);
+    step[1] = exp(i - m);
+    step[2] = exp(-m);
+    double* record = cell.record_m(s, head);
+    if (record != nullptr) *record = m;
   }
   __syncthreads();
-  const float forget = step[0], input = step[1], floor = step[2];
+  const double forget = step[0], input = step[1], floor = step[2];
 
   const In* q = cell.q.row<In>(t) + head * cell.dqk;
   const In* k = cell.k.row<In>(t) + head * cell.dqk;
-  float* n = cell.record_n(s, head);
-  float l = 0;
+  double* n = cell.record_n(s, head);
+  double sum = 0;
   for (std::int64_t a = threadIdx.x; a < cell.dqk && threadIdx.x < kGateThreads;
        a += kGateThreads) {
-    const float value = fmaf(input, to_float(k[a]), forget * (n != nullptr ? n[a] : 0.0F));
+    const double value = fma(input, double{to_float(k[a])}, forget * (n != nullptr ? n[a] : 0.0));
     if (n != nullptr) n[a] = value;
-    l = fmaf(value, to_float(q[a]), l);
+    sum = fma(value, double{to_float(q[a])}, sum);
   }
-  l = cell.scale * block_sum(l, partial);
+  const auto l = static_cast<float>(cell.scale * block_sum(sum, partial));
   if (threadIdx.x == 0) {
-    cell.gate(kForget, head)[t] = forget;
-    cell.gate(kInput, head)[t] = input;
-    cell.gate(kOut, head)[t] = cell.scale * cell.reciprocal(l, floor);
+    cell.gate(kForget, head)[t] = static_cast<float>(forget);
+    cell.gate(kInput, head)[t] = static_cast<float>(input);
+    cell.gate(kOut, head)[t] = cell.scale * cell.reciprocal(l, static_cast<float>(floor));
     if (cell.saved.any()) cell.saved.l_of(t, head) = l;
   }
 }
@@ -228,8 +227,8 @@ __device__ void scan(const Cell& cell, std::int64_t s, std::int64_t head, std::i
       __syncwarp();
     }
   }
-  float* record = cell.record_m(s, head);
-  if (threadIdx.x == 0 && record != nullptr) *record = static_cast<float>(m);
+  double* record = cell.record_m(s, head);
+  if (threadIdx.x == 0 && record != nullptr) *record = m;
 }
 
 /// @tparam kOwn  tokens of a chunk of `cell` that a lane has

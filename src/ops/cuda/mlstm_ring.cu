@@ -41,7 +41,7 @@ struct Steps {
 /// Moves n, m and the ring over the token of a sequence of one. A block a sequence and head.
 template <class In>
 __global__ void __launch_bounds__(kThreads) ring_gates_kernel(Steps step) {
-  __shared__ float factors[3], partial[kWarps];
+  __shared__ double factors[3], partial[kWarps];
   const MlstmRing& ring = step.ring;
   const std::int64_t s = blockIdx.x / ring.heads, head = blockIdx.x % ring.heads;
   const std::int64_t t = step.batch.offsets[s];
@@ -50,31 +50,31 @@ __global__ void __launch_bounds__(kThreads) ring_gates_kernel(Steps step) {
   const HeadRing own(ring, slot, step.offsets.pending, head);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int before = slot != nullptr ? *own.waiting : 0;
-  float* const m = reinterpret_cast<float*>(slot + step.offsets.m) + head;
+  double* const m = reinterpret_cast<double*>(slot + step.offsets.m) + head;
   if (threadIdx.x == 0) {
-    // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
-    // collects no rounding errors.
+    // Where nothing new is larger, F is exactly 1 and C collects no rounding errors.
     const double old = slot != nullptr && step.has_stabiliser ? *m : 0.0;
     const double decayed = Cell::log_forget(step.log_f.row(t)[head]) + old;
     const double i = step.i.row(t)[head];
     const double now = step.has_stabiliser ? larger(decayed, i) : 0.0;
-    factors[0] = static_cast<float>(exp(decayed - now));
-    factors[1] = static_cast<float>(exp(i - now));
-    factors[2] = static_cast<float>(exp(-now));
-    if (slot != nullptr) *m = static_cast<float>(now);
+    factors[0] = exp(decayed - now);
+    factors[1] = exp(i - now);
+    factors[2] = exp(-now);
+    if (slot != nullptr) *m = now;
   }
   __syncthreads();
-  const float forget = factors[0], input = factors[1], floor = factors[2];
+  const auto forget = static_cast<float>(factors[0]), input = static_cast<float>(factors[1]),
+             floor = static_cast<float>(factors[2]);
 
   const In* q = step.q.row<In>(t) + head * ring.dqk;
   const In* k = step.k.row<In>(t) + head * ring.dqk;
   const In* v = step.v.row<In>(t) + head * ring.dv;
-  float* n = reinterpret_cast<float*>(slot + step.offsets.n) + head * ring.dqk;
-  float l = 0;
+  double* n = reinterpret_cast<double*>(slot + step.offsets.n) + head * ring.dqk;
+  double sum = 0;
   for (std::int64_t a = threadIdx.x; a < ring.dqk; a += kThreads) {
     const float key = to_float(k[a]);
-    const float value = fmaf(input, key, forget * (slot != nullptr ? n[a] : 0.0F));
-    l = fmaf(value, to_float(q[a]), l);
+    const double value = fma(factors[1], double{key}, factors[0] * (slot != nullptr ? n[a] : 0.0));
+    sum = fma(value, double{to_float(q[a])}, sum);
     if (slot == nullptr) continue;
     n[a] = value;
     own.k[before * ring.dqk + a] = key;
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) ring_gates_kernel(Steps step) {
     if (slot != nullptr) own.weights[j] = weight;
     result.scores[j] = weight * score;
   }
-  l = step.scale * block_sum(l, partial);
+  const auto l = static_cast<float>(step.scale * block_sum(sum, partial));
   if (threadIdx.x != 0) return;
   const float decay = before > 0 ? forget * *own.decay : forget;
   const float magnitude = fabsf(l);  // the comparison keeps a NaN

@@ -14,9 +14,9 @@ __global__ void __launch_bounds__(kThreads) save_states_kernel(Cell cell) {
   const std::int64_t s = blockIdx.x, head = blockIdx.y, begin = cell.batch.offsets[s];
   if (cell.batch.offsets[s + 1] - begin != 1) return;
   const std::int64_t at = cell.saved.index(begin, s, 0, cell.heads, head);
-  const auto copy = [](float* to, const float* from, std::int64_t count) {
+  const auto copy = [](float* to, const auto* from, std::int64_t count) {
     for (std::int64_t x = threadIdx.x; x < count; x += kThreads)
-      to[x] = from != nullptr ? from[x] : 0.0F;
+      to[x] = from != nullptr ? static_cast<float>(from[x]) : 0.0F;
   };
   copy(cell.saved.c + at * cell.dqk * cell.dv, cell.record_c(s, head), cell.dqk * cell.dv);
   copy(cell.saved.n + at * cell.dqk, cell.record_n(s, head), cell.dqk);

@@ -322,9 +322,12 @@ __device__ void advance_n(const StateTile& tile, const Stretch& part, const Wind
   const bool loads = tile.a0 + pack * 8 < cell.dqk;
   const bool owns = thread < kStateA && tile.a0 + thread < cell.dqk;
   const std::int64_t own = tile.a0 + thread;
-  const float* from =
-      part.chunk_begin > 0 ? cell.carry_n(window.carry_in, tile.head) : cell.record_n(s, tile.head);
-  float n = owns && from != nullptr ? from[own] : 0.0F;
+  double* const record = cell.record_n(s, tile.head);
+  float n = 0;
+  if (owns && part.chunk_begin > 0)
+    n = cell.carry_n(window.carry_in, tile.head)[own];
+  else if (owns && record != nullptr)
+    n = static_cast<float>(record[own]);
 
   struct Tokens {
     Pack<Bf16> numbers[kTurns];
@@ -373,9 +376,10 @@ __device__ void advance_n(const StateTile& tile, const Stretch& part, const Wind
     for (int w = 0; w < kStateWarps; ++w) added += sums[w][thread];
     n = fmaf(n, tokens.decay, added);
   }
-  float* to =
-      part.goes_on() ? cell.carry_n(window.carry_out, tile.head) : cell.record_n(s, tile.head);
-  if (owns && to != nullptr) to[own] = n;
+  if (owns && part.goes_on())
+    cell.carry_n(window.carry_out, tile.head)[own] = n;
+  else if (owns && record != nullptr)
+    record[own] = n;
 }
 
 /// In x: the tiles of C of all sequences and heads, and then the parts of n, which take less time:

@@ -63,10 +63,10 @@ struct HeadPart {
     if (slice != 0) return;
     const std::int64_t dqk = copies.ring.dqk;
     for (std::int64_t a = threadIdx.x; a < dqk; a += kThreads)
-      reinterpret_cast<float*>(to + to_n)[head * dqk + a] =
-          reinterpret_cast<float*>(from + from_n)[head * dqk + a];
+      reinterpret_cast<double*>(to + to_n)[head * dqk + a] =
+          reinterpret_cast<double*>(from + from_n)[head * dqk + a];
     if (threadIdx.x == 0)
-      reinterpret_cast<float*>(to + to_m)[head] = reinterpret_cast<float*>(from + from_m)[head];
+      reinterpret_cast<double*>(to + to_m)[head] = reinterpret_cast<double*>(from + from_m)[head];
   }
 };
 

@@ -20,8 +20,8 @@ struct MlstmWidePlan {
     };
     records = padded(a.batch.sequences() * 8);
     n = padded(heads * dqk * dv * 4);
-    m = n + padded(heads * dqk * 4);
-    stride = m + padded(heads * 4);
+    m = n + padded(heads * dqk * 8);
+    stride = m + padded(heads * 8);
   }
   std::size_t bytes() const {
     return longs == 0 ? 0 : records + static_cast<std::size_t>(longs) * stride;

@@ -100,18 +100,20 @@ struct Matrix {
 constexpr int kWarp = 32;
 
 /// The sum of the warp's 32 values, the same bits in every lane.
-__device__ inline float warp_sum(float x) {
+template <class Real>
+__device__ inline Real warp_sum(Real x) {
   for (int bits = kWarp / 2; bits > 0; bits /= 2) x += __shfl_xor_sync(~0U, x, bits);
   return x;
 }
 
 /// The sum over all threads of a block of whole warps, the same bits in every thread. `partial` is
-/// shared memory of a float per warp; a barrier must lie between two uses of it.
-__device__ inline float block_sum(float x, float* partial) {
+/// shared memory of a number per warp; a barrier must lie between two uses of it.
+template <class Real>
+__device__ inline Real block_sum(Real x, Real* partial) {
   x = warp_sum(x);
   if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = x;
   __syncthreads();
-  float sum = 0;
+  Real sum = 0;
   for (unsigned w = 0; w < blockDim.x / kWarp; ++w) sum += partial[w];
   return sum;
 }

@@ -133,9 +133,10 @@ struct FusedCell {
   __device__ FusedFrame* frame(int s, int head) const {
     return frames + head * (all_chunks + batch.sequences) + first_chunk(s) + s;
   }
-  __device__ float* record(std::int64_t s, std::size_t offset, std::int64_t floats) const {
+  template <class T>
+  __device__ T* record(std::int64_t s, std::size_t offset, std::int64_t numbers) const {
     std::byte* slot = batch.slots[s];
-    return slot == nullptr ? nullptr : reinterpret_cast<float*>(slot + offset) + floats;
+    return slot == nullptr ? nullptr : reinterpret_cast<T*>(slot + offset) + numbers;
   }
 };
 

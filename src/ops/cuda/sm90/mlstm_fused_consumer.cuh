@@ -27,7 +27,7 @@ __device__ void run_consumer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
     const int row = work.slice * kColumns + group * 64 + 16 * warp + lane / 4;
     const int column = 2 * (lane % 4);
     float* const base =
-        cell.record(work.s, cell.offsets.c, std::int64_t{work.head} * cell.dqk * cell.dv) +
+        cell.record<float>(work.s, cell.offsets.c, std::int64_t{work.head} * cell.dqk * cell.dv) +
         std::int64_t{column} * cell.dv + row;
     const int step = cell.dv;
 #pragma unroll

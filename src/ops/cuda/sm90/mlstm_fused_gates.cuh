@@ -210,12 +210,12 @@ __device__ __forceinline__ void save_gates(const FusedCell& cell, ChunkGates& to
 /// next kernels may write before others have read it.
 __device__ __forceinline__ void copy_first_n(const FusedCell& cell, int s, int head, int rank,
                                              int cluster, int padded_dqk) {
-  const float* n = cell.record(s, cell.offsets.n, std::int64_t{head} * cell.dqk);
+  const double* n = cell.record<double>(s, cell.offsets.n, std::int64_t{head} * cell.dqk);
   float* const to = cell.first_n + (std::int64_t{s} * cell.heads + head) * padded_dqk;
   const int threads = static_cast<int>(blockDim.x);
   for (int a = rank * threads + static_cast<int>(threadIdx.x); a < padded_dqk;
        a += cluster * threads)
-    to[a] = n != nullptr && a < cell.dqk ? n[a] : 0.0F;
+    to[a] = n != nullptr && a < cell.dqk ? static_cast<float>(n[a]) : 0.0F;
 }
 
 /// Asks for its part of C in the record: blocks of the first segment load it while others stream
@@ -223,7 +223,7 @@ __device__ __forceinline__ void copy_first_n(const FusedCell& cell, int s, int h
 __device__ __forceinline__ void prefetch_c(const FusedCell& cell, int s, int head, int rank,
                                            int cluster) {
   const int part = cell.dqk * cell.dv / cluster;
-  const float* c = cell.record(s, cell.offsets.c, std::int64_t{head} * cell.dqk * cell.dv);
+  const float* c = cell.record<float>(s, cell.offsets.c, std::int64_t{head} * cell.dqk * cell.dv);
   if (c != nullptr && reinterpret_cast<std::uintptr_t>(c) % 16 == 0)
     prefetch_bytes(c + rank * part, part * static_cast<unsigned>(sizeof(float)));
 }
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
   const int heads = cell.heads / kParts, s = pair / heads, head = pair % heads;
   const int begin = cell.batch.offsets[s], length = cell.length(s);
   const int chunks = (length + kChunk - 1) / kChunk;
-  const float* record_m = cell.record(s, cell.offsets.m, head);
+  const double* record_m = cell.record<double>(s, cell.offsets.m, head);
   const auto give = [&](FusedTotals& to, const FusedTotals& totals) {  // to all blocks
     if (lane < cluster) store_cluster(cluster_address(shared_address(&to), lane), totals);
   };
@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(MlstmFusedPlan::kMostGateWarps * 32)
     const ChunkPlace at{s, number, begin + number * kChunk, length - number * kChunk};
     const LaneGates own_gates(cell, at.first, at.tokens, head, lane);
     if (turn == 0) {  // all loads together
-      const float m = record_m != nullptr && cell.exponential ? *record_m : 0.0F;
+      const double m = record_m != nullptr && cell.exponential ? *record_m : 0.0;
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
         copy_first_n(cell, s, head * kParts + part, rank, cluster, padded_dqk);

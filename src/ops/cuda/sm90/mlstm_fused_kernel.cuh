@@ -68,12 +68,13 @@ __global__ void __launch_bounds__(kFusedThreads, 1)
     // Before any block of the head can write its record: they meet below.
     if (cell.own_gates && threadIdx.x < kGroup) {
       const bool has_record = record != nullptr;
-      const float* n = cell.record(work.s, cell.offsets.n, std::int64_t{work.head} * cell.dqk);
+      const double* n =
+          cell.record<double>(work.s, cell.offsets.n, std::int64_t{work.head} * cell.dqk);
       for (int key = threadIdx.x; key < kDqk; key += kGroup)
-        at.n()[key] = has_record && key < cell.dqk ? n[key] : 0.0F;
+        at.n()[key] = has_record && key < cell.dqk ? static_cast<float>(n[key]) : 0.0F;
       if (threadIdx.x == 0)
         at.own().first_m = has_record && cell.exponential
-                               ? double{*cell.record(work.s, cell.offsets.m, work.head)}
+                               ? *cell.record<double>(work.s, cell.offsets.m, work.head)
                                : 0.0;
     }
   }

@@ -456,15 +456,16 @@ __device__ void run_producer(const FusedCell& cell, const FusedPlaces<kDqk, kOut
   if (!kOutputs || (!ends && cell.first_segment == 0)) {
     keep(done, done.segment);
   } else if (ends && done.slice == 0 && cell.batch.slots[done.s] != nullptr) {
-    float* record = cell.record(done.s, cell.offsets.n, std::int64_t{done.head} * cell.dqk);
+    double* record =
+        cell.record<double>(done.s, cell.offsets.n, std::int64_t{done.head} * cell.dqk);
     const FusedFrame last = last_frame(cell, done, done.head / kParts, at.own());
     const float factor = record_factor(cell, last);
     each_key([&](float n, int key) {
       if (key < cell.dqk) record[key] = factor * (factor * n);
     });
     if (thread_index() == 0 && done.head % kParts == 0)
-      *cell.record(done.s, cell.offsets.m, done.head / kParts) =
-          cell.exponential ? static_cast<float>(last.m) : 0.0F;
+      *cell.record<double>(done.s, cell.offsets.m, done.head / kParts) =
+          cell.exponential ? last.m : 0.0;
   }
 }
 

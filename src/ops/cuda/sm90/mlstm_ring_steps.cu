@@ -39,9 +39,12 @@ struct Pair {
   int units, first, stride;
   int first_row, rows, stage_rows;
 
-  __device__ __forceinline__ float* record(std::byte* slot, std::size_t offset,
-                                           std::int64_t floats) const {
-    return reinterpret_cast<float*>(slot + offset) + floats;
+  __device__ __forceinline__ double* head_n(std::byte* slot, int head) const {
+    return reinterpret_cast<double*>(slot + step.offsets.n) +
+           static_cast<std::int64_t>(head) * step.dqk + first_row;
+  }
+  __device__ __forceinline__ double* head_m(std::byte* slot, int head) const {
+    return reinterpret_cast<double*>(slot + step.offsets.m) + head;
   }
   __device__ __forceinline__ C* head_c(std::byte* slot, int head) const {
     return reinterpret_cast<C*>(slot + step.offsets.c) +
@@ -94,9 +97,10 @@ struct Pair {
       barrier_expect(bar, bytes);
       turn.next();
     };
-    const auto load = [&](const float* from, int floats) {
-      if (floats > 0) load_bytes(to, from, floats * 4, bar, policy);
-      to += floats * 4;
+    const auto load = [&](const auto* from, int count) {
+      const int bytes = count * static_cast<int>(sizeof(*from));
+      if (bytes > 0) load_bytes(to, from, bytes, bar, policy);
+      to += bytes;
     };
     // The next ones are looked up meanwhile.
     std::byte* slot = slot_of(first);
@@ -110,17 +114,16 @@ struct Pair {
       if (slot != nullptr) {
         const int head = unit % step.heads;
         const HeadRing own = head_ring(slot, head);
-        const float* const n =
-            record(slot, step.offsets.n, static_cast<std::int64_t>(head) * dqk + first_row);
+        const double* const n = head_n(slot, head);
         if (folds(before)) {
-          begin_stage((rows + before * dqk) * 4);
+          begin_stage(rows * 8 + before * dqk * 4);
           load(n, rows);
           load(own.k, before * dqk);
           begin_stage(before * dv * 4);
           load(own.v, before * dv);
         } else {
           const int from = first_token(before), count = min(end_token(before), before) - from;
-          begin_stage((rows + count * (dqk + dv)) * 4);
+          begin_stage(rows * 8 + count * (dqk + dv) * 4);
           load(n, rows);
           load(own.k + from * dqk, count * dqk);
           load(own.v + from * dv, count * dv);
@@ -152,7 +155,7 @@ struct Pair {
       found.gate = head_ring(found.slot, head).weights[lane];
     if (kRounds && lane == kPositionLane)
       found.gate = __uint_as_float(*head_ring(found.slot, head).position);
-    if (step.has_stabiliser) found.m = *record(found.slot, step.offsets.m, head);
+    if (step.has_stabiliser) found.m = *head_m(found.slot, head);
   }
 
   // Loads wait behind the copies that are under way, longer than a head of C in bf16 takes: all
@@ -183,15 +186,16 @@ struct Pair {
       const float old_decay = before > 0 ? __shfl_sync(~0U, gate, tokens) : 1.0F;
       std::uint32_t position = 0;
       if (kRounds) position = __float_as_uint(__shfl_sync(~0U, gate, kPositionLane));
-      // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
-      // collects no rounding errors.
+      // Where nothing new is larger, F is exactly 1 and C collects no rounding errors.
       const double old_m = now.m, f = values.log_f, i = values.log_i;
       const double decayed = (f < -1e4 ? -1e4 : f) + old_m;
       const double new_m = step.has_stabiliser ? larger(decayed, i) : 0.0;
       const double exponent = lane == 0 ? decayed - new_m : lane == 1 ? i - new_m : -new_m;
-      const auto factor = static_cast<float>(exp(exponent));
-      const float forget = __shfl_sync(~0U, factor, 0), input = __shfl_sync(~0U, factor, 1),
-                  floor = __shfl_sync(~0U, factor, 2);
+      const double factor = exp(exponent);
+      const double exact_forget = __shfl_sync(~0U, factor, 0),
+                   exact_input = __shfl_sync(~0U, factor, 1);
+      const auto forget = static_cast<float>(exact_forget), input = static_cast<float>(exact_input);
+      const float floor = __shfl_sync(~0U, static_cast<float>(factor), 2);
       barrier_wait(cuda::shared_address(&shared.token_empty[turn.at]), turn.phase ^ 1);
       Token& token = shared.tokens[turn.at];
 #pragma unroll
@@ -207,10 +211,10 @@ struct Pair {
       if (lane == 0) {
         token.slot = slot;
         token.decay = before > 0 ? forget * old_decay : forget;
-        token.forget = forget;
-        token.input = input;
+        token.forget = exact_forget;
+        token.input = exact_input;
         token.floor = floor;
-        token.m = static_cast<float>(new_m);
+        token.m = new_m;
         token.before = before;
         token.t = t;
         token.head = head;
@@ -259,35 +263,37 @@ struct Pair {
       // The tokens in shared memory begin with the block's first, or with all of them.
       const int held = writes ? 0 : from;
       float* const scores = shared.scores[odd];
-      const float* old_n = nullptr;
-      if (has_state) old_n = wait_stage();
-      const float* const waiting_k = old_n + rows;
+      const double* old_n = nullptr;
+      if (has_state) old_n = reinterpret_cast<const double*>(wait_stage());
+      const auto* const waiting_k = reinterpret_cast<const float*>(old_n + rows);
       barrier_wait(cuda::shared_address(&shared.result_empty[turn.at]), turn.phase ^ 1);
       // Behind the scores of the tokens comes n q.
       for (int j = from + thread / kWarp; j <= end; j += kConsumers) {
-        float score = 0;
         if (j < end) {
           const float* const k = j < before ? waiting_k + (j - held) * dqk : token.k;
+          float score = 0;
 #pragma unroll 4
           for (int a = lane; a < dqk; a += kWarp) score = fmaf(token.q[a], k[a], score);
+          score = warp_sum(score);
+          if (lane == 0) scores[j] = token.weights[j] * score;
         } else {
+          double l = 0;
           for (int a = lane; a < rows; a += kWarp) {
-            const float n = fmaf(token.input, token.k[first_row + a],
-                                 token.forget * (has_state ? old_n[a] : 0.0F));
+            const double n = fma(token.input, double{token.k[first_row + a]},
+                                 token.forget * (has_state ? old_n[a] : 0.0));
             result.n[a] = n;
-            score = fmaf(token.q[first_row + a], n, score);
+            l = fma(double{token.q[first_row + a]}, n, l);
           }
+          l = warp_sum(l);
+          if (lane == 0) result.l = l;
         }
-        score = warp_sum(score);
-        if (lane == 0)
-          (j < end ? scores[j] : result.l) = j < end ? token.weights[j] * score : score;
       }
       if (writes) {
         named_barrier(1, kWorkers);  // the keys of the head before are read
         const auto key = [&](int j, int a) {
-          return j < before    ? token.weights[j] * waiting_k[j * dqk + first_row + a]
-                 : j == before ? token.input * token.k[first_row + a]
-                               : 0.0F;
+          if (j > before) return 0.0F;
+          return token.weights[j] *
+                 (j < before ? waiting_k[j * dqk + first_row + a] : token.k[first_row + a]);
         };
         for (int a = thread; a < rows; a += kWorkers)
           if constexpr (kRounds) {
@@ -435,7 +441,7 @@ struct Pair {
       };
       // The other block has read what was sent for the head before: it has sent its moments since.
       if (lane == 0) {
-        barrier_expect(sums_sent, half * 4 + 4);
+        barrier_expect(sums_sent, half * 4 + 8);
         barrier_expect(moments_sent, 8);
         send(other_block(&from.l), result.l, other_block(&from.sums_sent));
       }
@@ -451,7 +457,7 @@ struct Pair {
         h[i + 3] = sum.w;
       });
       barrier_wait(sums_sent, phase);
-      const float l = (result.l + from.l) * step.scale;
+      const auto l = static_cast<float>((result.l + from.l) * step.scale);
       float out = step.scale;
       if (step.normalise) {
         const float magnitude = fabsf(l);  // the comparison keeps a NaN
@@ -487,8 +493,7 @@ struct Pair {
         const int before = token.before;
         const bool writes = folds(before);
         const HeadRing kept = head_ring(token.slot, token.head);
-        float* const n = record(token.slot, step.offsets.n,
-                                static_cast<std::int64_t>(token.head) * dqk + first_row);
+        double* const n = head_n(token.slot, token.head);
         for (int a = lane; a < rows; a += kWarp) {
           n[a] = result.n[a];
           if (!writes) kept.k[before * dqk + first_row + a] = token.k[first_row + a];
@@ -499,7 +504,7 @@ struct Pair {
         if (rank == 0) {
           if (!writes && lane <= before) kept.weights[lane] = token.weights[lane];
           if (lane == 0) {
-            *record(token.slot, step.offsets.m, token.head) = token.m;
+            *head_m(token.slot, token.head) = token.m;
             *kept.decay = token.decay;
             *kept.waiting = writes ? 0 : before + 1;
             if (kRounds && writes) *kept.position = token.position;
@@ -521,26 +526,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                             const __grid_constant__ MlstmRing ring) {
   XLSTM_DYNAMIC_SHARED(Shared, shared);
   const int lane = threadIdx.x % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-  if (threadIdx.x == 0) {
-    const auto init = [](std::uint64_t& barrier, unsigned arrivals) {
-      barrier_init(cuda::shared_address(&barrier), arrivals);
-    };
-    for (int i = 0; i < kStages; ++i) {
-      init(shared->full[i], 1);
-      init(shared->empty[i], kConsumers);
-    }
-    for (int i = 0; i < kBuffers; ++i) {
-      init(shared->token_full[i], 1);
-      init(shared->token_empty[i], kConsumers + 1);
-      init(shared->result_full[i], kConsumers);
-      init(shared->result_empty[i], 1);
-    }
-    for (FromOther& from : shared->from_other) {
-      init(from.sums_sent, 1);
-      init(from.moments_sent, 1);
-    }
-    barrier_fence_init();
-  }
+  if (threadIdx.x == 0) shared->init_barriers();
   __syncthreads();
   cluster_arrive_relaxed();
   const int rank = static_cast<int>(cluster_rank());

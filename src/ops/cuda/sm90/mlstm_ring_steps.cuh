@@ -29,8 +29,8 @@ constexpr int kStageFloats = 8192;
 constexpr int kBuffers = 3;
 constexpr int kMostRows = kMostKeys / 2;  // of C, of a block
 // What waits of a block's tokens fits into one stage, and while C is written all of k and all of v.
-static_assert((kMost / 2 - 1) * (kMostKeys + kMostValues) + kMostRows <= kStageFloats);
-static_assert((kMost - 1) * kMostKeys + kMostRows <= kStageFloats);
+static_assert((kMost / 2 - 1) * (kMostKeys + kMostValues) + 2 * kMostRows <= kStageFloats);
+static_assert((kMost - 1) * kMostKeys + 2 * kMostRows <= kStageFloats);
 static_assert((kMost - 1) * kMostValues <= kStageFloats);
 
 /// The step's own token of a head, and what the gates make of the ring.
@@ -38,18 +38,20 @@ struct alignas(16) Token {
   float q[kMostKeys], k[kMostKeys], v[kMostValues];
   float weights[kMost];  // of the tokens in the ring and of this one
   std::byte* slot;
-  float decay, forget, input, floor, m;
+  double forget, input, m;
+  float decay, floor;
   int before, t, head;     // t is negative behind the last one
   std::uint32_t position;  // of C with this token, where C is bf16
 };
 struct alignas(16) Result {
-  float parts[kWorkers * 4], n[kMostRows], l, unused[3];
+  float parts[kWorkers * 4];
+  double n[kMostRows], l, unused;
 };
 /// What the other block sends: its sums of this block's columns, its part of n q and its moments.
 struct alignas(16) FromOther {
   float h[kMostValues / 2];
   alignas(8) float2 moments;
-  float l;
+  double l;
   std::uint64_t sums_sent, moments_sent;
 };
 struct Shared {
@@ -61,7 +63,30 @@ struct Shared {
   FromOther from_other[kFinishers];
   std::uint64_t full[kStages], empty[kStages], token_full[kBuffers], token_empty[kBuffers],
       result_full[kBuffers], result_empty[kBuffers];
+
+  /// By one thread.
+  __device__ __forceinline__ void init_barriers() {
+    const auto init = [](std::uint64_t& barrier, unsigned arrivals) {
+      barrier_init(cuda::shared_address(&barrier), arrivals);
+    };
+    for (int i = 0; i < kStages; ++i) {
+      init(full[i], 1);
+      init(empty[i], kConsumers);
+    }
+    for (int i = 0; i < kBuffers; ++i) {
+      init(token_full[i], 1);
+      init(token_empty[i], kConsumers + 1);
+      init(result_full[i], kConsumers);
+      init(result_empty[i], 1);
+    }
+    for (FromOther& from : from_other) {
+      init(from.sums_sent, 1);
+      init(from.moments_sent, 1);
+    }
+    barrier_fence_init();
+  }
 };
+static_assert(sizeof(Shared) <= 227 * 1024);
 
 /// A place in a ring of barriers.
 template <int kCount>
@@ -144,7 +169,8 @@ struct Raw {
 struct Lookup {
   std::byte* slot = nullptr;
   int t = -1;  // of the token; negative: not one token
-  float gate = 0, m = 0;
+  float gate = 0;
+  double m = 0;
 };
 
 /// The step's own token of a head, as the products left it.

@@ -28,8 +28,8 @@ constexpr int kFewColumns = 64, kManyColumns = 256;
 template <int kColumns, int kHeld>
 struct Shared {
   static constexpr int kThreads = kColumns / 4 * kGroups;
-  double new_m;
-  float q[kMostRows], k[kMostRows], factors[3], partial[kThreads / kWarp];
+  double new_m, factors[3], partial[kThreads / kWarp];
+  float q[kMostRows], k[kMostRows];
   float h[kMostWidth];
   // A thread reads what it copied, and then leaves its sums in the first of its places.
   float4 state[kHeld < kRows ? kRows - kHeld : 1][kThreads];
@@ -78,13 +78,10 @@ __global__ void __launch_bounds__(Shared<kColumns, kHeld>::kThreads, kBlocks)
   }
   cluster_arrive();  // the other blocks may write here
   std::byte* const slot = step.batch.slots[s];
-  const auto record = [&](std::size_t offset, std::int64_t floats) {
-    return reinterpret_cast<float*>(slot + offset) + floats;
-  };
   const int column = thread % (kColumns / 4) * 4, group = thread / (kColumns / 4);
-  float* const c =
-      record(step.offsets.c, (static_cast<std::int64_t>(head) * step.dqk + group) * step.dv +
-                                 slice * kColumns + column);
+  float* const c = reinterpret_cast<float*>(slot + step.offsets.c) +
+                   (static_cast<std::int64_t>(head) * step.dqk + group) * step.dv +
+                   slice * kColumns + column;
   const std::int64_t stride = static_cast<std::int64_t>(kGroups) * step.dv;
   const std::uint64_t policy = evict_first_policy();
   float4 held[kHeld];
@@ -100,9 +97,10 @@ __global__ void __launch_bounds__(Shared<kColumns, kHeld>::kThreads, kBlocks)
                slot != nullptr && group + (kHeld + r) * kGroups < step.dqk, policy);
   commit_copies();
   const bool has_row = thread < step.dqk;
-  float* const n = record(step.offsets.n, static_cast<std::int64_t>(head) * step.dqk + thread);
-  const float old_n = has_row && slot != nullptr ? *n : 0.0F;
-  float* const m = record(step.offsets.m, head);
+  double* const n = reinterpret_cast<double*>(slot + step.offsets.n) +
+                    static_cast<std::int64_t>(head) * step.dqk + thread;
+  const double old_n = has_row && slot != nullptr ? *n : 0.0;
+  double* const m = reinterpret_cast<double*>(slot + step.offsets.m) + head;
   const double old_m = slot != nullptr && step.has_stabiliser ? *m : 0.0;
   const int output = head * step.dv + slice * kColumns + thread;  // of the first kColumns threads
   float norm_w = 0, norm_b = 0;
@@ -126,20 +124,21 @@ __global__ void __launch_bounds__(Shared<kColumns, kHeld>::kThreads, kBlocks)
     k[thread] = own_k;
   }
   if (warp == 0) {
-    // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
-    // collects no rounding errors.
+    // Where nothing new is larger, F is exactly 1 and C collects no rounding errors.
     const double f = step.log_f.row(t)[head], i = step.i.row(t)[head];
     const double decayed = (f < -1e4 ? -1e4 : f) + old_m;
     const double now = step.has_stabiliser ? larger(decayed, i) : 0.0;
     const double exponent = lane == 0 ? decayed - now : lane == 1 ? i - now : -now;
-    if (lane < 3) shared->factors[lane] = static_cast<float>(exp(exponent));
+    if (lane < 3) shared->factors[lane] = exp(exponent);
     if (lane == 0) shared->new_m = now;
   }
   __syncthreads();
-  const float forget = shared->factors[0], input = shared->factors[1], floor = shared->factors[2];
-
-  const float new_n = fmaf(input, own_k, forget * old_n);
-  const float l = step.scale * block_sum(has_row ? new_n * own_q : 0.0F, shared->partial);
+  const double new_n = fma(shared->factors[1], double{own_k}, shared->factors[0] * old_n);
+  const auto l = static_cast<float>(
+      step.scale * block_sum(has_row ? new_n * double{own_q} : 0.0, shared->partial));
+  const auto forget = static_cast<float>(shared->factors[0]),
+             input = static_cast<float>(shared->factors[1]),
+             floor = static_cast<float>(shared->factors[2]);
   float out = step.scale;
   if (step.normalise) {
     const float magnitude = fabsf(l);  // the comparison keeps a NaN
@@ -178,7 +177,7 @@ __global__ void __launch_bounds__(Shared<kColumns, kHeld>::kThreads, kBlocks)
   cluster_wait();
   if (slice == 0 && slot != nullptr) {  // all blocks have read n and m
     if (has_row) *n = new_n;
-    if (thread == 0) *m = static_cast<float>(shared->new_m);
+    if (thread == 0) *m = shared->new_m;
   }
   if (thread >= kColumns) return;
   const auto count = static_cast<float>(step.dv);

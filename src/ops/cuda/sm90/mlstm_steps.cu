@@ -19,7 +19,7 @@ constexpr int kThreads = 128, kMostColumns = 4 * kThreads;
 
 /// To the first block of the cluster.
 template <class Value>
-__device__ __forceinline__ void send_first(float* to, Value value, SharedAddress barrier) {
+__device__ __forceinline__ void send_first(void* to, Value value, SharedAddress barrier) {
   send(cluster_address(cuda::shared_address(to), 0), value, cluster_address(barrier, 0));
 }
 
@@ -30,7 +30,8 @@ template <int kSlices, int kPart, int kParts>
 struct StepsTile {
   float4 state[kParts * kPart * kThreads];  // a thread reads what it has copied
   struct Sums {
-    float h[kMostColumns], l, unused[3];
+    float h[kMostColumns];
+    double l, unused;
   } others[kSlices - 1];  // of the other blocks, in the first
 };
 
@@ -39,11 +40,11 @@ struct StepsTile {
 /// @param writes  whether the thread has the four columns from `column` on
 template <int kSlices, class Sums>
 __device__ __forceinline__ void finish_step(const MlstmStepsCall& step, const Sums& others, int t,
-                                            int first, int column, bool writes, float l,
+                                            int first, int column, bool writes, double n_q,
                                             float floor, const float (&sum)[4],
                                             float (&partial)[2][kThreads / kWarp]) {
-  for (int b = 0; b < kSlices - 1; ++b) l += others[b].l;
-  l *= step.scale;
+  for (int b = 0; b < kSlices - 1; ++b) n_q += others[b].l;
+  const auto l = static_cast<float>(step.scale * n_q);
   float out = step.scale;
   if (step.normalise) {
     const float magnitude = fabsf(l);  // the comparison keeps a NaN
@@ -81,8 +82,8 @@ __device__ __forceinline__ void finish_step(const MlstmStepsCall& step, const Su
 template <int kSlices, int kPart, int kParts>
 __global__ void __launch_bounds__(kThreads) mlstm_steps_kernel(MlstmStepsCall step) {
   using Tile = StepsTile<kSlices, kPart, kParts>;
-  __shared__ float q[kThreads], k[kThreads], factors[3], partial[2][kThreads / kWarp];
-  __shared__ float sums[kMostColumns];
+  __shared__ float q[kThreads], k[kThreads], partial[2][kThreads / kWarp], sums[kMostColumns];
+  __shared__ double factors[3], partial_l[kThreads / kWarp];
   __shared__ alignas(8) std::uint64_t sent;  // what the others have in `others`
   const int thread = threadIdx.x, lane = thread % kWarp;
   const int slice = static_cast<int>(blockIdx.x) % kSlices;
@@ -99,21 +100,19 @@ __global__ void __launch_bounds__(kThreads) mlstm_steps_kernel(MlstmStepsCall st
   if (slice == 0 && thread == 0) {
     barrier_init(all_sent, 1);
     barrier_fence_init();
-    barrier_expect(all_sent, (kSlices - 1) * (quads * 16 + 4));
+    barrier_expect(all_sent, (kSlices - 1) * (quads * 16 + 8));
   }
   __syncwarp();
   cluster_arrive_relaxed();
   if (!step.has_norm) grid_wait();
   std::byte* const slot = step.batch.slots[s];
-  const auto record = [&](std::size_t offset, std::int64_t floats) {
-    return reinterpret_cast<float*>(slot + offset) + floats;
-  };
   const int most = (step.dqk + kSlices - 1) / kSlices, first = slice * most;
   const int rows = max(0, min(most, step.dqk - first));
   const int group = thread / quads, column = thread % quads * 4;
   const bool live = group < groups, loads = live && slot != nullptr;
-  float* const c = record(step.offsets.c,
-                          (static_cast<std::int64_t>(head) * step.dqk + first) * step.dv + column);
+  const std::int64_t first_of_all = static_cast<std::int64_t>(head) * step.dqk + first;
+  float* const c =
+      reinterpret_cast<float*>(slot + step.offsets.c) + first_of_all * step.dv + column;
   XLSTM_DYNAMIC_SHARED(Tile, tile);
   float4* const state = tile->state;
   auto& others = tile->others;
@@ -130,9 +129,9 @@ __global__ void __launch_bounds__(kThreads) mlstm_steps_kernel(MlstmStepsCall st
   };
   for (int part = 0; part < kParts - 1; ++part) copy();
   const bool has_row = thread < rows;
-  float* const n = record(step.offsets.n, static_cast<std::int64_t>(head) * step.dqk + first);
-  const float old_n = has_row && slot != nullptr ? n[thread] : 0.0F;
-  float* const m = record(step.offsets.m, head);
+  double* const n = reinterpret_cast<double*>(slot + step.offsets.n) + first_of_all;
+  const double old_n = has_row && slot != nullptr ? n[thread] : 0.0;
+  double* const m = reinterpret_cast<double*>(slot + step.offsets.m) + head;
   const double old_m = slot != nullptr && step.has_stabiliser ? *m : 0.0;
 
   grid_wait();
@@ -147,20 +146,20 @@ __global__ void __launch_bounds__(kThreads) mlstm_steps_kernel(MlstmStepsCall st
     for (int j = 0; j < 4; ++j) v[j] = step.v.at(t, head * step.dv + column + j);
   double new_m = 0;
   if (thread < kWarp) {
-    // Weights are relative to the unrounded m: where nothing new is larger, F is exactly 1 and C
-    // collects no rounding errors.
+    // Where nothing new is larger, F is exactly 1 and C collects no rounding errors.
     const double f = step.log_f.row(t)[head], i = step.i.row(t)[head];
     const double decayed = (f < -1e4 ? -1e4 : f) + old_m;
     new_m = step.has_stabiliser ? larger(decayed, i) : 0.0;
     const double exponent = lane == 0 ? decayed - new_m : lane == 1 ? i - new_m : -new_m;
-    if (lane < 3) factors[lane] = static_cast<float>(exp(exponent));
+    if (lane < 3) factors[lane] = exp(exponent);
   }
   q[thread] = own_q;
   k[thread] = own_k;
   __syncthreads();
-  const float forget = factors[0], input = factors[1], floor = factors[2];
+  const auto forget = static_cast<float>(factors[0]), input = static_cast<float>(factors[1]),
+             floor = static_cast<float>(factors[2]);
 
-  const float new_n = fmaf(input, own_k, forget * old_n);
+  const double new_n = fma(factors[1], double{own_k}, factors[0] * old_n);
   if (has_row && slot != nullptr) n[thread] = new_n;
   float sum[4] = {};
   for (int row = group, from = thread; row < rows;) {
@@ -183,7 +182,7 @@ __global__ void __launch_bounds__(kThreads) mlstm_steps_kernel(MlstmStepsCall st
     }
     from = from + kPart * kThreads < kParts * kPart * kThreads ? from + kPart * kThreads : thread;
   }
-  float l = block_sum(has_row ? new_n * own_q : 0.0F, partial[0]);
+  const double n_q = block_sum(has_row ? new_n * double{own_q} : 0.0, partial_l);
   if (groups > 1) {
     if (live)
 #pragma unroll
@@ -199,12 +198,13 @@ __global__ void __launch_bounds__(kThreads) mlstm_steps_kernel(MlstmStepsCall st
     if (group == 0)
       send_first(&others[slice - 1].h[column], make_float4(sum[0], sum[1], sum[2], sum[3]),
                  all_sent);
-    if (thread == 0) send_first(&others[slice - 1].l, l, all_sent);
+    if (thread == 0) send_first(&others[slice - 1].l, n_q, all_sent);
     return;
   }
   barrier_wait(all_sent, 0);  // so the others have read m, too
-  if (thread == 0 && slot != nullptr) *m = static_cast<float>(new_m);
-  finish_step<kSlices>(step, others, t, head * step.dv, column, group == 0, l, floor, sum, partial);
+  if (thread == 0 && slot != nullptr) *m = new_m;
+  finish_step<kSlices>(step, others, t, head * step.dv, column, group == 0, n_q, floor, sum,
+                       partial);
 }
 
 constexpr int kSlices = 8, kPart = 8, kParts = 3;

@@ -59,6 +59,12 @@ __device__ __forceinline__ void send(SharedAddress to, float a, float b, SharedA
       "f"(a), "f"(b), "r"(barrier)
       : "memory");
 }
+__device__ __forceinline__ void send(SharedAddress to, double a, SharedAddress barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.f64 [%0], %1, [%2];" ::"r"(to), "d"(a),
+      "r"(barrier)
+      : "memory");
+}
 __device__ __forceinline__ void send(SharedAddress to, float4 a, SharedAddress barrier) {
   asm volatile(
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
