@@ -11,10 +11,6 @@
 namespace xlstm {
 namespace {
 
-std::size_t round_up(std::size_t value, std::size_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 // Measuring hands out addresses near this one: not null, aligned, never mapped.
 constexpr std::uintptr_t kMeasuringBase = std::uintptr_t{1} << 56;
 
@@ -79,12 +75,12 @@ void copy_memory(void* to, Device to_device, const void* from, Device from_devic
 
 Buffer place_tensors(std::span<Tensor* const> tensors) {
   std::size_t bytes = 0;
-  for (const Tensor* t : tensors) bytes += round_up(t->bytes(), kAlignment);
+  for (const Tensor* t : tensors) bytes += aligned(t->bytes());
   Buffer buffer(bytes, {}, true);
   std::byte* at = buffer.data();
   for (Tensor* t : tensors) {
     t->data = at;
-    at += round_up(t->bytes(), kAlignment);
+    at += aligned(t->bytes());
   }
   return buffer;
 }
@@ -93,7 +89,7 @@ void Arena::reserve(std::size_t bytes) {
   XLSTM_ASSERT(used_ == 0 && !measuring_);
   if (bytes <= buffer_.size()) return;
   buffer_ = Buffer();  // free first: the old content is dead and the peak should not hold both
-  buffer_ = Buffer(round_up(bytes, kAlignment), device_);
+  buffer_ = Buffer(aligned(bytes), device_);
 }
 
 void Arena::start_measuring() {
@@ -110,7 +106,7 @@ std::size_t Arena::stop_measuring() {
 
 std::byte* Arena::take(std::size_t bytes) {
   const std::size_t begin = used_;
-  used_ += round_up(bytes, kAlignment);
+  used_ += aligned(bytes);
   peak_ = std::max(peak_, used_);
   if (measuring_) return reinterpret_cast<std::byte*>(kMeasuringBase + begin);
   XLSTM_ASSERT(used_ <= buffer_.size());

@@ -16,6 +16,12 @@ inline constexpr std::size_t kAlignment = 256;
 /// Row strides of Arena tensors are multiples of this many bytes (bulk copies demand it).
 inline constexpr std::size_t kRowAlignment = 16;
 
+constexpr std::size_t round_up(std::size_t value, std::size_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+/// What `bytes` take where the next thing is aligned, too.
+constexpr std::size_t aligned(std::size_t bytes) { return round_up(bytes, kAlignment); }
+
 /// Owns one block of memory on one device. Move-only. Content is uninitialised unless `zero`.
 class Buffer {
  public:

@@ -18,10 +18,6 @@ namespace {
 constexpr std::size_t kPiece = std::size_t{8} << 20, kPieces = 4;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-constexpr std::size_t round_up(std::size_t value, std::size_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
 // CUDA's own pinned memory has pages of 4 KB, made one after the other: 0.35 ms for each MB. Pages
 // of 2 MB that are there are pinned in a fifteenth of that. Null where the system forbids it.
 std::shared_ptr<std::byte> pinned_huge_pages(Device device, std::size_t bytes, int threads) {
@@ -56,7 +52,7 @@ std::shared_ptr<std::byte> pinned(Device device, std::size_t bytes, int threads)
 
 Staging::Staging(Device device, std::size_t total, int threads)
     : device_(device),
-      piece_bytes_(std::clamp(round_up(total, kAlignment), kAlignment, kPiece)),
+      piece_bytes_(std::clamp(aligned(total), kAlignment, kPiece)),
       pieces_(std::clamp((total + piece_bytes_ - 1) / piece_bytes_, std::size_t{1}, kPieces)),
       memory_(pinned(device, pieces_ * piece_bytes_, threads)),
       stream_(cuda::shared_stream(device)),
@@ -88,7 +84,7 @@ std::span<std::byte> Staging::room() {
 void Staging::send(std::byte* to, std::size_t bytes) {
   XLSTM_ASSERT(bytes > 0 && bytes <= piece_bytes_ - used_);
   cuda::copy(to, piece(turn_) + used_, bytes, stream_.get(), device_);
-  used_ = std::min(piece_bytes_, used_ + round_up(bytes, kAlignment));
+  used_ = std::min(piece_bytes_, used_ + aligned(bytes));
 }
 
 void Staging::wait_on(void* stream) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/buffer.hpp"
 #include "model/network.hpp"
 #include "xlstm/model.hpp"
 
@@ -63,9 +64,7 @@ DType placed_type(const Parameter& parameter, DType stored, const Config& config
                   const LoadOptions& options);
 
 /// Bytes of a weight in a device's memory, where each starts on kAlignment bytes.
-inline std::size_t placed_bytes(const Tensor& t) {
-  return (t.bytes() + kAlignment - 1) / kAlignment * kAlignment;
-}
+inline std::size_t placed_bytes(const Tensor& t) { return aligned(t.bytes()); }
 
 /// Who wrote a checkpoint: the rules differ for the bias of out_norm alone.
 enum class Dialect : std::uint8_t { hugging_face, nxai };

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/buffer.hpp"
 #include "core/check.hpp"
 #include "core/float_bits.hpp"
 #include "core/hash.hpp"
@@ -97,8 +98,7 @@ void random_weights(Model::Impl& impl, DType dtype, std::uint64_t seed) {
     return p.optional || (p.view == &impl.network.lm_head[0] && impl.config.tie_word_embeddings);
   });
   const auto bytes_of = [&](const Parameter& p) {
-    const std::size_t bytes = static_cast<std::size_t>(p.count()) * size_of(dtype);
-    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return aligned(static_cast<std::size_t>(p.count()) * size_of(dtype));
   };
   std::size_t bytes = 0;
   for (const Parameter& p : impl.parameters) bytes += bytes_of(p);

@@ -100,7 +100,7 @@ void StateLayout::Record::add_blocks(const Config& config, DType c_type) {
 std::size_t StateLayout::Record::add(std::int64_t count, DType type) {
   const std::size_t offset = bytes;
   parts.push_back({offset, count, type});
-  bytes += (parts.back().bytes() + kAlignment - 1) / kAlignment * kAlignment;
+  bytes += aligned(parts.back().bytes());
   return offset;
 }
 

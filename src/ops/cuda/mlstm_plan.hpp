@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/buffer.hpp"
 #include "ops/mlstm.hpp"
 
 namespace xlstm::ops::cuda {
@@ -45,7 +46,7 @@ struct MlstmPlan {
 
     const auto place = [this](std::int64_t numbers) {  // of 4 bytes each
       const std::size_t at = bytes_;
-      bytes_ += (static_cast<std::size_t>(numbers) * 4 + kAlignment - 1) / kAlignment * kAlignment;
+      bytes_ += aligned(static_cast<std::size_t>(numbers) * 4);
       return at;
     };
     gates = place(kGateRows * heads * tokens);

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/buffer.hpp"
 #include "ops/mlstm.hpp"
 
 namespace xlstm::ops::cuda {
@@ -15,9 +16,7 @@ struct MlstmWidePlan {
     const std::int64_t heads = a.i.dim(1), dqk = a.q.dim(1) / heads, dv = a.v.dim(1) / heads;
     for (std::size_t s = 1; s < a.batch.offsets.size(); ++s)
       longs += a.batch.offsets[s] - a.batch.offsets[s - 1] != 1;
-    const auto padded = [](std::int64_t bytes) {
-      return static_cast<std::size_t>((bytes + 255) / 256 * 256);
-    };
+    const auto padded = [](std::int64_t bytes) { return aligned(static_cast<std::size_t>(bytes)); };
     records = padded(a.batch.sequences() * 8);
     n = padded(heads * dqk * dv * 4);
     m = n + padded(heads * dqk * 8);

@@ -240,6 +240,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const PackedTiledWork& work = partials.work;
   PackedTiledWork::Turns pieces = work.turns_of(cluster);
   PackedTiledWork::Piece piece = {};
+  const auto place_of_piece = [&] {
+    return place_of(args, kStreamK ? work.place(piece.tile) : piece.tile);
+  };
   // Tiles of W of a block, of each W with SwiGLU.
   constexpr int kHeight = kSwiglu ? kTiles / 2 : kTiles;
   if (warp < kGroup / kWarp) {
@@ -247,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warp == 1 && lane == 0) {  // weights do not wait for the kernel before this one
       Turn turn;
       while (work.next<kStreamK>(pieces, piece)) {
-        const Place p = place_of(args, kStreamK ? work.place(piece.tile) : piece.tile);
+        const Place p = place_of_piece();
         const int first = (p.column * kCluster + rank) * kHeight;
         for (int i = piece.begin; i < piece.end; ++i, turn.next(R::kWStages)) {
           const int k = !kStreamK && p.back ? args.depth_stages - 1 - i : i;
@@ -269,7 +272,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warp == 0 && lane == 0) {
       Turn turn;
       while (work.next<kStreamK>(pieces, piece)) {
-        const Place p = place_of(args, kStreamK ? work.place(piece.tile) : piece.tile);
+        const Place p = place_of_piece();
         const int row = p.row * kTokens + rank * (kTokens / kCluster);
         for (int i = 2 * piece.begin; i < 2 * piece.end; ++i, turn.next(R::kXStages)) {
           const int k = kStreamK ? i : stage_of(p, i, 2 * args.depth_stages);
@@ -344,7 +347,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       w_turn.next(R::kWStages);
     };
     while (work.next<kStreamK>(pieces, piece)) {
-      const Place p = place_of(args, kStreamK ? work.place(piece.tile) : piece.tile);
+      const Place p = place_of_piece();
       const int first = (p.column * kCluster + rank) * kHeight + own;
       const auto exists = [&](int t) {
         return (first + (kSwiglu ? 0 : t)) * PackedTile::kRows < args.outputs[p.weight];

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/buffer.hpp"
 #include "core/host_device.hpp"
 #include "ops/mlstm.hpp"
 
@@ -92,7 +93,7 @@ struct MlstmFusedPlan {
     if (own_gates) cluster = slices;
     const auto place = [this](std::int64_t bytes) {
       const std::size_t at = bytes_;
-      bytes_ += (static_cast<std::size_t>(bytes) + 255) / 256 * 256;
+      bytes_ += aligned(static_cast<std::size_t>(bytes));
       return at;
     };
     // Blocks that make states begin on the other multiprocessors.
