@@ -103,7 +103,6 @@ void MlstmBlock::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
   if (wanted != nullptr) {
     if (wanted->none()) return;
     sum = wanted->x;
-    take_rows(c, wanted->rows, x, sum);
     gated.h = take_rows(c, wanted->rows, h);
     gated.c = take_rows(c, wanted->rows, conv_out);
     gated.z = take_rows(c, wanted->rows, z);

@@ -103,7 +103,6 @@ void MlstmLayer::forward(Context& c, const Hyperparameters& hp, Tensor x, const 
   if (wanted != nullptr) {
     ops::mlstm(c, cell);
     if (wanted->none()) return;
-    take_rows(c, wanted->rows, x, wanted->x);
     const Tensor few_h = take_rows(c, wanted->rows, h);
     const Tensor few_y = c.arena().tensor(hp.activation, {few_h.dim(0), hp.v});
     ops::head_norm(c, {.h = few_h,

@@ -14,6 +14,7 @@ void Network::run_blocks(Context& c, const ops::Batch& batch, Ids ids, Tensor ta
   const std::vector<BlockState>& states = state.blocks_on(c.device());
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     const Wanted* of_block = i + 1 == blocks.size() ? wanted : nullptr;
+    if (of_block != nullptr && !wanted->none()) take_rows(c, wanted->rows, x, wanted->x);
     std::visit(
         [&](const auto& block) { block.forward(c, hp, x, batch, states[i], nullptr, of_block); },
         blocks[i]);

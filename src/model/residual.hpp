@@ -51,7 +51,7 @@ inline Tensor take_rows(Context& c, Ids ids, const Tensor& table) {
 /// out behind its cell for these alone.
 struct Wanted {
   Ids rows;
-  Tensor x;  ///< [rows, D] f32: gets their residual stream after the block; empty without rows
+  Tensor x;  ///< [rows, D] f32, their residual stream, to which the block adds; empty without rows
 
   bool none() const { return rows.host.empty(); }
 };

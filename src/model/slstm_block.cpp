@@ -85,7 +85,6 @@ void SlstmBlock::cell(Context& c, const Hyperparameters& hp, Tensor x, const ops
   if (wanted != nullptr) {
     if (wanted->none()) return;
     sum = wanted->x;
-    take_rows(c, wanted->rows, x, sum);
     h = take_rows(c, wanted->rows, h);
   }
   ops::layer_norm(c, {.x = h,
