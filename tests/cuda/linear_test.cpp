@@ -30,9 +30,9 @@ struct Problem {
   std::int64_t rows, outputs, depth;
 };
 
-// y += x W^T + b, exactly, with gaps of so many numbers after the rows.
+// y += x W^T + b, exactly, with gaps of so many numbers after the rows, and W in so many matrices.
 void expect_exact(std::mt19937& random, const Problem& p, DType x_type, DType w_type,
-                  std::int64_t x_gap, std::int64_t w_gap) {
+                  std::int64_t x_gap, std::int64_t w_gap, std::int64_t matrices = 1) {
   SCOPED_TRACE(std::string(to_string(x_type)) + " x " + to_string(w_type) + ", " +
                std::to_string(p.rows) + " rows, " + std::to_string(p.outputs) + " outputs, depth " +
                std::to_string(p.depth) + ", gaps " + std::to_string(x_gap) + " and " +
@@ -45,12 +45,18 @@ void expect_exact(std::mt19937& random, const Problem& p, DType x_type, DType w_
               w_array = test::Array::of(w_type, {p.outputs, p.depth}, w, w_gap),
               b_array = test::Array::of(w_type, {p.outputs}, b),
               y_array = test::Array::of(DType::f32, {p.rows, p.outputs}, before, 3);
-  const Tensor weight = w_array.tensor(), bias = b_array.tensor();
+  std::vector<Tensor> weights, biases;
+  for (std::int64_t i = 0; i < matrices; ++i) {  // the first are empty if there are many
+    const std::int64_t begin = p.outputs * i * i / (matrices * matrices);
+    const std::int64_t count = p.outputs * (i + 1) * (i + 1) / (matrices * matrices) - begin;
+    weights.push_back(w_array.tensor().rows(begin, count));
+    biases.push_back(b_array.tensor().rows(begin, count));
+  }
   Context context(test_device());
   run_alone(context, linear,
             {.x = x_array.tensor(),
-             .w = {&weight, 1},
-             .b = {&bias, 1},
+             .w = weights,
+             .b = biases,
              .y = y_array.tensor(),
              .accumulate = true});
   context.synchronize();
@@ -83,6 +89,18 @@ TEST(LinearOnCuda, HighTiles) {
   expect_exact(random, {130, 4090, 16}, DType::bf16, DType::f16, 0, 0);
   expect_exact(random, {129, 8190, 8}, DType::bf16, DType::bf16, 0, 0);
   expect_exact(random, {131, 8065, 35}, DType::bf16, DType::bf16, 5, 1);
+}
+
+// More than share a launch, and some without outputs.
+TEST(LinearOnCuda, GroupsOfMatrices) {
+  std::mt19937 random(14);
+  for (const DType x : kXTypes)
+    for (const DType w : kWTypes)
+      for (const std::int64_t matrices : {2, 4, 5, 9, 40}) {
+        expect_exact(random, {70, 300, 40}, x, w, 0, 0, matrices);
+        expect_exact(random, {3, 90, 40}, x, w, 0, 0, matrices);
+      }
+  expect_exact(random, {129, 4099, 5}, DType::f32, DType::bf16, 0, 0, 6);
 }
 
 TEST(LinearOnCuda, AlignedRowsAndOthers) {

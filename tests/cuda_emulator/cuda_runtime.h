@@ -31,6 +31,7 @@
 #define __noinline__
 #define __shared__ static thread_local
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __restrict__ __restrict
 
 struct alignas(8) uint2 {

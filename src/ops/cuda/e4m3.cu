@@ -2,6 +2,8 @@
 
 #include "ops/e4m3.hpp"
 
+#include <algorithm>
+
 #include "ops/cuda/device/e4m3.cuh"
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/overlap.cuh"
@@ -139,10 +141,11 @@ __global__ void __launch_bounds__(kThreads)
 
 /// Rows of e4m3 numbers, for linear_tiled.cuh.
 struct ScaledRows : PackedRows<E4m3> {
-  const float* scales;
-  std::int64_t row_step, run_step;
-  int share;  ///< rows that share a scale
+  const float* scales = nullptr;
+  std::int64_t row_step = 0, run_step = 0;
+  int share = 1;  ///< rows that share a scale
 
+  ScaledRows() = default;
   explicit ScaledRows(const E4m3Matrix& m)
       : PackedRows<E4m3>(m.codes),
         scales(m.scales.as<float>()),
@@ -223,13 +226,20 @@ void linear_e4m3(Context& context, const LinearE4m3Args& a) {
                                                                   .x_scales = a.x.scales,
                                                                   .w_scales = {w.scales, w.count}}))
     return;
+  static_assert(kMostE4m3Weights <= TiledGroup<ScaledRows>::kMost);
+  TiledGroup<ScaledRows> group;
   std::int64_t first = 0;
   for (std::size_t i = 0; i < w.count; ++i) {
     const std::int64_t outputs = w.codes[i].dim(0);
     const Output y(a.y.cols(first, outputs), a.b.empty() ? nullptr : &a.b[i], a.accumulate);
     first += outputs;
-    if (outputs > 0) tiled<4>(context, ScaledRows(a.x), ScaledRows(a.w[i]), y, a.x.codes.dim(1));
+    if (outputs > 0) group.add(ScaledRows(a.w[i]), y);
   }
+  const std::int64_t rows = std::max(a.x.codes.dim(0), kLinearFewRows + 1);
+  if (plan_linear(rows, first, DType::f32, DType::f32).rows == 128)
+    tiled<8>(context, ScaledRows(a.x), group, a.x.codes.dim(1));
+  else
+    tiled<4>(context, ScaledRows(a.x), group, a.x.codes.dim(1));
 }
 
 void linear_swiglu_e4m3(Context& context, const LinearSwigluE4m3Args& a) {

@@ -1,5 +1,9 @@
 #include "ops/linear.hpp"
 
+#include <iterator>
+#include <span>
+#include <utility>
+
 #include "ops/cuda/device/mma.cuh"
 #include "ops/cuda/device/numbers.cuh"
 #include "ops/cuda/device/pack.cuh"
@@ -309,24 +313,45 @@ void tensor_cores(Context& context, const Tensor& x, const Tensor& w, const Outp
          row_tiles);
 }
 
+/// A matrix of a group and its outputs.
+struct Part {
+  Tensor w;
+  Output y;
+};
+
 template <class X, class W>
-void multiply(Context& context, const Tensor& x, const Tensor& w, const Output& y) {
-  const LinearPlan plan = plan_linear(x.dim(0), w.dim(0), x.dtype, w.dtype);
-  switch (plan.kernel) {
-    case LinearKernel::few_rows:
-      switch (plan.rows) {
-        case 1: return few_rows<X, W, 1>(context, x, w, y);
-        case 4: return few_rows<X, W, 4>(context, x, w, y);
-        case 8: return few_rows<X, W, 8>(context, x, w, y);
-        default: return few_rows<X, W, 16>(context, x, w, y);
-      }
-    case LinearKernel::tiled:
-      if (plan.rows == 64)
-        return tiled<4>(context, PackedRows<X>(x), PackedRows<W>(w), y, x.dim(1));
-      return tiled<8>(context, PackedRows<X>(x), PackedRows<W>(w), y, x.dim(1));
-    case LinearKernel::tensor_cores:
-      if (plan.rows == 64) return tensor_cores<1>(context, x, w, y);
-      return tensor_cores<2>(context, x, w, y);
+void few_rows(Context& context, const Tensor& x, const Part& part, int held) {
+  switch (held) {
+    case 1: return few_rows<X, W, 1>(context, x, part.w, part.y);
+    case 4: return few_rows<X, W, 4>(context, x, part.w, part.y);
+    case 8: return few_rows<X, W, 8>(context, x, part.w, part.y);
+    default: return few_rows<X, W, 16>(context, x, part.w, part.y);
+  }
+}
+
+/// @param parts  of one type, at most TiledGroup::kMost
+template <class X, class W>
+void multiply(Context& context, const Tensor& x, std::span<const Part> parts) {
+  std::int64_t outputs = 0;
+  for (const Part& part : parts) outputs += part.w.dim(0);
+  const auto plan_of = [&](std::int64_t count) {
+    return plan_linear(x.dim(0), count, x.dtype, parts[0].w.dtype);
+  };
+  const LinearPlan together = plan_of(outputs);
+  if (together.kernel == LinearKernel::tiled) {
+    TiledGroup<PackedRows<W>> group;
+    for (const Part& part : parts) group.add(PackedRows<W>(part.w), part.y);
+    if (together.rows == 64) return tiled<4>(context, PackedRows<X>(x), group, x.dim(1));
+    return tiled<8>(context, PackedRows<X>(x), group, x.dim(1));
+  }
+  for (const Part& part : parts) {
+    const LinearPlan plan = plan_of(part.w.dim(0));
+    if (plan.kernel == LinearKernel::few_rows)
+      few_rows<X, W>(context, x, part, plan.rows);
+    else if (plan.rows == 64)
+      tensor_cores<1>(context, x, part.w, part.y);
+    else
+      tensor_cores<2>(context, x, part.w, part.y);
   }
 }
 
@@ -341,6 +366,19 @@ void linear(Context& context, const LinearArgs& a) {
           context,
           {.x = a.x, .w = a.w, .b = a.b, .y = a.y, .accumulate = a.accumulate, .packed = a.packed}))
     return;
+  Part parts[TiledGroup<PackedRows<float>>::kMost];
+  std::size_t count = 0;
+  const auto multiply_parts = [&] {
+    if (count == 0) return;
+    const std::span<const Part> some(parts, std::exchange(count, 0));
+    with_type(some[0].w.dtype, [&](auto type) {
+      using W = decltype(type);
+      if (a.x.dtype == DType::bf16)
+        multiply<Bf16, W>(context, a.x, some);
+      else
+        multiply<float, W>(context, a.x, some);
+    });
+  };
   std::int64_t first = 0;
   for (std::size_t i = 0; i < a.w.size(); ++i) {
     const Tensor& w = a.w[i];
@@ -350,14 +388,10 @@ void linear(Context& context, const LinearArgs& a) {
     if (!w)  // a model keeps packed weights alone only where kernels read them
       throw Error(ErrorCode::internal, "linear: no kernel of packed weights takes " +
                                            to_string(a.x) + " and gives " + to_string(a.y));
-    with_type(w.dtype, [&](auto type) {
-      using W = decltype(type);
-      if (a.x.dtype == DType::bf16)
-        multiply<Bf16, W>(context, a.x, w, y);
-      else
-        multiply<float, W>(context, a.x, w, y);
-    });
+    if (count == std::size(parts) || (count > 0 && parts[0].w.dtype != w.dtype)) multiply_parts();
+    parts[count++] = {w, y};
   }
+  multiply_parts();
 }
 
 void linear_swiglu(Context& context, const LinearSwigluArgs& a) {

@@ -27,8 +27,9 @@ constexpr std::int64_t kLinearFewRows = 16;
 constexpr std::int64_t kLinearTiledColumns = 64;
 constexpr std::int64_t kLinearTensorColumns = 128;
 
-/// For x [rows, K] times the transpose of one W [outputs, K]. `rows` and `outputs` are positive.
-/// What a kernel computes does not depend on the rows of a block.
+/// For x [rows, K] times the transpose of W [outputs, K]: of one, or of several that share a launch
+/// where the kernel is `tiled`. `rows` and `outputs` are positive. What a kernel computes does not
+/// depend on the rows of a block.
 constexpr LinearPlan plan_linear(std::int64_t rows, std::int64_t outputs, DType x, DType w) {
   if (rows <= kLinearFewRows) {
     const int held = rows == 1 ? 1 : rows <= 4 ? 4 : rows <= 8 ? 8 : 16;

@@ -13,13 +13,14 @@ namespace xlstm::ops::cuda {
 
 /// Where the sums go: y = sum + what was there + b.
 struct Output {
-  void* data;
-  bool is_bf16;  // or float32
-  std::int64_t stride, rows, columns;
-  const void* bias;
-  DType bias_dtype;
-  bool accumulate;
+  void* data = nullptr;
+  bool is_bf16 = false;  // or float32
+  std::int64_t stride = 0, rows = 0, columns = 0;
+  const void* bias = nullptr;
+  DType bias_dtype = DType::f32;
+  bool accumulate = false;
 
+  Output() = default;
   Output(const Tensor& y, const Tensor* b, bool accumulates)
       : data(y.data),
         is_bf16(y.dtype == DType::bf16),
@@ -54,10 +55,11 @@ struct Output {
 };
 
 /// The tile of y that a block computes, row tiles of the same columns first.
+/// @param before  column tiles of other matrices before those of the block's
 struct TilePlace {
   std::int64_t row, column;
-  __device__ TilePlace(std::int64_t row_tiles, int rows, int columns)
-      : row(blockIdx.x % row_tiles * rows), column(blockIdx.x / row_tiles * columns) {}
+  __device__ TilePlace(std::int64_t row_tiles, int rows, int columns, std::int64_t before = 0)
+      : row(blockIdx.x % row_tiles * rows), column((blockIdx.x / row_tiles - before) * columns) {}
 };
 
 constexpr int kTiledThreads = 256;
@@ -74,51 +76,96 @@ __device__ inline float scale_of(const PackedRows<T>&, std::int64_t, std::int64_
   return 1.0F;
 }
 
-/// kRows rows of x or W from depth `from` on, as to[depth][row].
-template <int kRows, class Rows>
-__device__ void fill_tile(Quad (&to)[kTiledDepth][kRows / kQuad + 1], const Rows& rows,
-                          std::int64_t first, std::int64_t from, std::int64_t depth) {
-  using T = std::remove_const_t<std::remove_pointer_t<decltype(rows.data)>>;
-  constexpr int kQuads = kTiledDepth / kQuad;
-  constexpr int kPass = kTiledThreads / kQuads;
-  const int k = static_cast<int>(threadIdx.x) % kQuads * kQuad;
-#pragma unroll
-  for (int pass = 0; pass < kRows; pass += kPass) {
-    const int row = pass + static_cast<int>(threadIdx.x) / kQuads;
-    const std::int64_t count = first + row < rows.rows ? depth - from - k : 0;
-    Pack<T, kQuad> quad;
-    load_pack(&quad, rows.row(first + row) + from + k, count, rows.aligned);
-    const float scale = scale_of(rows, first + row, from + k);
-#pragma unroll
-    for (int i = 0; i < kQuad; ++i)
-      to[k + i][row / kQuad].at[row % kQuad] = to_float(quad.at(i)) * scale;
-  }
-}
+/// What a thread carries of kRows rows of x or W to shared memory, from depth `from` on, as
+/// to[depth][row].
+template <class Rows, int kRows>
+struct TiledTransfer {
+  using T = std::remove_const_t<std::remove_pointer_t<decltype(Rows::data)>>;
+  static constexpr int kQuads = kTiledDepth / kQuad;
+  static constexpr int kPass = kTiledThreads / kQuads;
+  Pack<T, kQuad> quads[kRows / kPass];
+  float scales[kRows / kPass];
 
-/// A tile of 16 kHigh x 64 outputs, kHigh x 4 a thread.
+  __device__ void load(const Rows& rows, std::int64_t first, std::int64_t from,
+                       std::int64_t depth) {
+    const int k = static_cast<int>(threadIdx.x) % kQuads * kQuad;
+#pragma unroll
+    for (int i = 0; i < kRows / kPass; ++i) {
+      const std::int64_t row = first + i * kPass + threadIdx.x / kQuads;
+      const std::int64_t count = row < rows.rows ? depth - from - k : 0;
+      load_pack(&quads[i], rows.row(row) + from + k, count, rows.aligned);
+      scales[i] = count > 0 ? scale_of(rows, row, from + k) : 0.0F;
+    }
+  }
+  __device__ void store(Quad (&to)[kTiledDepth][kRows / kQuad + 1]) const {
+    const int k = static_cast<int>(threadIdx.x) % kQuads * kQuad;
+#pragma unroll
+    for (int i = 0; i < kRows / kPass; ++i) {
+      const int row = i * kPass + static_cast<int>(threadIdx.x) / kQuads;
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j)
+        to[k + j][row / kQuad].at[row % kQuad] = to_float(quads[i].at(j)) * scales[i];
+    }
+  }
+};
+
+/// Matrices whose outputs lie beside each other.
+template <class W>
+struct TiledGroup {
+  static constexpr int kMost = 4;
+  struct Part {
+    W w;
+    Output y;
+    std::int64_t end = 0;  ///< column tiles of this one and of those before
+  };
+  Part parts[kMost];
+  int count = 0;
+
+  void add(const W& w, const Output& y) {
+    const std::int64_t before = count > 0 ? parts[count - 1].end : 0;
+    parts[count++] = {w, y, before + blocks_for(w.rows, kTiledColumns)};
+  }
+};
+
+/// A tile of 16 kHigh x 64 outputs, kHigh x 4 a thread. Numbers travel from memory while those of
+/// two steps of the depth before are multiplied.
 template <class X, class W, int kHigh>
-__global__ void __launch_bounds__(kTiledThreads)
-    tiled_kernel(X x, W w, Output y, std::int64_t depth, std::int64_t row_tiles) {
+__global__ void __launch_bounds__(kTiledThreads, 2)
+    tiled_kernel(const __grid_constant__ X x, const __grid_constant__ TiledGroup<W> group,
+                 std::int64_t depth, std::int64_t row_tiles) {
   constexpr int kWide = 4;
   constexpr int kThreadsAcross = kTiledColumns / kWide;
   constexpr int kRows = kTiledThreads / kThreadsAcross * kHigh;
-  __shared__ Quad left[kTiledDepth][kRows / kQuad + 1];
-  __shared__ Quad right[kTiledDepth][kTiledColumns / kQuad + 1];
-  const TilePlace place(row_tiles, kRows, kTiledColumns);
+  __shared__ Quad left[2][kTiledDepth][kRows / kQuad + 1];
+  __shared__ Quad right[2][kTiledDepth][kTiledColumns / kQuad + 1];
+  int which = 0;
+  while (blockIdx.x / row_tiles >= group.parts[which].end) ++which;
+  const typename TiledGroup<W>::Part& part = group.parts[which];
+  const TilePlace place(row_tiles, kRows, kTiledColumns,
+                        which > 0 ? group.parts[which - 1].end : 0);
   const int across = static_cast<int>(threadIdx.x) % kThreadsAcross;
   const int down = static_cast<int>(threadIdx.x) / kThreadsAcross;
   float sums[kHigh][kWide] = {};
-  for (std::int64_t from = 0; from < depth; from += kTiledDepth) {
+  struct Transfer {
+    TiledTransfer<X, kRows> x;
+    TiledTransfer<W, kTiledColumns> w;
+  } odd, even;
+  const auto load = [&](Transfer& to, std::int64_t from) {
+    to.x.load(x, place.row, from, depth);
+    to.w.load(part.w, place.column, from, depth);
+  };
+  // Nobody reads what is in these tiles any more: all have passed the barrier of the last step.
+  const auto step = [&](Transfer& next, int tiles, std::int64_t from) {
+    next.x.store(left[tiles]);
+    next.w.store(right[tiles]);
     __syncthreads();
-    fill_tile<kRows>(left, x, place.row, from, depth);
-    fill_tile<kTiledColumns>(right, w, place.column, from, depth);
-    __syncthreads();
+    load(next, from + 2 * kTiledDepth);
 #pragma unroll
     for (int k = 0; k < kTiledDepth; ++k) {
-      const Quad b = right[k][across];
+      const Quad b = right[tiles][k][across];
 #pragma unroll
       for (int q = 0; q < kHigh / kQuad; ++q) {
-        const Quad a = left[k][down * (kHigh / kQuad) + q];
+        const Quad a = left[tiles][k][down * (kHigh / kQuad) + q];
 #pragma unroll
         for (int i = 0; i < kQuad; ++i)
 #pragma unroll
@@ -126,24 +173,31 @@ __global__ void __launch_bounds__(kTiledThreads)
             sums[q * kQuad + i][j] = fmaf(a.at[i], b.at[j], sums[q * kQuad + i][j]);
       }
     }
+  };
+  load(even, 0);
+  load(odd, kTiledDepth);
+  for (std::int64_t from = 0; from < depth; from += 2 * kTiledDepth) {
+    step(even, 0, from);
+    if (from + kTiledDepth < depth) step(odd, 1, from + kTiledDepth);
   }
 #pragma unroll
   for (int j = 0; j < kWide; ++j) {
     const std::int64_t n = place.column + across * kWide + j;
-    const float b = y.bias_of(n);
+    const float b = part.y.bias_of(n);
 #pragma unroll
-    for (int i = 0; i < kHigh; ++i) y.write(place.row + down * kHigh + i, n, sums[i][j], b);
+    for (int i = 0; i < kHigh; ++i) part.y.write(place.row + down * kHigh + i, n, sums[i][j], b);
   }
 }
 
-/// @param x, w  PackedRows, or rows of another kind that have scale_of()
+/// @param x, group  PackedRows, or rows of another kind that have scale_of()
 template <int kHigh, class X, class W>
-void tiled(Context& context, const X& x, const W& w, const Output& y, std::int64_t depth) {
+void tiled(Context& context, const X& x, const TiledGroup<W>& group, std::int64_t depth) {
   constexpr int kRows = 16 * kHigh;
+  if (group.count == 0) return;
   const std::int64_t row_tiles = blocks_for(x.rows, kRows);
   launch(context, "linear",
-         {.x = row_tiles * blocks_for(w.rows, kTiledColumns), .threads = kTiledThreads},
-         tiled_kernel<X, W, kHigh>, x, w, y, depth, row_tiles);
+         {.x = row_tiles * group.parts[group.count - 1].end, .threads = kTiledThreads},
+         tiled_kernel<X, W, kHigh>, x, group, depth, row_tiles);
 }
 
 }  // namespace xlstm::ops::cuda

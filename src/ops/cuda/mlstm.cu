@@ -134,13 +134,23 @@ __global__ void __launch_bounds__(kThreads) normaliser_kernel(Cell cell) {
     double sums[kWarp] = {};
     for (std::int64_t a = threadIdx.x; a < cell.dqk; a += kThreads) {
       double value = n[a];
+      // All loads of some tokens are under way before the first is needed.
+      constexpr int kTogether = 16;
 #pragma unroll
-      for (int t = 0; t < kWarp; ++t) {
-        if (t >= count) continue;
-        const In* q = cell.q.row<In>(begin + t0 + t) + head * cell.dqk;
-        const In* k = cell.k.row<In>(begin + t0 + t) + head * cell.dqk;
-        value = fma(input[t], double{to_float(k[a])}, forget[t] * value);
-        sums[t] = fma(value, double{to_float(q[a])}, sums[t]);
+      for (int first = 0; first < kWarp; first += kTogether) {
+        float q[kTogether], k[kTogether];
+#pragma unroll
+        for (int t = 0; t < kTogether; ++t) {
+          const std::int64_t token = begin + t0 + min(first + t, count - 1);
+          q[t] = to_float(cell.q.row<In>(token)[head * cell.dqk + a]);
+          k[t] = to_float(cell.k.row<In>(token)[head * cell.dqk + a]);
+        }
+#pragma unroll
+        for (int t = 0; t < kTogether; ++t) {
+          if (first + t >= count) continue;
+          value = fma(input[first + t], double{k[t]}, forget[first + t] * value);
+          sums[first + t] = fma(value, double{q[t]}, sums[first + t]);
+        }
       }
       n[a] = value;
     }

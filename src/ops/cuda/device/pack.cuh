@@ -55,11 +55,12 @@ __device__ inline void load_pack(Pack<T, kCount>* to, const T* from, std::int64_
 /// A matrix [rows, columns] that a kernel reads in packs of up to 16 bytes.
 template <class T>
 struct PackedRows {
-  const T* data;
-  std::int64_t stride;
-  std::int64_t rows;
-  bool aligned;  ///< every row begins at a multiple of 16 bytes
+  const T* data = nullptr;
+  std::int64_t stride = 0;
+  std::int64_t rows = 0;
+  bool aligned = false;  ///< every row begins at a multiple of 16 bytes
 
+  PackedRows() = default;
   explicit PackedRows(const Tensor& t)
       : data(static_cast<const T*>(t.data)),
         stride(t.row_stride()),
