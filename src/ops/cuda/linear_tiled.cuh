@@ -94,7 +94,7 @@ struct TiledTransfer {
       const std::int64_t row = first + i * kPass + threadIdx.x / kQuads;
       const std::int64_t count = row < rows.rows ? depth - from - k : 0;
       load_pack(&quads[i], rows.row(row) + from + k, count, rows.aligned);
-      scales[i] = count > 0 ? scale_of(rows, row, from + k) : 0.0F;
+      scales[i] = scale_of(rows, row, min(from + k, depth - 1));
     }
   }
   __device__ void store(Quad (&to)[kTiledDepth][kRows / kQuad + 1]) const {
