@@ -59,7 +59,12 @@ struct Decoding {
           one.in.i.push_back(rounded(DType::f32, one.in.sigmoid ? oracle::log_sigmoid(g.i) : g.i));
           one.in.log_f.push_back(rounded(DType::f32, oracle::log_sigmoid(g.f)));
         }
-      one.initial.fill(random, one.in.sigmoid ? 0 : 1);
+      const auto draw = [&](auto part) {
+        for (auto& x : part) x = static_cast<float>(normal(random));
+      };
+      draw(one.initial.c());
+      draw(one.initial.n());
+      if (!one.in.sigmoid) draw(one.initial.m());
       one.record = one.initial;
       if (c_type == DType::bf16)
         for (std::size_t i = 0; i < one.initial.c().size(); ++i) {
