@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "core/buffer.hpp"
 #include "ops/batch.hpp"
 #include "oracle/ops.hpp"
 
@@ -105,7 +106,7 @@ class MlstmRecord {
   static constexpr std::size_t kAlign = 16;
   static constexpr unsigned char kGuard = 0x5a;
 
-  static std::size_t rounded(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+  static std::size_t rounded(std::size_t bytes) { return round_up(bytes, kAlign); }
   std::size_t n_count() const { return static_cast<std::size_t>(shape_.heads * shape_.dqk); }
   std::size_t c_count() const { return n_count() * static_cast<std::size_t>(shape_.dv); }
   template <class Body>

@@ -9,6 +9,7 @@
 #include "ops/cuda/launch.cuh"
 #include "ops/cuda/level.hpp"
 #include "ops/cuda/sm90/async_copy.cuh"
+#include "ops/cuda/sm90/device/cluster.cuh"
 
 namespace xlstm::ops::cuda::sm90 {
 namespace {
@@ -46,17 +47,12 @@ struct Step {
   bool has_stabiliser, normalise;
 };
 
-__device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 /// Writes to where `to` is in the shared memory of another block of the cluster.
 __device__ __forceinline__ void store_remote(float* to, int block, float value) {
-  std::uint32_t address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(to)), "r"(block));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(
+                   cluster_address(cuda::shared_address(to), static_cast<unsigned>(block))),
+               "f"(value)
+               : "memory");
 }
 
 template <int kColumns, int kHeld, int kBlocks>
